@@ -1,0 +1,1 @@
+"""Experiments: real data, the literature's networks, methods, plans, and the runs they make."""

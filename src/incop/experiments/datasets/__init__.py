@@ -1,0 +1,10 @@
+"""Real image-classification data, kept as uint8 tensors: never a part of it, never silently different."""
+
+from __future__ import annotations
+
+from incop.experiments.datasets.augmentation import crop_and_flip
+from incop.experiments.datasets.catalogue import Row, describe, names
+from incop.experiments.datasets.loading import load
+from incop.experiments.datasets.splits import Dataset, Split
+
+__all__ = ["Dataset", "Row", "Split", "crop_and_flip", "describe", "load", "names"]

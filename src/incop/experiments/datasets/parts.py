@@ -1,0 +1,170 @@
+"""What every reader hands over: parts of a data set, labels at hand and images on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from incop.errors import InputError
+
+__all__ = [
+    "MAX_BYTES",
+    "Part",
+    "Parts",
+    "carve_test",
+    "check_labels",
+    "every_fifth",
+    "held",
+    "pick",
+]
+
+MAX_BYTES = 8 * 2**30
+"""The most bytes any one array may take; a header that asks for more is refused before allocating."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One stored part of a data set: every label, and the images of chosen rows.
+
+    Attributes:
+        labels: int64 (N,), in stored order.
+        take: given row numbers (int64, ascending), returns their images, uint8 (rows, C, H, W).
+        where: the file or folder the part comes from, for error messages.
+    """
+
+    labels: Tensor
+    take: Callable[[Tensor], Tensor]
+    where: str
+
+    def __len__(self) -> int:
+        return self.labels.numel()
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The parts of a data set as stored; None where the source has no such part."""
+
+    train: Part
+    test: Part | None = None
+    validation: Part | None = None
+
+
+def held(images: Tensor, labels: Tensor, where: str) -> Part:
+    """A part whose images are in memory already.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        where: the file or folder the part comes from.
+
+    Returns:
+        The part.
+
+    Raises:
+        InputError: images and labels differ in number.
+    """
+    if len(images) != len(labels):
+        raise InputError(
+            f"{where} holds {len(images)} images but {len(labels)} labels: the files probably belong to"
+            " different data sets or one is incomplete; put matching files there"
+        )
+    return Part(labels, lambda rows: images[rows], where)
+
+
+def pick(part: Part, rows: Tensor) -> Part:
+    """The part made of the given rows of another.
+
+    Args:
+        part: the part to choose from.
+        rows: int64, ascending, each in [0, len(part)).
+
+    Returns:
+        A part that takes its images from the first.
+    """
+    return replace(part, labels=part.labels[rows], take=lambda chosen: part.take(rows[chosen]))
+
+
+def every_fifth(count: int) -> Tensor:
+    """Which of `count` examples are test where the source has no test part: every fifth, index % 5 == 4.
+
+    Args:
+        count: number of examples, >= 0.
+
+    Returns:
+        bool (count,), true for a test example.
+
+    Example:
+        >>> every_fifth(6).tolist()
+        [False, False, False, False, True, False]
+    """
+    return torch.arange(count) % 5 == 4
+
+
+def carve_test(parts: Parts) -> Parts:
+    """The same parts with a test part; where there is none, every fifth training example becomes test.
+
+    Args:
+        parts: what a reader found.
+
+    Returns:
+        Parts whose `test` is not None.
+
+    Raises:
+        InputError: fewer than five examples to carve from.
+    """
+    if parts.test is not None:
+        return parts
+    is_test = every_fifth(len(parts.train))
+    if not is_test.any():
+        raise InputError(
+            f"{parts.train.where} holds {len(parts.train)} images and no test part: every fifth image becomes"
+            " test, which needs at least 5; add images or a test part"
+        )
+    train, test = (pick(parts.train, rows.nonzero().flatten()) for rows in (~is_test, is_test))
+    return replace(parts, train=train, test=test)
+
+
+def check_labels(parts: Parts) -> int:
+    """How many classes there are, once the labels are known to be sound.
+
+    Args:
+        parts: the parts, with a test part.
+
+    Returns:
+        K, where the training labels are exactly 0 to K-1 and all others lie among them; K >= 2.
+
+    Raises:
+        InputError: a part is empty, a label is negative, skipped or only seen outside the training part, or
+            there is one class only.
+    """
+    named = {"training": parts.train, "validation": parts.validation, "test": parts.test}
+    present = {what: part for what, part in named.items() if part is not None}
+    for what, part in present.items():
+        if len(part) == 0:
+            raise InputError(f"{part.where} holds no {what} images: fill it or give another data set")
+    seen = torch.unique(parts.train.labels)
+    where, low, high = parts.train.where, int(seen[0]), int(seen[-1])
+    if low < 0:
+        raise InputError(
+            f"{where} has the label {low}: labels must be 0 to K-1, and a negative one usually marks images"
+            " without a label; leave those out"
+        )
+    missing = (seen != torch.arange(len(seen))).nonzero().flatten()
+    if len(missing):
+        raise InputError(
+            f"{where} has training labels from {low} to {high} but none equal to {int(missing[0])}: labels"
+            " must be 0 to K-1 with every class among the training images; renumber them"
+        )
+    if len(seen) < 2:
+        raise InputError(f"{where} has one class only: classification needs at least 2; give a data set with more")
+    for what, part in present.items():
+        low, high = int(part.labels.min()), int(part.labels.max())
+        if low < 0 or high >= len(seen):
+            raise InputError(
+                f"{part.where} has the {what} label {low if low < 0 else high}, but the training labels are 0"
+                f" to {len(seen) - 1}: the two parts probably use different numbering; renumber them"
+            )
+    return len(seen)

@@ -1,0 +1,184 @@
+"""Methods: a table of arguments, and the words that name amounts, selections, scores and meters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from incop import stopping
+from incop.errors import InputError, unknown
+from incop.flow import GradientFlow, InformationFlow, Meter
+from incop.pruning import (
+    Amount,
+    Fraction,
+    Global,
+    GradientTimesWeight,
+    Layerwise,
+    Magnitude,
+    NofM,
+    PQIndex,
+    Random,
+    Score,
+    Selection,
+    Target,
+)
+
+__all__ = ["METHODS", "amount", "describe", "meter", "method", "rule", "score", "selection"]
+
+# A method is a row. Every argument can be overridden, so that a comparison changes one thing.
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "dense": {
+        "about": "the dense network alone, no pruning",
+        "levels": 0,
+        "meter": "none",
+        "rule": "none",
+        "amount": "0.2",
+        "selection": "global",
+        "rewind": "none",
+        "check_every": "1",
+    },
+    "lth": {
+        "about": "lottery tickets: a fifth per level, layer by layer, output layer half; every level in full",
+        "meter": "none",
+        "rule": "none",
+        "amount": "0.2",
+        "selection": "layer:0.5",
+        "rewind": "init",
+        "check_every": "1",
+    },
+    "sap": {
+        "about": "sparsity-aware pruning: amount from the PQ index, global; every level in full",
+        "meter": "none",
+        "rule": "none",
+        "amount": "pq:1,2",
+        "selection": "global",
+        "rewind": "init",
+        "check_every": "1",
+    },
+    "incop-if": {
+        "about": "InCoP as published: a level ends when the information flow is within 0.11, or accuracy is back",
+        "meter": "information:mean",
+        "rule": "flow within 0.11 or accuracy restored",
+        "amount": "pq:1,2",
+        "selection": "global",
+        "rewind": "init",
+        "check_every": "2",
+    },
+    "incop-gf": {
+        "about": "InCoP as published: a level ends when the gradient flow is within 0.5, or accuracy is back",
+        "meter": "gradient:norm",
+        "rule": "flow within 0.5 or accuracy restored",
+        "amount": "pq:1,2",
+        "selection": "global",
+        "rewind": "init",
+        "check_every": "2",
+    },
+}
+
+
+def method(name: str) -> dict[str, Any]:
+    """Return a method's arguments.
+
+    Raises:
+        InputError: there is no such method; the nearest is suggested.
+
+    Example:
+        >>> from incop.experiments import methods
+        >>> methods.method("incop-if")["check_every"]
+        '2'
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return {key: value for key, value in METHODS[name].items() if key != "about"}
+
+
+def describe() -> dict[str, str]:
+    """Return one line about every method."""
+    return {name: row["about"] for name, row in METHODS.items()}
+
+
+def rule(text: str) -> stopping.Rule | None:
+    """Read a stop rule in words; "none" trains every level in full.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return None if text == "none" else stopping.parse(text)
+
+
+def amount(text: str) -> Amount:
+    """Read an amount: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]) or "to 0.98 in 10".
+
+    Raises:
+        InputError: it is none of these, or out of range.
+
+    Example:
+        >>> from incop.experiments import methods
+        >>> methods.amount("pq:0.5,1").q
+        1.0
+    """
+    try:
+        if text.startswith("pq:"):
+            return PQIndex(*(float(part) for part in text[3:].split(",")))
+        if match := re.fullmatch(r"to (\S+) in (\d+)", text):
+            return Target(float(match[1]), int(match[2]))
+        return Fraction(float(text))
+    except InputError:
+        raise
+    except (ValueError, TypeError):
+        raise InputError(
+            f"the amount {text!r} cannot be read: give a fraction of what is left (0.2), pq:p,q (pq:1,2), or "
+            "'to 0.98 in 10' (a sparsity and a number of levels)"
+        ) from None
+
+
+def selection(text: str) -> Selection:
+    """Read a selection: "global", "layer", "layer:0.5" (the output layer at half the rate) or "2:4".
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "global":
+        return Global()
+    if match := re.fullmatch(r"layer(?::(\d*\.?\d+))?", text):
+        return Layerwise(output=float(match[1]) if match[1] else 1.0)
+    if match := re.fullmatch(r"(\d+):(\d+)", text):
+        return NofM(int(match[1]), int(match[2]))
+    raise InputError(f"the selection {text!r} cannot be read: use global, layer, layer:0.5 or n:m such as 2:4")
+
+
+def score(text: str, *, batches: Any, seed: int) -> Score:
+    """Read a score: "magnitude", "random" or "gradient" (gradient × weight over the probe).
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if text == "gradient":
+        return GradientTimesWeight(_cross_entropy, batches)
+    if text not in ("magnitude", "random"):
+        raise unknown("score", text, ["magnitude", "random", "gradient"])
+    return Magnitude() if text == "magnitude" else Random(seed)
+
+
+def meter(text: str, *, alive_only: bool = False) -> Meter | None:
+    """Read a meter: "information[:mean|absolute|square]", "gradient[:norm|mean_abs]" or "none".
+
+    Raises:
+        InputError: it is none of these.
+    """
+    kind, _, statistic = text.partition(":")
+    if kind == "none":
+        return None
+    if kind == "information":
+        return InformationFlow(statistic or "mean", alive_only=alive_only)  # type: ignore[arg-type]  # it checks the word
+    if kind == "gradient":
+        return GradientFlow(_cross_entropy, statistic or "norm")  # type: ignore[arg-type]  # it checks the word
+    raise unknown("meter", kind, ["information", "gradient", "none"])
+
+
+def _cross_entropy(output: Any, target: Tensor) -> Tensor:
+    return functional.cross_entropy(output, target)

@@ -1,0 +1,228 @@
+"""A plan: everything a run is made of, said by flags or by `plan.toml`, checked all together; no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from incop.errors import InputError, unknown
+
+__all__ = ["DEFAULTS", "RANGES", "Plan"]
+
+DEFAULTS: Mapping[str, Any] = {
+    "data": "digits",
+    "model": "lenet-300-100",
+    "method": "incop-if",
+    "seed": 0,
+    "levels": 10,
+    "validation": 0.1,
+    "alive_only": False,
+    "score": "magnitude",
+    "check_before": False,
+    "last_level_full": True,
+    "skip": (),
+    "device": "auto",
+}
+
+# key → least, most, whether the limits themselves are allowed
+RANGES: Mapping[str, tuple[float, float, bool]] = {
+    "seed": (0, 2**31 - 1, True),
+    "levels": (1, 1000, True),
+    "sparsity": (0, 1, False),
+    "max_epochs": (0, 1e6, False),
+    "validation": (0, 1, False),
+    "limit": (10, 1e9, True),
+    "probe_size": (2, 1e9, True),
+    "lr": (0, 1e6, False),
+    "momentum": (0, 0.9999, True),
+    "weight_decay": (0, 1e6, True),
+    "batch_size": (1, 1e9, True),
+    "clip": (0, 1e9, False),
+    "threads": (1, 1024, True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is made of. A key that is not said is the method's, the model's, or the default."""
+
+    data: str | None = None
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, or a path (idx, parquet, .npz, image folder). Default: digits."""
+
+    model: str | None = None
+    """Network: see `incop list models`. Default: lenet-300-100."""
+
+    method: str | None = None
+    """Method: dense, lth, sap, incop-if or incop-gf; a row of the arguments below. Default: incop-if."""
+
+    levels: int | None = None
+    """Pruning levels after the dense one, at least 1. Default: 10."""
+
+    sparsity: float | None = None
+    """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last."""
+
+    seed: int | None = None
+    """Seed of the network's weights, the validation split, the probe and the order of samples. Default: 0."""
+
+    max_epochs: float | None = None
+    """Epochs of the dense network, and of a level at most. Default: the model's recipe."""
+
+    limit: int | None = None
+    """Use only so many training images, and at most so many test images. Default: all."""
+
+    validation: float | None = None
+    """Fraction of the training images carved off for validation. Default: 0.1."""
+
+    data_dir: str | None = None
+    """Folder that holds the data sets. Default: the environment variable INCOP_DATA."""
+
+    optimizer: str | None = None
+    """sgd, adam or adamw. Default: the model's recipe."""
+
+    lr: float | None = None
+    """Learning rate at the schedule's start. Default: the model's recipe."""
+
+    momentum: float | None = None
+    """Momentum of sgd. Default: the model's recipe."""
+
+    weight_decay: float | None = None
+    """Weight decay. Default: the model's recipe."""
+
+    batch_size: int | None = None
+    """Samples a step. Default: the model's recipe."""
+
+    schedule: str | None = None
+    """Learning-rate schedule: constant, cosine or step. Default: the model's recipe."""
+
+    clip: float | None = None
+    """Largest norm of a step's gradient. Default: none."""
+
+    augment: bool | None = None
+    """Random crops and flips of training images. Default: on for CIFAR, off for others."""
+
+    probe_size: int | None = None
+    """Training samples that the meter sees at every check. Default: 1000, or all if there are fewer."""
+
+    meter: str | None = None
+    """Flow to measure: information[:mean|absolute|square], gradient[:norm|mean_abs] or none. Default: the method's."""
+
+    alive_only: bool | None = None
+    """Average the information flow over living units only. Default: off."""
+
+    rule: str | None = None
+    """When a level ends, in words: 'flow within 0.11 or accuracy restored', 'after 5 epochs', none. Default: the method's."""
+
+    check_every: str | None = None
+    """How often the rule is asked: epochs (2, 0.1) or steps (50steps). Default: the method's."""
+
+    check_before: bool | None = None
+    """Ask the rule once before any training of a level. Default: off."""
+
+    amount: str | None = None
+    """How many weights go per level: a fraction of those left (0.2), or pq:p,q. Default: the method's."""
+
+    selection: str | None = None
+    """Who competes: global, layer, layer:0.5 (output layer at half the rate), or n:m such as 2:4. Default: the method's."""
+
+    score: str | None = None
+    """Which weights go first: magnitude, random or gradient. Default: magnitude."""
+
+    skip: tuple[str, ...] | None = None
+    """Layers that are not pruned, by name or pattern. Default: none."""
+
+    rewind: str | None = None
+    """What a level starts from: init, early:N, dense, rate or none. Default: the method's."""
+
+    last_level_full: bool | None = None
+    """Give the last level its full budget. Default: on."""
+
+    device: str | None = None
+    """auto, cpu or cuda. Default: auto."""
+
+    threads: int | None = None
+    """Threads torch may use. Default: torch's own choice."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the plan") -> Plan:
+        """Build a plan from a file's keys.
+
+        Raises:
+            InputError: a key is unknown, or of the wrong type; all problems in one sentence.
+        """
+        kinds = typing.get_type_hints(cls)
+        problems = []
+        told: dict[str, Any] = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in kinds:
+                problems.append(str(unknown("plan key", str(key), kinds)))
+            elif (fitted := _fitted(value, kinds[name])) is None:
+                problems.append(f"{key} = {value!r} must be {_kind(kinds[name])}")
+            else:
+                told[name] = fitted
+        if problems:
+            raise InputError(f"{source}: {'; '.join(problems)}")
+        return cls(**told)
+
+    def told(self) -> dict[str, Any]:
+        """Return the keys that are said."""
+        pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
+        return {name: value for name, value in pairs if value is not None}
+
+    def over(self, base: Plan) -> Plan:
+        """Return the plan in which this one's keys go before those of a base."""
+        return Plan(**{**base.told(), **self.told()})
+
+    def check(self) -> None:
+        """Check every key's range together.
+
+        Raises:
+            InputError: some are out of range; all are named in one sentence.
+        """
+        problems = []
+        for key, value in self.told().items():
+            if key not in RANGES:
+                continue
+            least, most, closed = RANGES[key]
+            inside = least <= value <= most if closed else least < value < most
+            if self.method == "dense" and key == "levels":
+                inside = value == 0 or inside
+            if not inside or not math.isfinite(value):
+                flag = f"--{key.replace('_', '-')}"
+                problems.append(f"{flag} {value} must be {_span(least, most, closed=closed)}")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+def _span(least: float, most: float, *, closed: bool) -> str:
+    if most >= 1000:
+        return f"at least {least:g}" if closed else f"more than {least:g}"
+    return f"between {least:g} and {most:g}{'' if closed else ', both excluded'}"
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+                return tuple(value)
+        elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        elif kind is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        elif kind in (str, bool) and isinstance(value, kind):
+            return value
+        elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return f"{value:g}"  # amount = 0.2 and check_every = 2 read as their words
+    return None
+
+
+def _kind(hint: Any) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return names.get(kinds[0], "a list of texts")

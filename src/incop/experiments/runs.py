@@ -1,0 +1,362 @@
+"""Runs: from a plan to a search, and from a search to a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import incop
+from incop import checkpoints
+from incop.errors import IncopError, InputError, unknown
+from incop.experiments import datasets, methods, models
+from incop.experiments.datasets import Dataset, crop_and_flip
+from incop.experiments.plan import DEFAULTS, Plan
+from incop.flow import Meter
+from incop.loop import Ticket, search
+from incop.masks import Masks
+from incop.pruning import Target
+from incop.records import Check, Interval, Level, Run, Spent
+from incop.rundir import RunDir
+from incop.snapshots import RewindPoint
+from incop.stopping import Rule
+from incop.training import Trainer
+
+__all__ = ["Parts", "Progress", "default_out", "execute", "prepare", "rebuild", "resolve"]
+
+FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
+
+
+@dataclass
+class Progress:
+    """Who is told what happens while a run goes on; each may be None.
+
+    Args:
+        on_check: every check, as it is made.
+        on_level: every finished level.
+        on_step: (level, epoch, step), after every step.
+    """
+
+    on_check: Callable[[Check], None] | None = None
+    on_level: Callable[[Level], None] | None = None
+    on_step: Callable[[int, float, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A plan made real: data, network, trainer, and the arguments of the search."""
+
+    plan: Plan
+    data: Dataset
+    model: nn.Module
+    trainer: Trainer
+    test: tuple[Tensor, Tensor]
+    probe: list[tuple[Tensor, Tensor]]
+    meter: Meter | None
+    rule: Rule | None
+    arguments: dict[str, Any]
+
+
+def resolve(plan: Plan) -> Plan:
+    """Say every key of a plan: the method's row, the model's recipe, then the defaults, under what is said.
+
+    Raises:
+        InputError: method or model is unknown, or a key is out of range.
+    """
+    plan = plan.over(Plan(**{k: v for k, v in DEFAULTS.items() if k in ("data", "model", "method")}))
+    plan.check()
+    assert plan.method is not None
+    assert plan.model is not None
+    row = methods.method(plan.method)
+    if plan.method == "dense" and plan.levels:
+        raise InputError(
+            f"the method 'dense' has no pruning levels, and --levels {plan.levels} asks for some: choose lth, say"
+        )
+    recipe = models.entry(plan.model).recipe
+    base = Plan(
+        optimizer=recipe.optimizer,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        max_epochs=float(recipe.epochs),
+    )
+    levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
+    if plan.sparsity is not None and plan.amount is None:
+        base = Plan(amount=f"to {plan.sparsity!r} in {levels}").over(base)
+    full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
+    return dataclasses.replace(full, model=models.entry(plan.model).name)
+
+
+def prepare(plan: Plan) -> Parts:
+    """Make a resolved plan real; whatever is wrong with it is found here, before any folder is made or step taken.
+
+    Raises:
+        InputError: a value cannot be used, data are missing or damaged, the probe is larger than the split.
+    """
+    device = _device(plan)
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    seed = plan.seed or 0
+    rule = methods.rule(_said(plan.rule))
+    meter = methods.meter(_said(plan.meter), alive_only=bool(plan.alive_only))
+    if rule is not None and "flow" in rule.wants and meter is None:
+        raise InputError(
+            f"the rule {str(rule)!r} watches the flow and --meter is none: choose --meter information or gradient"
+        )
+    amount = methods.amount(_said(plan.amount))
+    selection = methods.selection(_said(plan.selection))
+    rewind = RewindPoint.parse(_said(plan.rewind))
+    every = Interval.parse(_said(plan.check_every))
+    data = datasets.load(
+        _said(plan.data), data_dir=plan.data_dir, seed=seed, validation=plan.validation or 0.1, limit=plan.limit
+    )
+    model = models.build(_said(plan.model), channels=data.channels, size=data.size, classes=data.classes, seed=seed)
+    model.to(device)
+    trainer, test, prepared = _trainer(plan, data, device)
+    probe = _probe(plan, data, prepared, device)
+    score = methods.score(_said(plan.score), batches=probe, seed=seed)
+    Masks.full(model, skip=plan.skip or ())
+    return Parts(
+        plan,
+        data,
+        model,
+        trainer,
+        test,
+        probe,
+        meter,
+        rule,
+        {
+            "levels": plan.levels,
+            "probe": probe,
+            "meter": meter,
+            "rule": rule,
+            "amount": amount,
+            "rewind": rewind,
+            "score": score,
+            "selection": selection,
+            "skip": plan.skip or (),
+            "check_every": every,
+            "check_before": bool(plan.check_before),
+            "last_level_full": plan.last_level_full is not False,
+            "sparsity": None if isinstance(amount, Target) else plan.sparsity,
+        },
+    )
+
+
+def _said(value: str | None) -> str:
+    assert value is not None, "the plan must be resolved first"
+    return value
+
+
+def _device(plan: Plan) -> torch.device:
+    name = plan.device or "auto"
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    return torch.device(name)
+
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, tuple[Tensor, Tensor], Prepare]:
+    mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(data.std, device=device).view(1, -1, 1, 1)
+
+    def normalised(images: Tensor) -> Tensor:
+        return (images.to(device).float() / 255 - mean) / std
+
+    augmented = plan.augment if plan.augment is not None else data.augment == "crop-flip"
+    splits = (data.train, data.validation, data.test)
+    once = not augmented and sum(4 * split.images.numel() for split in splits) <= FLOATS_IN_MEMORY
+    train, validation, test = (
+        (normalised(split.images) if once else split.images.to(device), split.labels.to(device)) for split in splits
+    )
+    trainer = Trainer(
+        train,
+        validation,
+        epochs=float(plan.max_epochs or 1.0),
+        batch_size=int(plan.batch_size or 1),
+        optimizer=_said(plan.optimizer),
+        lr=float(plan.lr or 0.0),
+        momentum=float(plan.momentum or 0.0),
+        weight_decay=float(plan.weight_decay or 0.0),
+        schedule=_said(plan.schedule),
+        clip=plan.clip,
+        prepare=None if once else normalised,
+        augment=crop_and_flip if augmented else None,
+        seed=plan.seed or 0,
+    )
+    return trainer, test, normalised
+
+
+def _probe(plan: Plan, data: Dataset, prepared: Prepare, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    available = len(data.train.labels)
+    size = plan.probe_size if plan.probe_size is not None else min(1000, available)
+    if size > available:
+        raise InputError(
+            f"--probe-size {size} is larger than the training split of {available} images"
+            f"{f' (--limit {plan.limit})' if plan.limit else ''}: take at most {available}"
+        )
+    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(plan.seed or 0))[:size]
+    images, labels = data.train.images[chosen], data.train.labels[chosen].to(device)
+    return [(prepared(part), wanted) for part, wanted in zip(images.split(1024), labels.split(1024), strict=True)]
+
+
+def default_out(plan: Plan) -> Path:
+    """Return a run folder under `runs/` that does not exist yet, named after the plan."""
+    name = "-".join(Path(str(part)).name for part in (plan.data, plan.model, plan.method) if part)
+    stem = Path("runs") / f"{name}-seed{plan.seed or 0}"
+    path, number = stem, 2
+    while path.exists():
+        path, number = stem.with_name(f"{stem.name}-{number}"), number + 1
+    return path
+
+
+def execute(plan: Plan, out: str | Path, progress: Progress | None = None) -> RunDir:
+    """Carry out a resolved plan and write its run folder.
+
+    The folder is made when everything is known to be usable. A run that fails or is interrupted keeps what it has, and its
+    summary says how it ended.
+
+    Raises:
+        InputError: the plan or the folder cannot be used; nothing has been written.
+        TrainingError: training went wrong; `summary.json` says where.
+    """
+    progress = progress or Progress()
+    run = RunDir(out)
+    run.refuse_existing()
+    parts = prepare(plan)
+    tickets = search(
+        parts.model,
+        parts.trainer,
+        **parts.arguments,
+        on_check=_both(run.append, progress.on_check),
+        on_step=progress.on_step,
+    )
+    run = RunDir.create(out)
+    run.write_plan(plan.told())
+    environment = _environment(parts)
+    levels: list[Level] = []
+
+    def summarise(status: str, error: str | None = None) -> None:
+        run.write_summary(_summary(parts, levels, status, error, environment, run.path))
+
+    summarise("running")
+    try:
+        for ticket in tickets:
+            level = _keep(run, parts, ticket)
+            levels.append(level)
+            summarise("running")
+            if progress.on_level is not None:
+                progress.on_level(level)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        known = isinstance(error, IncopError)
+        summarise("interrupted" if stopped else "failed", str(error) if known else repr(error))
+        raise
+    summarise("finished")
+    return run
+
+
+def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None) -> Callable[[Check], None]:
+    def call(check: Check) -> None:
+        first(check)
+        if second is not None:
+            second(check)
+
+    return call
+
+
+def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
+    """Read the test split, once for this ticket, and write the ticket down."""
+    level = dataclasses.replace(ticket.record, test_accuracy=parts.trainer.evaluate(parts.model, parts.test))
+    folder = run.level_dir(level.level)
+    checkpoints.save_weights(folder, ticket.weights)
+    checkpoints.save_masks(folder, ticket.masks)
+    run.append(level)
+    return level
+
+
+def _summary(
+    parts: Parts, levels: list[Level], status: str, error: str | None, environment: dict[str, Any], path: Path
+) -> Run:
+    plan = parts.plan
+    dense = levels[0] if levels else None
+    budgets = [level.max_epochs for level in levels]
+    return Run(
+        method=_said(plan.method),
+        data=_said(plan.data),
+        model=_said(plan.model),
+        seed=plan.seed or 0,
+        status=status,
+        dense={
+            "val_accuracy": dense.val_accuracy if dense else None,
+            "test_accuracy": dense.test_accuracy if dense else None,
+            "epochs": dense.epochs if dense else 0.0,
+        },
+        levels=tuple(levels),
+        spent=Spent.total(level.spent for level in levels),
+        full_epochs=None if None in budgets else sum(b for b in budgets if b is not None),
+        environment=environment,
+        command=f"incop search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
+        error=error,
+    )
+
+
+def _environment(parts: Parts) -> dict[str, Any]:
+    device = next(parts.model.parameters()).device
+    return {
+        "incop": incop.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else (platform.processor() or platform.machine()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data_fingerprint": parts.data.fingerprint,
+        "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }
+
+
+def rebuild(run: RunDir, level: int) -> tuple[Parts, Masks]:
+    """Make a run's plan real again and put the weights of one of its levels in place.
+
+    Raises:
+        InputError: the run has no such level, or its files are damaged or do not fit the plan.
+    """
+    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    levels = [record.level for record in run.levels()]
+    if level not in levels:
+        have = f"levels 0 to {max(levels)}" if levels else "no finished level"
+        raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
+    parts = prepare(resolve(plan))
+    weights = checkpoints.load_weights(run.level_dir(level))
+    masks = checkpoints.load_masks(run.level_dir(level))
+    try:
+        parts.model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"the weights of level {level} do not fit the plan's model {plan.model}: {first}") from error
+    masks.weights(parts.model)
+    return parts, masks

@@ -1,0 +1,7 @@
+"""Flow: how information and gradients pass between a network's layers, measured without leaving a trace."""
+
+from incop.flow.gradient import GradientFlow
+from incop.flow.information import InformationFlow
+from incop.flow.meter import Meter, measure
+
+__all__ = ["GradientFlow", "InformationFlow", "Meter", "measure"]

@@ -1,0 +1,131 @@
+"""Streaming, mergeable statistics of the layers' outputs: pure arithmetic on arrays, no model in sight.
+
+Shapes: n samples, M units of a layer, K units of the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+__all__ = ["CoMoments", "Rows", "varies"]
+
+# A unit whose standard deviation is below this share of its mean varies only by float32's rounding
+# (4 × 2⁻²³): its correlation would be that of rounding errors, so it counts as not varying.
+ROUNDING = 4 * 2.0**-23
+
+
+def varies(mean: Tensor, std: Tensor) -> Tensor:
+    """Say which units vary: True where the standard deviation is more than rounding. Shapes (M,) → (M,)."""
+    return std > ROUNDING * mean.abs()
+
+
+@dataclass
+class Rows:
+    """The layers' outputs themselves, one row per sample: n × M numbers a layer, no matrix between layers.
+
+    Serves the mean of a correlation matrix, which is the covariance of two numbers per sample:
+    mean_ij ρ[i, j] = E[ mean_i z_i · mean_j z'_j ], with z the standardised outputs. The scale of z is known
+    only when all samples were seen, so the rows wait; that is what one pass costs.
+    """
+
+    blocks: list[dict[str, Tensor]]
+    pairs: list[tuple[str, str]]
+
+    @property
+    def samples(self) -> int:
+        """Number of samples seen."""
+        return sum(next(iter(block.values())).shape[0] for block in self.blocks)
+
+    def update(self, outputs: dict[str, Tensor]) -> None:
+        """Add one batch: outputs by layer, each (n, M)."""
+        self.blocks.append(outputs)
+
+    def merge(self, other: Rows) -> Rows:
+        """Return the statistics of both sets of samples together."""
+        return Rows(self.blocks + other.blocks, self.pairs)
+
+    def mean_correlations(self, *, alive_only: bool) -> list[float]:
+        """Return mean_ij ρ[i, j] of every pair of layers.
+
+        Args:
+            alive_only: take the mean over the units that vary instead of over all.
+
+        Returns:
+            One number in [−1, 1] a pair; a unit that does not vary has ρ = 0 with everything.
+        """
+        names = dict.fromkeys(name for pair in self.pairs for name in pair)
+        means = {name: self._mean_unit(name, alive_only=alive_only) for name in names}
+        return [float((means[a] * means[b]).mean()) for a, b in self.pairs]
+
+    def _mean_unit(self, name: str, *, alive_only: bool) -> Tensor:
+        rows_nM = torch.cat([block[name] for block in self.blocks]).double()
+        mean_M = rows_nM.mean(0)
+        centred_nM = rows_nM.sub_(mean_M)
+        std_M = centred_nM.square().mean(0).sqrt()
+        alive_M = varies(mean_M, std_M)
+        weight_M = torch.where(alive_M, 1.0 / std_M, 0.0)
+        count = int(alive_M.sum()) if alive_only else weight_M.numel()
+        return centred_nM @ weight_M / max(count, 1)
+
+
+@dataclass
+class CoMoments:
+    """Means, sums of squares and cross products of neighbouring layers, in float64.
+
+    Serves every function of the single correlations ρ[i, j]. Memory is M × K a pair, whatever the number of
+    samples. Batches are joined by the update of Chan, Golub & LeVeque (1983), which does not cancel.
+    """
+
+    pairs: list[tuple[str, str]]
+    samples: int = 0
+    means: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    products: list[Tensor] = field(default_factory=list)
+
+    def update(self, outputs: dict[str, Tensor]) -> None:
+        """Add one batch: outputs by layer, each (n, M)."""
+        rows = {name: out.double() for name, out in outputs.items()}
+        batch = CoMoments(self.pairs, next(iter(rows.values())).shape[0])
+        batch.means = {name: r.mean(0) for name, r in rows.items()}
+        centred = {name: r - batch.means[name] for name, r in rows.items()}
+        batch.squares = {name: c.square().sum(0) for name, c in centred.items()}
+        batch.products = [centred[a].T @ centred[b] for a, b in self.pairs]
+        both = self.merge(batch) if self.samples else batch
+        self.samples, self.means, self.squares, self.products = (
+            both.samples,
+            both.means,
+            both.squares,
+            both.products,
+        )
+
+    def merge(self, other: CoMoments) -> CoMoments:
+        """Return the statistics of both sets of samples together."""
+        if not (self.samples and other.samples):
+            return self if self.samples else other
+        n = self.samples + other.samples
+        delta = {name: other.means[name] - mean for name, mean in self.means.items()}
+        share = self.samples * other.samples / n
+        return CoMoments(
+            self.pairs,
+            n,
+            {name: mean + delta[name] * (other.samples / n) for name, mean in self.means.items()},
+            {name: s + other.squares[name] + delta[name].square() * share for name, s in self.squares.items()},
+            [
+                p + q + torch.outer(delta[a], delta[b]) * share
+                for p, q, (a, b) in zip(self.products, other.products, self.pairs, strict=True)
+            ],
+        )
+
+    def correlations(self, pair: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ρ (M, K) of one pair of layers, and which units of each vary, (M,) and (K,)."""
+        a, b = self.pairs[pair]
+        scale, alive = {}, {}
+        for name in (a, b):
+            std = (self.squares[name] / self.samples).sqrt()
+            alive[name] = varies(self.means[name], std)
+            scale[name] = torch.where(alive[name], 1.0 / std, 0.0)
+        rho_MK = self.products[pair] / self.samples * scale[a][:, None] * scale[b][None, :]
+        return rho_MK, alive[a], alive[b]

@@ -1,0 +1,391 @@
+"""The search: prune, rewind, retrain while watching the flow, and hand out a ticket; level after level.
+
+It knows no files, no trainer class and no plots.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from incop.batches import first_samples, reusable, unpack
+from incop.errors import InputError, TrainingError
+from incop.flow import Meter, measure
+from incop.masks import Masks
+from incop.pruning import Amount, Fraction, Score, Selection, prune
+from incop.records import Check, Flow, Interval, Level
+from incop.snapshots import RewindPoint, Snapshot
+from incop.stopping import Rule
+from incop.watch import Watch
+
+__all__ = ["Ticket", "Trains", "search"]
+
+
+class Trains(Protocol):
+    """What a trainer must offer; incop's own `Trainer`, an adapter or a class of the user's."""
+
+    def fit(self, model: nn.Module, masks: Masks, watch: Watch) -> None:
+        """Train one level from the weights as they are, until the watch says stop or the budget is used up.
+
+        The trainer keeps pruned weights at zero (`incop.hold(masks, model, optimizer)`), starts its optimizer afresh
+        and its schedule at epoch `watch.schedule_from`, calls `watch.look()` after every epoch or when `watch.due()`
+        says so, once at the end in any case, and returns when a verdict says stop.
+        """
+
+    def evaluate(self, model: nn.Module) -> float:
+        """Return the accuracy on the validation split, in [0, 1]. Never on the test split."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What a level yields: which weights are left, their values at its end, and its record.
+
+    Args:
+        record: the level's record; `print(ticket)` shows its line.
+        masks: the weights that are left.
+        weights: copies of all parameters and buffers at the level's end, by name.
+        checks: every look at the network in this level.
+    """
+
+    record: Level
+    masks: Masks
+    weights: dict[str, Tensor]
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def level(self) -> int:
+        """Number of the level, 0 for the dense network."""
+        return self.record.level
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that are zero."""
+        return self.record.sparsity
+
+    def __str__(self) -> str:
+        return str(self.record)
+
+
+@dataclass
+class _Search:
+    """The parts of a search and what it carries from level to level."""
+
+    model: nn.Module
+    trainer: Trains
+    probe: Any
+    meter: Meter | None
+    rule: Rule | None
+    amount: Amount
+    levels: int
+    rewind: RewindPoint
+    score: Score | None
+    selection: Selection | None
+    check_every: Interval
+    check_before: bool
+    last_level_full: bool
+    sparsity: float | None
+    on_check: Callable[[Check], None] | None
+    on_step: Callable[[int, float, int], None] | None
+    masks: Masks
+    points: dict[str, Snapshot] = field(default_factory=dict)
+    reference: Flow | None = None
+    reference_accuracy: float | None = None
+
+
+def search(
+    model: nn.Module,
+    trainer: Trains,
+    *,
+    levels: int,
+    probe: Any = None,
+    meter: Meter | None = None,
+    rule: Rule | None = None,
+    amount: Amount | float = 0.2,
+    rewind: str | RewindPoint = "early:1",
+    score: Score | None = None,
+    selection: Selection | None = None,
+    skip: Iterable[str | type[nn.Module]] = (),
+    check_every: float | str | Interval = 1.0,
+    check_before: bool = False,
+    last_level_full: bool = True,
+    sparsity: float | None = None,
+    on_check: Callable[[Check], None] | None = None,
+    on_step: Callable[[int, float, int], None] | None = None,
+) -> Iterator[Ticket]:
+    """Search a sparse network: yield the dense network's ticket, then one ticket a level.
+
+    Level 0 trains the dense network in full and measures its flow, the reference. Every further level cuts weights,
+    rewinds, proves the rewind bit for bit, and retrains until the rule says that the flow is consistent with the
+    reference, or the trainer's budget is used up. The model holds the last ticket's weights after each step.
+
+    Args:
+        model: the network; it is trained and pruned in place.
+        trainer: anything with `fit(model, masks, watch)` and `evaluate(model)`; see `Trains`.
+        levels: pruning levels after level 0, at least 1 (0: the dense network only).
+        probe: batches of the training split that the meter sees; needed with a meter.
+        meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
+        rule: ends a level's retraining; None retrains every level in full.
+        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning`.
+        rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`.
+        score: which weights go, by default the smallest.
+        selection: who competes with whom, by default all with all.
+        skip: layers that are not pruned: names, patterns or module classes.
+        check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
+        check_before: ask it once before a level's training too; a level that needs none then costs none.
+        last_level_full: give the last level its full budget, whatever the rule says.
+        sparsity: end the search with the first level that reaches this sparsity, in (0, 1).
+        on_check: called with every check as it is made.
+        on_step: called with (level, epoch, step) after every step that the trainer reports.
+
+    Yields:
+        Tickets, level 0 first.
+
+    Raises:
+        InputError: something given cannot be used; before any training where it can be known then.
+        TrainingError: a rewind is not exact, the loss or the flow is not finite, or nothing would be left.
+
+    Example:
+        >>> import torch
+        >>> import incop
+        >>> from incop import flow, stopping
+        >>> _ = torch.manual_seed(0)
+        >>> x, y = torch.randn(200, 8), torch.randint(2, (200,))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> trainer = incop.Trainer((x, y), (x, y), epochs=2, batch_size=50)
+        >>> rule = stopping.FlowRestored(within=0.05) | stopping.AfterEpochs(2)
+        >>> tickets = incop.search(net, trainer, probe=x, meter=flow.InformationFlow(), rule=rule, levels=2)
+        >>> [round(ticket.sparsity, 2) for ticket in tickets]
+        [0.0, 0.2, 0.36]
+
+    Source: arXiv 2501.15592, the InCoP algorithm; Frankle & Carbin 2019 for iterative magnitude pruning.
+    """
+    parts = _Search(
+        model=model,
+        trainer=trainer,
+        probe=None if probe is None else reusable(probe),
+        meter=meter,
+        rule=rule,
+        amount=Fraction(float(amount)) if isinstance(amount, int | float) else amount,
+        levels=levels,
+        rewind=RewindPoint.parse(rewind),
+        score=score,
+        selection=selection,
+        check_every=Interval.parse(check_every),
+        check_before=check_before,
+        last_level_full=last_level_full,
+        sparsity=sparsity,
+        on_check=on_check,
+        on_step=on_step,
+        masks=Masks.full(model, skip=skip),
+    )
+    _validate(parts)
+    return _levels(parts)
+
+
+def _validate(parts: _Search) -> None:
+    """Find out before any training what would fail after it."""
+    for name in ("fit", "evaluate"):
+        if not callable(getattr(parts.trainer, name, None)):
+            raise InputError(
+                f"the trainer ({type(parts.trainer).__name__}) has no {name}(): it needs fit(model, masks, watch) and "
+                "evaluate(model)"
+            )
+    if not isinstance(parts.levels, int) or isinstance(parts.levels, bool) or parts.levels < 0:
+        raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
+    if parts.sparsity is not None and not 0 < parts.sparsity < 1:
+        raise InputError(f"sparsity={parts.sparsity!r}: the sparsity to reach is a fraction in (0, 1)")
+    if parts.rule is not None and "flow" in parts.rule.wants and parts.meter is None:
+        raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+    budget = budget_of(parts.trainer)
+    after = parts.rewind.after
+    if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
+        raise InputError(
+            f"rewind {str(parts.rewind)!r} lies at or past the end of the dense network's {budget:g} epochs: "
+            "choose an earlier point, or rewind='dense'"
+        )
+    if parts.meter is not None:
+        if parts.probe is None:
+            raise InputError("a meter needs a probe: pass probe=batches of the training split")
+        first = next(iter(parts.probe), None)
+        if first is None:
+            raise InputError("the probe is empty: pass at least one batch")
+        measure(
+            parts.model, [first_samples(unpack(first), 2)], parts.meter
+        )  # two samples tell whether it can be measured
+
+
+def budget_of(trainer: Any) -> float | None:
+    """Return the epochs a trainer gives a level from the schedule's start, when it says so in `.epochs`."""
+    epochs = getattr(trainer, "epochs", None)
+    return float(epochs) if isinstance(epochs, int | float) else None
+
+
+def _levels(parts: _Search) -> Iterator[Ticket]:
+    yield _dense(parts)
+    for level in range(1, parts.levels + 1):
+        masks, notices = _cut(parts, level)
+        last = level == parts.levels or (parts.sparsity is not None and masks.sparsity >= parts.sparsity)
+        yield _sparse(parts, level, masks, notices, last=last)
+        if last:
+            return
+
+
+def _dense(parts: _Search) -> Ticket:
+    notices: list[str] = []
+    if parts.rewind.kind == "init":
+        parts.points["point"] = Snapshot.of(parts.model)
+
+    def remember(epoch: float, step: int) -> None:
+        if parts.on_step is not None:
+            parts.on_step(0, epoch, step)
+        after = parts.rewind.after
+        if after is None or "point" in parts.points or not after.passed(epoch=epoch, step=step):
+            return
+        parts.points["point"] = Snapshot.of(parts.model, epoch=epoch)
+        passed = epoch if after.unit == "epochs" else step
+        if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
+            notices.append(
+                f"the rewind point {parts.rewind} was taken at {passed:g} {after.unit}, where the trainer first reported"
+            )
+
+    watch = Watch(
+        parts.model,
+        parts.probe,
+        meter=parts.meter,
+        masks=parts.masks,
+        every=parts.check_every,
+        on_check=parts.on_check,
+        on_step=remember,
+    )
+    _fit(parts, watch)
+    if parts.rewind.kind == "dense":
+        parts.points["point"] = Snapshot.of(parts.model, epoch=watch.epoch)
+    if parts.levels and parts.rewind.restores and "point" not in parts.points:
+        raise InputError(
+            f"level 0 ended after {watch.epoch:g} epochs without passing the rewind point {str(parts.rewind)!r}: "
+            "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
+        )
+    end = watch.checks[-1]
+    parts.reference = end.flow
+    record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=notices)
+    parts.reference_accuracy = record.val_accuracy
+    return Ticket(record, parts.masks, dict(Snapshot.of(parts.model).tensors), watch.checks)
+
+
+def _cut(parts: _Search, level: int) -> tuple[Masks, list[str]]:
+    masks = _next_masks(parts, level)
+    if masks.remaining == 0:
+        raise TrainingError(f"level {level} would leave no weights at all: cut less per level, or search fewer levels")
+    notices = [
+        f"layer {name.removesuffix('.weight')!r} has no weights left"
+        for name in masks
+        if masks.remaining_in(name) == 0 and parts.masks.remaining_in(name) > 0
+    ]
+    if masks.remaining == parts.masks.remaining:
+        notices.append("nothing was cut: the amount asked for no weight")
+    parts.masks = masks
+    return masks, notices
+
+
+def _next_masks(parts: _Search, level: int) -> Masks:
+    return prune(
+        parts.model,
+        parts.masks,
+        amount=parts.amount,
+        score=parts.score,
+        selection=parts.selection,
+        level=level,
+    )
+
+
+def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool) -> Ticket:
+    if parts.rewind.restores:
+        parts.points["point"].rewind(parts.model, masks)  # proves itself
+    else:
+        masks.apply(parts.model)
+    full = last and parts.last_level_full
+    starts = {"early": parts.points["point"].epoch if "point" in parts.points else 0.0, "none": math.inf}
+    watch = Watch(
+        parts.model,
+        parts.probe,
+        meter=parts.meter,
+        rule=None if full else parts.rule,
+        reference=parts.reference,
+        reference_accuracy=parts.reference_accuracy,
+        masks=masks,
+        next_masks=lambda: _next_masks(parts, level + 1),
+        level=level,
+        every=parts.check_every,
+        before=parts.check_before and not full,
+        schedule_from=starts.get(parts.rewind.kind, 0.0),
+        on_check=parts.on_check,
+        on_step=_told(parts.on_step, level),
+    )
+    _fit(parts, watch)
+    _prove_zero(parts.model, masks, level)
+    verdict = watch.verdict
+    reason = verdict.reason if verdict is not None and verdict.stop else "full budget"
+    record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=notices)
+    return Ticket(record, masks, dict(Snapshot.of(parts.model).tensors), watch.checks)
+
+
+def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Callable[[float, int], None] | None:
+    if on_step is None:
+        return None
+    return lambda epoch, step: on_step(level, epoch, step)
+
+
+def _fit(parts: _Search, watch: Watch) -> None:
+    watch.start()
+    parts.trainer.fit(parts.model, parts.masks, watch)
+    if not watch.checks:
+        raise InputError(
+            f"the trainer ({type(parts.trainer).__name__}) never called watch.look() in level {watch.level}: "
+            "call it after every epoch, so that epochs are counted and the rule is asked"
+        )
+    verdict = watch.verdict
+    assert verdict is not None
+    if watch.step > watch.checks[-1].step:
+        watch.look(epoch=watch.epoch)
+
+
+def _prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
+    for name, weight in masks.weights(model).items():
+        if bool((weight.detach()[~masks[name].to(weight.device)] != 0).any()):
+            raise TrainingError(
+                f"pruned weights of {name!r} are no longer zero after level {level}: the trainer must keep them there "
+                "with incop.hold(masks, model, optimizer)"
+            )
+
+
+def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, notices: list[str]) -> Level:
+    end = watch.checks[-1]
+    accuracy = end.accuracy if end.accuracy is not None else float(parts.trainer.evaluate(parts.model))
+    spent = watch.spent
+    budget = budget_of(parts.trainer)
+    if budget is not None and math.isfinite(watch.schedule_from):
+        budget = max(budget - watch.schedule_from, 0.0)
+    return Level(
+        level=watch.level,
+        sparsity=parts.masks.sparsity,
+        model_sparsity=parts.masks.model_sparsity(parts.model),
+        remaining=parts.masks.remaining,
+        epochs=spent.epochs,
+        steps=spent.steps,
+        samples=spent.samples,
+        seconds=spent.seconds,
+        probe_seconds=spent.probe_seconds,
+        probe_samples=spent.probe_samples,
+        val_accuracy=accuracy,
+        stop_reason=stop_reason,
+        rewind=rewind,
+        max_epochs=budget,
+        distance=end.distance,
+        flow=end.flow,
+        layers=parts.masks.layer_sparsity(),
+        notices=tuple(notices),
+    )

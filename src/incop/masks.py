@@ -1,0 +1,248 @@
+"""Masks: which weights are left. A value that validates itself, applies itself, and holds while training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from incop.errors import InputError, unknown
+from incop.layers import prunable
+
+__all__ = ["Hold", "Masks", "hold"]
+
+
+class Masks(Mapping[str, Tensor]):
+    """Boolean tensors by parameter name, True where a weight is left.
+
+    Args:
+        masks: by parameter name, as in `model.named_parameters()`; each boolean and of its weight's shape.
+
+    Raises:
+        InputError: a mask is not a boolean tensor.
+
+    Example:
+        >>> import torch
+        >>> from incop import Masks
+        >>> net = torch.nn.Linear(4, 2)
+        >>> masks = Masks.full(net)
+        >>> masks.sparsity, masks.remaining
+        (0.0, 8)
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
+                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+                raise InputError(f"the mask of {name!r} is {kind}, not a boolean tensor: compare it with 0 first")
+        self._masks = {name: mask.detach().clone() for name, mask in masks.items()}
+        self._counts = {name: int(mask.sum()) for name, mask in self._masks.items()}
+
+    @classmethod
+    def full(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) -> Self:
+        """Return the masks of the dense network: every prunable weight is left."""
+        return cls({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model, skip=skip).items()})
+
+    @classmethod
+    def of(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) -> Self:
+        """Return the masks a model shows: a weight is left where it is not exactly zero."""
+        return cls({name: w.detach() != 0 for name, w in prunable(model, skip=skip).items()})
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def __eq__(self, other: object) -> bool:
+        """Two masks are equal when they name the same weights and keep the same positions."""
+        if not isinstance(other, Masks):
+            return NotImplemented
+        return list(self) == list(other) and all(torch.equal(self[n].cpu(), other[n].cpu()) for n in self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Masks({len(self)} weights, {self.remaining} of {self.total} left, sparsity {self.sparsity:.4f})"
+
+    @property
+    def total(self) -> int:
+        """Prunable weights in all."""
+        return sum(mask.numel() for mask in self._masks.values())
+
+    @property
+    def remaining(self) -> int:
+        """Prunable weights that are left."""
+        return sum(self._counts.values())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the prunable weights that are zero, in [0, 1]."""
+        return 1.0 - self.remaining / self.total if self.total else 0.0
+
+    def remaining_in(self, name: str) -> int:
+        """Return how many weights of one tensor are left."""
+        return self._counts[name]
+
+    def layer_sparsity(self) -> dict[str, float]:
+        """Return the sparsity of every tensor, by parameter name."""
+        return {name: 1.0 - self._counts[name] / max(mask.numel(), 1) for name, mask in self._masks.items()}
+
+    def model_sparsity(self, model: nn.Module) -> float:
+        """Return the fraction of all the model's parameters that the masks hold at zero, in [0, 1]."""
+        return (self.total - self.remaining) / sum(p.numel() for p in model.parameters())
+
+    def intersect(self, other: Mapping[str, Tensor]) -> Masks:
+        """Return the masks that keep what both keep; a pruned weight never returns."""
+        self._same_names(other)
+        return Masks({name: mask & other[name].to(mask.device) for name, mask in self._masks.items()})
+
+    def within(self, other: Mapping[str, Tensor]) -> bool:
+        """Say whether nothing is kept here that the other does not keep."""
+        self._same_names(other)
+        return all(not bool((mask & ~other[name].to(mask.device)).any()) for name, mask in self._masks.items())
+
+    def change(self, other: Mapping[str, Tensor]) -> float:
+        """Return how far two masks are apart: positions kept by only one of them, per position kept by either, in [0, 1].
+
+        0 for equal masks, 1 for masks with nothing in common: the normalised Hamming distance of Early-Bird
+        tickets (You et al. 2020, section 3), over the positions in question rather than all, so that it means the same
+        at every sparsity.
+        """
+        self._same_names(other)
+        apart = sum(int((mask ^ other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
+        either = sum(int((mask | other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
+        return apart / either if either else 0.0
+
+    def _same_names(self, other: Mapping[str, Tensor]) -> None:
+        if set(self) != set(other) or any(self[n].shape != other[n].shape for n in self):
+            strange = sorted(set(self) ^ set(other)) or [n for n in self if self[n].shape != other[n].shape]
+            raise InputError(f"two masks of other weights cannot be put together (they differ at {strange[0]!r})")
+
+    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the model's parameters that these masks belong to, by name.
+
+        Raises:
+            InputError: the model has no such parameter, or it has another shape.
+        """
+        parameters = dict(model.named_parameters())
+        for name, mask in self._masks.items():
+            if name not in parameters:
+                raise unknown("masked weight", name, parameters)
+            if parameters[name].shape != mask.shape:
+                raise InputError(
+                    f"the mask of {name!r} has shape {tuple(mask.shape)} and the weight {tuple(parameters[name].shape)}: "
+                    "these masks belong to another model"
+                )
+        return {name: parameters[name] for name in self._masks}
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> None:
+        """Set the pruned weights of the model to zero (+0.0), in place.
+
+        Raises:
+            InputError: the masks belong to another model.
+        """
+        for name, weight in self.weights(model).items():
+            weight.masked_fill_(~self._masks[name].to(weight.device), 0.0)
+
+
+class Hold:
+    """Keeps pruned weights at exactly zero while an optimizer trains the others; made by `hold`.
+
+    Three things make it exact for any optimizer: gradients of pruned weights are zeroed as they are
+    computed (so clipping by norm, accumulation and scalers never see them), the optimizer's state for them
+    is zeroed once at the start (momentum that was gathered before the cut would move them), and the
+    weights are set to zero again after every step (for optimizers that move weights without gradients).
+    """
+
+    def __init__(self, masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        masks.apply(model)
+        self._optimizer = optimizer
+        self._pruned: list[tuple[Tensor, Tensor]] = []
+        self._handles: list[Any] = []
+        owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, weight in masks.weights(model).items():
+            if masks.remaining_in(name) == weight.numel() or id(weight) not in owned:
+                continue  # a dense layer needs no holding, and a weight nothing trains stays as it is
+            pruned = ~masks[name].to(weight.device)
+            self._pruned.append((weight, pruned))
+            self._handles.append(weight.register_post_accumulate_grad_hook(_zero_gradient(pruned)))
+        self._forget_momentum()
+        self._handles.append(optimizer.register_step_post_hook(self._zero_weights))
+
+    @torch.no_grad()
+    def _forget_momentum(self) -> None:
+        for weight, pruned in self._pruned:
+            for value in self._optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_(pruned.to(value.device), 0.0)
+            if weight.grad is not None:
+                weight.grad.masked_fill_(pruned, 0.0)
+
+    def _zero_weights(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        with torch.no_grad():
+            for weight, pruned in self._pruned:
+                weight.masked_fill_(pruned, 0.0)
+
+    def release(self) -> None:
+        """Stop holding; the weights stay as they are."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _zero_gradient(pruned: Tensor) -> Any:
+    def zero(weight: Tensor) -> None:
+        if weight.grad is not None:
+            weight.grad.masked_fill_(pruned, 0.0)
+
+    return zero
+
+
+def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
+    """Keep pruned weights at exactly zero while an optimizer trains the model.
+
+    Works with any `torch.optim.Optimizer`: momentum, weight decay, Adam(W), gradient accumulation, clipping
+    and scaling. Call it again after masks or optimizer change; the earlier hold is to be released first.
+
+    Args:
+        masks: the weights that are left.
+        model: the model; its pruned weights are set to zero at once.
+        optimizer: the optimizer that trains it.
+
+    Returns:
+        A `Hold`; use it as a context manager, or call `release()` at the end.
+
+    Raises:
+        InputError: the masks belong to another model.
+
+    Example:
+        >>> import torch
+        >>> from incop import Masks, hold
+        >>> net = torch.nn.Linear(4, 2)
+        >>> masks = Masks({"weight": torch.eye(4, dtype=torch.bool)[:2]})
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        >>> with hold(masks, net, sgd):
+        ...     for _ in range(3):
+        ...         sgd.zero_grad()
+        ...         net(torch.ones(1, 4)).sum().backward()
+        ...         sgd.step()
+        >>> int((net.weight != 0).sum())
+        2
+    """
+    return Hold(masks, model, optimizer)

@@ -1,0 +1,196 @@
+"""Amounts: how many weights go at one level, out of those that compete with each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from incop.errors import InputError
+
+__all__ = ["Amount", "Competition", "Fraction", "PQIndex", "Target"]
+
+
+@dataclass(frozen=True)
+class Competition:
+    """Weights that compete with each other, as an amount sees them.
+
+    Args:
+        weights: those that are left, flat, shape (d,).
+        total: how many there were in the dense network.
+        level: number of the level that begins with this cut, 1 for the first.
+        damage: what cutting so many of them would do to the network, a function the caller hands in (for instance
+            the change of the flow), or None.
+    """
+
+    weights: Tensor
+    total: int
+    level: int = 1
+    damage: Callable[[int], float] | None = None
+
+
+class Amount(Protocol):
+    """Says how many weights to cut."""
+
+    def __call__(self, competition: Competition) -> int:
+        """Return a count between 0 and the number that are left."""
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """A fraction of the weights that are left, rounded to the nearest count.
+
+    Args:
+        fraction: in [0, 1]; the lottery-ticket papers use 0.2.
+
+    Raises:
+        InputError: the fraction is out of range.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Competition, Fraction
+        >>> Fraction(0.2)(Competition(torch.ones(10), total=100))
+        2
+
+    Source: Frankle & Carbin 2019.
+    """
+
+    fraction: float
+
+    def __post_init__(self) -> None:
+        if not _in(self.fraction, 0.0, 1.0):
+            raise InputError(
+                f"Fraction({self.fraction!r}): the fraction to prune must be in [0, 1] (0.2 cuts a fifth of what is left)"
+            )
+
+    def __call__(self, competition: Competition) -> int:
+        """Return round(fraction · d)."""
+        return round(self.fraction * _left(competition))
+
+    def __str__(self) -> str:
+        return f"{self.fraction:g}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The same fraction at every level, such that the last reaches a sparsity: density_k = (1 − sparsity)^(k / levels).
+
+    Args:
+        sparsity: to be reached, in [0, 1).
+        levels: in how many levels, at least 1; later levels cut nothing more.
+
+    Raises:
+        InputError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Competition, Target
+        >>> Target(0.99, levels=2)(Competition(torch.ones(1000), total=1000, level=1))
+        900
+    """
+
+    sparsity: float
+    levels: int
+
+    def __post_init__(self) -> None:
+        if not _in(self.sparsity, 0.0, 1.0) or self.sparsity == 1.0:
+            raise InputError(
+                f"Target(sparsity={self.sparsity!r}): the sparsity to reach must be in [0, 1) (0.9 keeps a tenth)"
+            )
+        if not isinstance(self.levels, int) or isinstance(self.levels, bool) or self.levels < 1:
+            raise InputError(
+                f"Target(levels={self.levels!r}): the number of levels must be a whole number of at least 1"
+            )
+
+    def __call__(self, competition: Competition) -> int:
+        """Return what lies between what is left and what the level should leave."""
+        density = (1.0 - self.sparsity) ** (min(competition.level, self.levels) / self.levels)
+        return max(_left(competition) - round(density * competition.total), 0)
+
+    def __str__(self) -> str:
+        return f"to {self.sparsity:g} in {self.levels}"
+
+
+@dataclass(frozen=True)
+class PQIndex:
+    """As many as the weights' own sparsity says, by the PQ index: the amount of SAP and of InCoP.
+
+    I = 1 − d^(1/q − 1/p) ‖w‖_p / ‖w‖_q over the d weights that are left;
+    m = ⌈d (1+η)^(−q/(q−p)) (1 − I)^(pq/(q−p))⌉ should stay; the fraction min(γ (1 − m/d), β) goes.
+
+    Args:
+        p: order of the first norm, 0 < p < q.
+        q: order of the second; published pairs are (1, 2) and (0.5, 1).
+        eta: η ≥ 0, how much more than the bound is cut.
+        gamma: γ > 0, scales the fraction.
+        beta: β in (0, 1], the most that goes at one level.
+
+    Raises:
+        InputError: an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Competition, PQIndex
+        >>> PQIndex(p=1, q=2)(Competition(torch.tensor([1.0, 0.01, 0.01, 0.01]), total=4))
+        2
+
+    Source: Diao et al., arXiv 2302.05601, the PQ index and algorithm 1 (SAP).
+    """
+
+    p: float = 1.0
+    q: float = 2.0
+    eta: float = 0.0
+    gamma: float = 1.0
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        given = f"PQIndex(p={self.p!r}, q={self.q!r}, eta={self.eta!r}, gamma={self.gamma!r}, beta={self.beta!r})"
+        numbers = all(_in(v, -math.inf, math.inf) for v in (self.p, self.q, self.eta, self.gamma, self.beta))
+        if not numbers or not 0 < self.p < self.q:
+            raise InputError(f"{given}: it needs 0 < p < q; published pairs are p=1, q=2 and p=0.5, q=1")
+        if self.eta < 0 or self.gamma <= 0 or not 0 < self.beta <= 1:
+            raise InputError(f"{given}: it needs eta ≥ 0, gamma > 0 and beta in (0, 1]")
+
+    def index(self, weights: Tensor) -> float:
+        """Return the PQ index I of the weights, in [0, 1): 0 when all are of one size, near 1 when few carry everything."""
+        d = int(weights.numel())
+        size = weights.detach().double().abs()
+        largest = size.max() if d else torch.zeros(())
+        if d == 0 or largest == 0:
+            return 0.0
+        size = size / largest  # the index does not depend on scale; this keeps powers from over- and underflowing
+        norm_p, norm_q = (float(size.pow(order).sum()) ** (1 / order) for order in (self.p, self.q))
+        return 1.0 - float(d ** (1 / self.q - 1 / self.p)) * norm_p / norm_q
+
+    def __call__(self, competition: Competition) -> int:
+        """Return ⌊d · min(γ (1 − m/d), β)⌋."""
+        d = _left(competition)
+        if d == 0:
+            return 0
+        density = max(1.0 - self.index(competition.weights), 0.0)
+        gap = self.q - self.p
+        bound = d * float((1 + self.eta) ** (-self.q / gap)) * float(density ** (self.p * self.q / gap))
+        keep = min(math.ceil(bound - 1e-9 * d), d)  # 1e-9: a bound of exactly d must not round up past it
+        return math.floor(d * min(self.gamma * (1 - keep / d), self.beta) + 1e-9)
+
+    def __str__(self) -> str:
+        rest = (
+            ""
+            if (self.eta, self.gamma, self.beta) == (0.0, 1.0, 0.9)
+            else f",{self.eta:g},{self.gamma:g},{self.beta:g}"
+        )
+        return f"pq:{self.p:g},{self.q:g}{rest}"
+
+
+def _left(competition: Competition) -> int:
+    return int(competition.weights.numel())
+
+
+def _in(value: float, low: float, high: float) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    )

@@ -1,0 +1,120 @@
+"""Scores: which weights matter. The lowest go first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from incop import batches as batches_room
+from incop import observing
+from incop.batches import output_tensor, unpack
+from incop.errors import InputError
+
+__all__ = ["GradientTimesWeight", "Magnitude", "Random", "Score"]
+
+
+class Score(Protocol):
+    """Gives every weight a number; weights with the lowest are cut first."""
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one score a weight, by parameter name, each of its weight's shape."""
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """The size of a weight, |w|.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Magnitude
+        >>> Magnitude()(torch.nn.Identity(), {"w": torch.tensor([-2.0, 1.0])})
+        {'w': tensor([2., 1.])}
+
+    Source: Han et al. 2015; Frankle & Carbin 2019.
+    """
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return |w|."""
+        return {name: w.detach().abs() for name, w in weights.items()}
+
+    def __str__(self) -> str:
+        return "magnitude"
+
+
+@dataclass(frozen=True)
+class Random:
+    """A number drawn for every weight from a seed, the same at every call: a control without any choice.
+
+    Args:
+        seed: of the draw.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Random
+        >>> w = {"w": torch.zeros(3)}
+        >>> bool(torch.equal(Random(1)(None, w)["w"], Random(1)(None, w)["w"]))
+        True
+    """
+
+    seed: int = 0
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return uniform numbers in [0, 1)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+
+    def __str__(self) -> str:
+        return "random"
+
+
+@dataclass(frozen=True)
+class GradientTimesWeight:
+    """The change of the loss if a weight were cut, to first order: |w · ∂L/∂w|, L the mean loss over batches.
+
+    Args:
+        loss: `loss(output, target)`, the mean over the batch.
+        batches: data of the training split; see `incop.batches.unpack` for the forms.
+
+    Raises:
+        InputError: a batch has no target.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import GradientTimesWeight
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> score = GradientTimesWeight(torch.nn.MSELoss(), [(torch.ones(1, 1), torch.zeros(1, 1))])
+        >>> w = net.weight.detach()
+        >>> bool(torch.allclose(score(net, {"weight": w})["weight"], 2 * w**2))
+        True
+
+    Source: Molchanov et al. 2017; Lee et al. 2019 (SNIP).
+    """
+
+    loss: Callable[[Any, Any], Tensor]
+    batches: Any
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return |w · ∂L/∂w|; the model is left as it was found."""
+        leaves = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+        sums = {name: torch.zeros_like(w) for name, w in leaves.items()}
+        samples = 0
+        with observing.undisturbed(model), torch.enable_grad():
+            for batch in batches_room.reusable(self.batches, what="the data of the score"):
+                part = batches_room.placed(unpack(batch), device=observing.device_of(model))
+                if part.target is None:
+                    raise InputError("gradient × weight needs targets: give (inputs, target) batches")
+                output = observing.full_precision(model, part, leaves)
+                value = self.loss(output_tensor(output, where=type(model).__name__), part.target)
+                found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+                for total, gradient in zip(sums.values(), found, strict=True):
+                    if gradient is not None:
+                        total.add_(gradient, alpha=part.samples)
+                samples += part.samples
+        return {name: (leaves[name].detach() * sums[name] / max(samples, 1)).abs() for name in leaves}
+
+    def __str__(self) -> str:
+        return "gradient × weight"

@@ -1,0 +1,166 @@
+"""Selection: who competes with whom, and which go when so many must: exact counts, ties by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from incop.errors import InputError, TrainingError, unknown
+
+__all__ = ["Global", "Layerwise", "NofM", "Selection", "lowest"]
+
+
+class Selection(Protocol):
+    """Splits the weights into groups that compete among themselves."""
+
+    def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
+        """Return groups of parameter names, each with the share of the amount it gives up."""
+
+
+def lowest(scores: Tensor, count: int) -> Tensor:
+    """Say which are the `count` lowest scores; among equals the first positions go. Shapes (d,) → bool (d,).
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning.selection import lowest
+        >>> lowest(torch.tensor([2.0, 1.0, 1.0, 1.0]), 2)
+        tensor([False,  True,  True, False])
+    """
+    d = scores.numel()
+    if count <= 0 or count >= d:
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    threshold = scores.kthvalue(count).values
+    chosen = scores < threshold
+    ties = (scores == threshold).nonzero().squeeze(1)
+    chosen[ties[: count - int(chosen.sum())]] = True
+    return chosen
+
+
+@dataclass(frozen=True)
+class Global:
+    """All weights of the network compete with each other.
+
+    Example:
+        >>> from incop.pruning import Global
+        >>> Global().groups(["a.weight", "b.weight"])
+        [(['a.weight', 'b.weight'], 1.0)]
+    """
+
+    def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
+        """Return one group."""
+        return [(names, 1.0)]
+
+    def __str__(self) -> str:
+        return "global"
+
+
+@dataclass(frozen=True)
+class Layerwise:
+    """Every layer's weights compete among themselves, so that each layer gives up the amount.
+
+    Args:
+        rates: what share of the amount a layer gives up, by parameter or layer name, at least 0; others give up all of it (1).
+        output: the share of the last layer; the lottery-ticket paper prunes it at half the rate (0.5).
+
+    Raises:
+        InputError: a rate is negative, or names no layer of the network.
+
+    Example:
+        >>> from incop.pruning import Layerwise
+        >>> Layerwise(output=0.5).groups(["a.weight", "b.weight"])
+        [(['a.weight'], 1.0), (['b.weight'], 0.5)]
+
+    Source: Frankle & Carbin 2019, section 2 and appendix ("the output layer at half the rate").
+    """
+
+    rates: Mapping[str, float] = field(default_factory=dict)
+    output: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, rate in {**self.rates, "output": self.output}.items():
+            if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
+                raise InputError(f"Layerwise: the rate of {name!r} is {rate!r}; it must be a number of at least 0")
+
+    def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
+        """Return one group a layer."""
+        rates = dict.fromkeys(names, 1.0)
+        rates[names[-1]] = self.output
+        for given, rate in self.rates.items():
+            name = given if given in rates else f"{given}.weight"
+            if name not in rates:
+                raise unknown("layer with a rate", given, names)
+            rates[name] = rate
+        return [([name], rate) for name, rate in rates.items()]
+
+    def __str__(self) -> str:
+        return "layer" if self.output == 1.0 else f"layer:{self.output:g}"
+
+
+@dataclass(frozen=True)
+class NofM:
+    """Of every M weights in a row along a layer's inputs, N stay: the pattern sparse tensor cores want (2 of 4).
+
+    The pattern fixes the count, so the amount has no say. A row's tail of fewer than M weights stays whole, and so does a
+    group that has no more than N left.
+
+    Args:
+        n: how many stay, at least 1.
+        m: out of how many, more than n.
+
+    Raises:
+        InputError: not 1 ≤ n < m.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import NofM
+        >>> NofM(2, 4).cut(torch.tensor([[4.0, 3.0, 2.0, 1.0, 9.0]]), torch.ones(1, 5, dtype=torch.bool))
+        tensor([[ True,  True, False, False,  True]])
+
+    Source: Mishra et al. 2021, "Accelerating sparse deep neural networks", section 3.
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n < self.m):
+            raise InputError(f"NofM({self.n!r}, {self.m!r}): n of m weights stay, with 1 ≤ n < m, such as 2 of 4")
+
+    def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
+        """Return one group a layer."""
+        return [([name], 1.0) for name in names]
+
+    def cut(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Return the mask of one layer after the cut, of the same shape; rows are dimension 0."""
+        rows = scores.reshape(scores.shape[0], -1)
+        left = mask.reshape(rows.shape)
+        whole = rows.shape[1] // self.m * self.m
+        s_RGM = rows[:, :whole].reshape(rows.shape[0], -1, self.m).double()
+        k_RGM = left[:, :whole].reshape(s_RGM.shape)
+        s_RGM = s_RGM.masked_fill(~k_RGM, -torch.inf)
+        order = s_RGM.flip(-1).argsort(dim=-1, descending=True, stable=True)[..., : self.n]  # equals: the last stay
+        stay_RGM = torch.zeros_like(k_RGM).scatter_(-1, self.m - 1 - order, True) & k_RGM
+        new = left.clone()
+        new[:, :whole] = stay_RGM.reshape(rows.shape[0], whole)
+        return new.reshape(mask.shape)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
+
+
+def checked(scores: Mapping[str, Tensor]) -> None:
+    """Refuse scores that are not numbers.
+
+    Raises:
+        TrainingError: a score is NaN.
+    """
+    for name, score in scores.items():
+        if bool(score.isnan().any()):
+            raise TrainingError(
+                f"weights of {name!r} have no score (NaN), so none can be chosen: the training diverged; "
+                "lower the learning rate"
+            )

@@ -1,0 +1,146 @@
+"""Remember a model's weights and buffers, put them back, and prove that they are back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from incop.errors import InputError, TrainingError
+from incop.masks import Masks
+from incop.records import Interval
+
+__all__ = ["RewindPoint", "Snapshot"]
+
+Kind = Literal["init", "early", "dense", "rate", "none"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies of all parameters and buffers of a model, by name; training cannot reach them.
+
+    Args:
+        tensors: by name, as in `named_parameters()` and `named_buffers()`, non-persistent buffers included.
+        epoch: how many epochs of level 0 they had been trained.
+
+    Example:
+        >>> import torch
+        >>> from incop.snapshots import Snapshot
+        >>> net = torch.nn.Linear(2, 2)
+        >>> before = Snapshot.of(net)
+        >>> _ = net.weight.data.mul_(2)
+        >>> before.rewind(net)
+    """
+
+    tensors: Mapping[str, Tensor]
+    epoch: float = 0.0
+
+    @classmethod
+    def of(cls, model: nn.Module, *, epoch: float = 0.0) -> Snapshot:
+        """Copy everything the model holds."""
+        return cls({name: tensor.detach().clone() for name, tensor in _tensors(model).items()}, epoch)
+
+    @torch.no_grad()
+    def rewind(self, model: nn.Module, masks: Masks | None = None) -> None:
+        """Put every parameter and buffer back in place, zero what the masks prune, and prove it.
+
+        Raises:
+            InputError: the snapshot is of another model.
+            TrainingError: a tensor does not come back bit for bit.
+        """
+        tensors = _tensors(model)
+        if list(tensors) != list(self.tensors):
+            strange = sorted(set(tensors) ^ set(self.tensors)) or list(tensors)
+            raise InputError(f"the rewind point belongs to another model: they differ at {strange[0]!r}")
+        for name, tensor in tensors.items():
+            if tensor.shape != self.tensors[name].shape:
+                tensor.resize_(self.tensors[name].shape)
+            tensor.copy_(self.tensors[name])
+        if masks is not None:
+            masks.apply(model)
+        self.prove(model, masks)
+
+    @torch.no_grad()
+    def prove(self, model: nn.Module, masks: Masks | None = None) -> None:
+        """Compare every tensor of the model with the snapshot, bit for bit; pruned weights with +0.0.
+
+        Raises:
+            TrainingError: one differs; the sentence names it.
+        """
+        for name, tensor in _tensors(model).items():
+            wanted = self.tensors[name].to(tensor.device)
+            if masks is not None and name in masks:
+                wanted = wanted.masked_fill(~masks[name].to(tensor.device), 0.0)
+            if (
+                tensor.dtype != wanted.dtype
+                or tensor.shape != wanted.shape
+                or not torch.equal(_bits(tensor), _bits(wanted))
+            ):
+                raise TrainingError(
+                    f"rewinding {name!r} did not bring back its bits: something else writes to it "
+                    "(a shared tensor, another thread, or a hook of the model)"
+                )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+@dataclass(frozen=True)
+class RewindPoint:
+    """What a level's weights and learning-rate schedule start from.
+
+    Args:
+        kind: "init": the weights before any training; "early": those after a stretch of level 0, with the schedule from
+            there on; "dense": those of the end of level 0; "rate": the weights stay and only the schedule starts
+            again; "none": the weights stay and the schedule stays at its end.
+        after: how far into level 0 the point lies, for "early".
+
+    Source: init — Frankle & Carbin 2019; early — Frankle et al. 2020 ("rewinding"); rate — Renda et al. 2020
+    ("learning-rate rewinding"); none — fine-tuning (Han et al. 2015).
+    """
+
+    kind: Kind
+    after: Interval | None = None
+
+    @classmethod
+    def parse(cls, text: str | RewindPoint) -> RewindPoint:
+        """Read "init", "early:2", "early:0.5", "early:500steps", "dense", "rate" or "none".
+
+        Raises:
+            InputError: it is none of these.
+
+        Example:
+            >>> from incop.snapshots import RewindPoint
+            >>> str(RewindPoint.parse("early:500steps"))
+            'early:500steps'
+        """
+        if isinstance(text, RewindPoint):
+            return text
+        if text in ("init", "dense", "rate", "none"):
+            return cls(text)  # type: ignore[arg-type]
+        kind, _, after = str(text).partition(":")
+        try:
+            if kind == "early":
+                return cls("early", Interval.parse(after))
+        except InputError:
+            pass
+        raise InputError(
+            f"unknown rewind point {text!r}: use init, early:N (N > 0 epochs of level 0, or early:Nsteps), dense, rate or none"
+        )
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        return f"early:{self.after}" if self.kind == "early" else self.kind
+
+    @property
+    def restores(self) -> bool:
+        """Whether weights are put back at all."""
+        return self.kind in ("init", "early", "dense")

@@ -1,0 +1,222 @@
+"""The built-in trainer: plain PyTorch on tensors in memory, readable at one sitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from incop import observing
+from incop.batches import output_tensor
+from incop.errors import InputError, TrainingError, unknown
+from incop.flow.gradient import mean_loss
+from incop.masks import Masks, hold
+from incop.watch import Watch
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "Trainer"]
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("constant", "cosine", "step")
+FLOOR = 0.01  # where the cosine schedule ends, as a share of the rate: "rewind none" goes on at the end, which must not be 0
+
+
+@dataclass
+class Trainer:
+    """Train a classifier on tensors in memory, one level at a time.
+
+    Args:
+        train: inputs (N, …) and labels (N,) of the training split.
+        validation: the same of the validation split; accuracy is measured on it.
+        epochs: the dense network's budget, and every level's at most; > 0.
+        batch_size: samples a step, at least 1.
+        optimizer: "sgd" (Nesterov-free momentum), "adam" or "adamw"; made afresh for every level.
+        lr: learning rate at the schedule's start, > 0.
+        momentum: of SGD, in [0, 1).
+        weight_decay: at least 0.
+        schedule: "constant", "cosine" (to a hundredth of the rate) or "step" (a tenth after half, a hundredth after three
+            quarters of the epochs).
+        clip: largest norm of a step's gradient, or None.
+        loss: `loss(output, target)`, the mean over the batch.
+        prepare: turns a batch of inputs into what the model takes, such as uint8 pixels into normalised floats.
+        augment: changes a batch of training inputs before `prepare`, given a random generator.
+        seed: of the order of samples, of augmentation and of dropout; each level draws its own.
+
+    Raises:
+        InputError: an argument is out of range, or the splits do not fit together.
+
+    Example:
+        >>> import torch
+        >>> import incop
+        >>> x, y = torch.randn(60, 4), torch.randint(3, (60,))
+        >>> trainer = incop.Trainer((x, y), (x, y), epochs=1, batch_size=20)
+        >>> 0 <= trainer.evaluate(torch.nn.Linear(4, 3)) <= 1
+        True
+    """
+
+    train: tuple[Tensor, Tensor]
+    validation: tuple[Tensor, Tensor]
+    epochs: float = 20.0
+    batch_size: int = 60
+    optimizer: str = "adam"
+    lr: float = 1.2e-3
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    clip: float | None = None
+    loss: Callable[[Any, Tensor], Tensor] = functional.cross_entropy
+    prepare: Callable[[Tensor], Tensor] | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        limits: list[tuple[str, Any, float, float]] = [
+            ("epochs", self.epochs, 1e-6, math.inf),
+            ("batch_size", self.batch_size, 1, math.inf),
+            ("lr", self.lr, 1e-12, math.inf),
+            ("momentum", self.momentum, 0.0, 1.0 - 1e-12),
+            ("weight_decay", self.weight_decay, 0.0, math.inf),
+            ("clip", self.clip if self.clip is not None else 1.0, 1e-12, math.inf),
+        ]
+        for name, value, least, most in limits:
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not least <= value <= most
+                or value == math.inf
+            ):
+                raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
+        for name, (inputs, labels) in {"train": self.train, "validation": self.validation}.items():
+            if len(inputs) != len(labels) or len(inputs) == 0:
+                raise InputError(
+                    f"the {name} split has {len(inputs)} inputs and {len(labels)} labels: it needs as many, and some"
+                )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch; the last batch may be smaller."""
+        return math.ceil(len(self.train[0]) / self.batch_size)
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate at an epoch of the schedule; past its end, the rate at its end."""
+        at = min(epoch / self.epochs, 1.0)
+        if self.schedule == "cosine":
+            return self.lr * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * at)) / 2)
+        if self.schedule == "step":
+            return self.lr * (1.0 if at < 0.5 else 0.1 if at < 0.75 else 0.01)
+        return self.lr
+
+    def fit(self, model: nn.Module, masks: Masks, watch: Watch) -> None:
+        """Train one level until the watch says stop or the budget is used up.
+
+        Raises:
+            TrainingError: the loss is not finite; the sentence says at which step.
+        """
+        begin = watch.schedule_from
+        budget = self.epochs if math.isinf(begin) else max(self.epochs - begin, 0.0)
+        total = max(round(budget * self.steps_per_epoch), 1)
+        optimizer = self._optimizer(model)
+        devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
+        was = model.training
+        try:
+            with torch.random.fork_rng(devices=devices), hold(masks, model, optimizer):
+                seed = self.seed * 1_000_003 + watch.level
+                torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
+                self._steps(model, optimizer, watch, self._order(torch.Generator().manual_seed(seed)), total)
+        finally:
+            model.train(was)
+
+    def _steps(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        watch: Watch,
+        batches: Iterator[tuple[Tensor, Tensor]],
+        total: int,
+    ) -> None:
+        if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
+            return
+        per_epoch = self.steps_per_epoch
+        offset = watch.schedule_from
+        model.train()
+        losses: list[Tensor] = []
+        for step in range(1, total + 1):
+            inputs, labels = next(batches)
+            rate = self.rate(offset + (step - 1) / per_epoch)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            losses.append(self._step(model, optimizer, inputs, labels, step, watch))
+            watch.stepped(len(labels), epoch=step / per_epoch)
+            if watch.due() or step == total:
+                loss = float(torch.stack(losses).mean())
+                losses = []
+                if watch.look(accuracy=self._validated(model, watch), loss=loss).stop:
+                    return
+
+    def _step(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: Tensor,
+        labels: Tensor,
+        step: int,
+        watch: Watch,
+    ) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        loss = mean_loss(self.loss, output_tensor(model(inputs), where=type(model).__name__), labels)
+        value = loss.detach()
+        if not math.isfinite(float(value)):
+            raise TrainingError(
+                f"the loss is {float(value)} at step {step} of level {watch.level} (epoch {step / self.steps_per_epoch:.2f}, "
+                f"learning rate {optimizer.param_groups[0]['lr']:g}): training diverged; lower the learning rate, or check "
+                "the data for extreme values"
+            )
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+        optimizer.step()
+        return value
+
+    def _order(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs, labels = self.train
+        while True:
+            order = torch.randperm(len(labels), generator=generator).to(labels.device)
+            for index in order.split(self.batch_size):
+                batch = inputs[index]
+                if self.augment is not None:
+                    batch = self.augment(batch, generator)
+                yield (self.prepare(batch) if self.prepare is not None else batch), labels[index]
+
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(trained, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
+        return kind(trained, self.lr, weight_decay=self.weight_decay)
+
+    def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
+        def validated() -> float:
+            watch.probed(len(self.validation[0]))
+            return self.evaluate(model)
+
+        return validated
+
+    def evaluate(self, model: nn.Module, split: tuple[Tensor, Tensor] | None = None) -> float:
+        """Return the accuracy on the validation split, or on another, in [0, 1]. The model is left as it was."""
+        inputs, labels = split if split is not None else self.validation
+        right = 0
+        with observing.undisturbed(model), torch.no_grad():
+            for part, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
+                output = output_tensor(
+                    model(self.prepare(part) if self.prepare is not None else part), where="the model"
+                )
+                right += int((output.argmax(-1) == wanted).sum())
+        return right / len(labels)

@@ -1,0 +1,269 @@
+"""Watch: measure, note, ask the rule. It fits any training loop and keeps the ledger of what a level costs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from incop.batches import reusable
+from incop.errors import InputError
+from incop.flow import Meter, measure
+from incop.masks import Masks
+from incop.records import Check, Flow, History, Interval, Spent, Verdict
+from incop.stopping import Rule
+
+__all__ = ["Watch"]
+
+NO_RULE = "no rule watches this level"
+OLDER_MASKS = 10  # as many earlier masks as any rule may ask for
+
+
+class Watch:
+    """Look at a network while it trains, and say when its flow is consistent with the dense network's.
+
+    Call `look()` wherever the rule is to be asked, usually after an epoch; stop when its verdict says so.
+    The time between looks counts as training, the time inside a look as probing.
+
+    Args:
+        model: the network in training; a look leaves it as it was.
+        probe: batches of the training split for the meter, re-readable.
+        meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`; without one no flow is measured.
+        rule: when to stop; without one the verdict is never to stop.
+        reference: the dense network's flow, from the same meter and probe.
+        reference_accuracy: the dense network's validation accuracy in [0, 1], for `AccuracyRestored`.
+        masks: the weights that are left, for meters of weights.
+        next_masks: gives the masks that would be cut now, for `MaskSettled`.
+        level: number of the level, for the records.
+        every: how often a trainer that asks `due()` should look: epochs (1, 0.1) or steps ("50steps").
+        before: whether `due()` asks for a look before any training.
+        schedule_from: at which epoch of its schedule the trainer is to begin; infinity: to stay at its end.
+        on_check: called with every check as it is made.
+        on_step: called with (epoch, step) at every reported step and look.
+
+    Raises:
+        InputError: the rule needs something that is not given, or an argument cannot be used.
+
+    Example:
+        >>> import torch
+        >>> import incop
+        >>> from incop import flow, stopping
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+        >>> probe, meter = torch.randn(64, 4), flow.InformationFlow()
+        >>> dense_flow = incop.measure(net, probe, meter)
+        >>> watch = incop.Watch(net, probe, meter=meter, rule=stopping.FlowRestored(within=0.05), reference=dense_flow)
+        >>> watch.look().reason
+        'flow within 0.05 of dense (0)'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe: Any = None,
+        *,
+        meter: Meter | None = None,
+        rule: Rule | None = None,
+        reference: Flow | None = None,
+        reference_accuracy: float | None = None,
+        masks: Masks | None = None,
+        next_masks: Callable[[], Masks] | None = None,
+        level: int = 0,
+        every: float | str | Interval = 1.0,
+        before: bool = False,
+        schedule_from: float = 0.0,
+        on_check: Callable[[Check], None] | None = None,
+        on_step: Callable[[float, int], None] | None = None,
+    ) -> None:
+        if meter is not None and probe is None:
+            raise InputError("a meter needs a probe: pass batches of the training split")
+        self._probe = None if probe is None else reusable(probe)
+        _check_needs(rule, meter, reference, reference_accuracy, next_masks)
+        self.model = model
+        self.meter = meter
+        self.rule = rule
+        self.reference = reference
+        self.reference_accuracy = reference_accuracy
+        self.masks = masks
+        self.level = level
+        self.every = Interval.parse(every)
+        self.before = before
+        self.schedule_from = schedule_from
+        self.epoch = 0.0
+        self.step = 0
+        self._next_masks = next_masks
+        self._older: list[Masks] = []
+        self._on_check = on_check
+        self._on_step = on_step
+        self._checks: list[Check] = []
+        self._samples = 0
+        self._probe_samples = 0
+        self._seconds = 0.0
+        self._probe_seconds = 0.0
+        self._mark = time.perf_counter()
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """All checks of this level, oldest first."""
+        return tuple(self._checks)
+
+    @property
+    def spent(self) -> Spent:
+        """The ledger up to the last look."""
+        epoch = self._checks[-1].epoch if self._checks else 0.0
+        return self._ledger(epoch)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The last verdict, None before the first look."""
+        return self._checks[-1].verdict if self._checks else None
+
+    def _ledger(self, epoch: float) -> Spent:
+        return Spent(epoch, self.step, self._samples, self._seconds, self._probe_seconds, self._probe_samples)
+
+    def start(self) -> None:
+        """Start the clock now: what has passed since the watch was made is not training."""
+        self._mark = time.perf_counter()
+
+    def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
+        """Count one optimizer step.
+
+        Args:
+            samples: training samples in it.
+            epoch: epochs trained in this level so far, where the loop knows them.
+        """
+        self.step += 1
+        self._samples += samples
+        if epoch is not None:
+            self.epoch = epoch
+        if self._on_step is not None:
+            self._on_step(self.epoch, self.step)
+
+    def due(self) -> bool:
+        """Say whether a look is due where the loop stands, by `every` and `before`."""
+        trained = self.step > 0 or self.epoch > 0
+        if not trained:
+            return self.before and not self._checks
+        last = self._checks[-1] if self._checks else None
+        at = 0.0 if last is None else last.epoch if self.every.unit == "epochs" else last.step
+        return self.every.passed(epoch=self.epoch, step=self.step, times=int(at / self.every.amount + 1e-9) + 1)
+
+    def probed(self, samples: int, seconds: float = 0.0) -> None:
+        """Add samples (and seconds) to what probing cost: a validation pass made for a look, for instance."""
+        self._probe_samples += samples
+        self._probe_seconds += seconds
+
+    def look(
+        self,
+        *,
+        accuracy: float | Callable[[], float] | None = None,
+        loss: float | None = None,
+        epoch: float | None = None,
+    ) -> Verdict:
+        """Measure the flow, note it, and ask the rule.
+
+        Args:
+            accuracy: validation accuracy in [0, 1], or a function that measures it: its time then counts as probing.
+            loss: mean training loss since the last look.
+            epoch: epochs trained in this level so far, a fraction within one; by default one more than at the
+                last look, or what `stepped` was told. 0 is a look before any training.
+
+        Returns:
+            The verdict: `.stop` and `.reason`.
+
+        Raises:
+            InputError: a value is out of range, or the rule needs one that was not given.
+            TrainingError: the flow is not finite.
+        """
+        started = time.perf_counter()
+        training = started - self._mark
+        last = self._checks[-1].epoch if self._checks else 0.0
+        now = epoch if epoch is not None else (self.epoch if self.epoch > last else last + 1.0)
+        if not math.isfinite(now) or now < last:
+            raise InputError(f"look(epoch={epoch!r}): epochs trained in this level must not fall below {last:g}")
+        self.epoch = now
+        if self._on_step is not None:
+            self._on_step(self.epoch, self.step)
+        flow = measure(self.model, self._probe, self.meter, masks=self.masks) if self.meter is not None else None
+        number = accuracy() if callable(accuracy) else accuracy
+        if number is not None and not 0.0 <= number <= 1.0:
+            raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
+        changes = self._mask_changes()
+        self._seconds += training
+        self._probe_samples += flow.samples if flow is not None else 0
+        self._probe_seconds += time.perf_counter() - started
+        verdict = self._note(flow, None if number is None else float(number), loss, changes)
+        self._mark = time.perf_counter()
+        return verdict
+
+    def _note(
+        self, flow: Flow | None, accuracy: float | None, loss: float | None, changes: tuple[float, ...]
+    ) -> Verdict:
+        distance = flow.distance(self.reference) if flow is not None and self.reference is not None else None
+        trained = self.epoch > 0 or self.step > 0
+        number = sum(check.number > 0 for check in self._checks) + 1 if trained else 0
+        check = Check(
+            level=self.level,
+            number=number,
+            epoch=self.epoch,
+            step=self.step,
+            flow=flow,
+            distance=distance,
+            accuracy=accuracy,
+            loss=loss,
+            mask_changes=changes,
+            spent=self._ledger(self.epoch),
+        )
+        verdict = Verdict(False, NO_RULE)
+        if self.rule is not None:
+            verdict = self.rule(History((*self._checks, check), self.reference, self.reference_accuracy))
+        self._checks.append(dataclasses.replace(check, verdict=verdict))
+        if self._on_check is not None:
+            self._on_check(self._checks[-1])
+        return verdict
+
+    def _mask_changes(self) -> tuple[float, ...]:
+        if self.rule is None or "mask" not in self.rule.wants or self._next_masks is None:
+            return ()
+        masks = self._next_masks()
+        changes = tuple(masks.change(older) for older in self._older)
+        self._older = [masks, *self._older][:OLDER_MASKS]
+        return changes
+
+
+def _check_needs(
+    rule: Rule | None,
+    meter: Meter | None,
+    reference: Flow | None,
+    reference_accuracy: float | None,
+    next_masks: Callable[[], Masks] | None,
+) -> None:
+    if rule is None:
+        return
+    if not isinstance(rule, Rule):
+        raise InputError(
+            f"the rule is a {type(rule).__name__}: pass one of incop.stopping, or a subclass of stopping.Rule"
+        )
+    has = {
+        "flow": (meter is not None, "a meter and a probe"),
+        "reference": (
+            reference is not None,
+            "reference=, the dense network's flow (incop.measure at the end of its training)",
+        ),
+        "accuracy": (
+            reference_accuracy is not None,
+            "reference_accuracy=, the dense network's validation accuracy",
+        ),
+        "mask": (
+            next_masks is not None,
+            "next_masks=, a function that returns the masks that would be cut now",
+        ),
+    }
+    for need in sorted(rule.wants):
+        there, what = has.get(need, (True, ""))
+        if not there:
+            raise InputError(f"the rule {str(rule)!r} needs {what}")
