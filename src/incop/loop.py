@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -198,8 +199,10 @@ def _validate(parts: _Search) -> None:
         raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
     if parts.sparsity is not None and not 0 < parts.sparsity < 1:
         raise InputError(f"sparsity={parts.sparsity!r}: the sparsity to reach is a fraction in (0, 1)")
-    if parts.rule is not None and "flow" in parts.rule.wants and parts.meter is None:
-        raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+    if parts.rule is not None and not isinstance(parts.rule, Rule):
+        raise InputError(f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)")
+    if parts.selection is not None:
+        parts.selection.groups(list(parts.masks))
     budget = budget_of(parts.trainer)
     after = parts.rewind.after
     if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
@@ -208,14 +211,19 @@ def _validate(parts: _Search) -> None:
             "choose an earlier point, or rewind='dense'"
         )
     if parts.meter is not None:
-        if parts.probe is None:
-            raise InputError("a meter needs a probe: pass probe=batches of the training split")
-        first = next(iter(parts.probe), None)
-        if first is None:
-            raise InputError("the probe is empty: pass at least one batch")
-        measure(
-            parts.model, [first_samples(unpack(first), 2)], parts.meter
-        )  # two samples tell whether it can be measured
+        _try_meter(parts.model, parts.probe, parts.meter)
+    elif parts.rule is not None and "flow" in parts.rule.wants:
+        raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+
+
+def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
+    """Measure four samples at most: they tell whether model and probe can be measured at all."""
+    if probe is None:
+        raise InputError("a meter needs a probe: pass probe=batches of the training split")
+    few = [first_samples(unpack(batch), 2) for batch in islice(probe, 2)]
+    if not few:
+        raise InputError("the probe is empty: pass at least one batch")
+    measure(model, few, meter)
 
 
 def budget_of(trainer: Any) -> float | None:

@@ -29,21 +29,21 @@ DEFAULTS: Mapping[str, Any] = {
     "device": "auto",
 }
 
-# key → least, most, whether the limits themselves are allowed
-RANGES: Mapping[str, tuple[float, float, bool]] = {
+# key → least, most, whether the limits themselves are allowed; None: any finite number
+RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "seed": (0, 2**31 - 1, True),
-    "levels": (1, 1000, True),
+    "levels": (1, None, True),
     "sparsity": (0, 1, False),
-    "max_epochs": (0, 1e6, False),
+    "max_epochs": (0, None, False),
     "validation": (0, 1, False),
-    "limit": (10, 1e9, True),
-    "probe_size": (2, 1e9, True),
-    "lr": (0, 1e6, False),
+    "limit": (10, None, True),
+    "probe_size": (2, None, True),
+    "lr": (0, None, False),
     "momentum": (0, 0.9999, True),
-    "weight_decay": (0, 1e6, True),
-    "batch_size": (1, 1e9, True),
-    "clip": (0, 1e9, False),
-    "threads": (1, 1024, True),
+    "weight_decay": (0, None, True),
+    "batch_size": (1, None, True),
+    "clip": (0, None, False),
+    "threads": (1, None, True),
 }
 
 
@@ -188,20 +188,21 @@ class Plan:
         for key, value in self.told().items():
             if key not in RANGES:
                 continue
-            least, most, closed = RANGES[key]
-            inside = least <= value <= most if closed else least < value < most
-            if self.method == "dense" and key == "levels":
-                inside = value == 0 or inside
-            if not inside or not math.isfinite(value):
-                flag = f"--{key.replace('_', '-')}"
-                problems.append(f"{flag} {value} must be {_span(least, most, closed=closed)}")
+            if not (_inside(value, *RANGES[key]) or (key == "levels" and value == 0 and self.method == "dense")):
+                problems.append(f"--{key.replace('_', '-')} {value} must be {_span(*RANGES[key])}")
         if problems:
             raise InputError("; ".join(problems))
 
 
-def _span(least: float, most: float, *, closed: bool) -> str:
-    if most >= 1000:
-        return f"at least {least:g}" if closed else f"more than {least:g}"
+def _inside(value: float, least: float, most: float | None, closed: bool) -> bool:
+    if not math.isfinite(value) or (most is not None and (value > most if closed else value >= most)):
+        return False
+    return value >= least if closed else value > least
+
+
+def _span(least: float, most: float | None, closed: bool) -> str:
+    if most is None:
+        return f"a number of at least {least:g}" if closed else f"a number above {least:g}"
     return f"between {least:g} and {most:g}{'' if closed else ', both excluded'}"
 
 

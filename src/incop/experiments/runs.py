@@ -8,7 +8,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from incop.snapshots import RewindPoint
 from incop.stopping import Rule
 from incop.training import Trainer
 
-__all__ = ["Parts", "Progress", "default_out", "execute", "prepare", "rebuild", "resolve"]
+__all__ = ["Parts", "Progress", "default_out", "execute", "prepare", "put_weights", "rebuild", "resolve"]
 
 FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
 
@@ -339,8 +339,13 @@ def _environment(parts: Parts) -> dict[str, Any]:
     }
 
 
-def rebuild(run: RunDir, level: int) -> tuple[Parts, Masks]:
+def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, Masks]:
     """Make a run's plan real again and put the weights of one of its levels in place.
+
+    Args:
+        run: the run.
+        level: one of its finished levels.
+        said: keys that go before the run's own, such as where the data are now.
 
     Raises:
         InputError: the run has no such level, or its files are damaged or do not fit the plan.
@@ -350,13 +355,22 @@ def rebuild(run: RunDir, level: int) -> tuple[Parts, Masks]:
     if level not in levels:
         have = f"levels 0 to {max(levels)}" if levels else "no finished level"
         raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
-    parts = prepare(resolve(plan))
+    parts = prepare(resolve(said.over(plan) if said is not None else plan))
     weights = checkpoints.load_weights(run.level_dir(level))
     masks = checkpoints.load_masks(run.level_dir(level))
-    try:
-        parts.model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise InputError(f"the weights of level {level} do not fit the plan's model {plan.model}: {first}") from error
+    put_weights(parts.model, weights, source=str(run.level_dir(level)))
     masks.weights(parts.model)
     return parts, masks
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Put weights into a model by name.
+
+    Raises:
+        InputError: they belong to another model.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"the weights of {source!r} do not fit this network: {first}") from error

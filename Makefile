@@ -1,0 +1,51 @@
+# make        check everything: format, lint, types, rooms, tests
+# make test   the tests alone         make demo   search a sparse network on real data
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: check format lint types rooms test demo bench clean
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(MAKE) lint types test
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+rooms: .venv/.dev
+	$(BIN)/pytest tests/guards
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# One thread a worker: two workers with two threads each are slower on two cores than with one.
+test: .venv/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+demo: .venv/.base
+	$(BIN)/incop search --data digits --model lenet-300-100 --method incop-if --sparsity 0.95 --levels 8 \
+	  --progress $$(test -t 1 && echo auto || echo lines)
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/probe_cost.py
+	$(BIN)/python benchmarks/mask_cost.py
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "incop needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv .venv
+
+.venv/.base: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+.venv/.dev: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

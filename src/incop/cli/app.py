@@ -1,0 +1,72 @@
+"""The application: commands by name, and one sentence with the right exit status for whatever goes wrong."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+
+from cyclopts import App, CycloptsError
+
+import incop
+from incop.cli.list_ import list_
+from incop.cli.measure import measure
+from incop.cli.search import search
+from incop.cli.show import show
+from incop.errors import IncopError, InputError, MissingExtra
+
+__all__ = ["app", "run"]
+
+HELP = """Find sparse networks by iterative magnitude pruning, each level's retraining ended by the flow between its layers.
+
+Start with `incop search`: it needs no data and ends in seconds.
+"""
+
+app = App(name="incop", help=HELP, version=incop.__version__, help_format="plaintext")
+app.command(search, name="search")
+app.command(measure, name="measure")
+app.command(show, name="show")
+app.command(list_, name="list")
+
+
+def run(arguments: list[str]) -> int:
+    """Carry out one command; print a sentence instead of a traceback, unless --debug is among the words."""
+    debug = "--debug" in arguments
+    try:
+        command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _complain(str(error), 2)
+    try:
+        command(*bound.args, **bound.kwargs)
+    except BaseException as error:
+        if debug and not isinstance(error, SystemExit):
+            traceback.print_exc()
+        return _status(error)
+    return 0
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, KeyboardInterrupt):
+        return _complain("interrupted; what was finished is in the run folder", 130)
+    if isinstance(error, BrokenPipeError):  # the reader of our output went away, as in `incop show RUN | head -1`
+        sys.stderr.close()
+        return 1
+    if isinstance(error, InputError | MissingExtra):
+        return _complain(str(error), 2)
+    if isinstance(error, IncopError):
+        return _complain(str(error), 1)
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}", 1)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _complain("out of memory: lower --batch-size or --probe-size, or use a smaller network", 1)
+    if not isinstance(error, Exception):
+        raise error
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return _complain(f"unexpected {type(error).__name__}: {first} (run again with --debug to see where)", 1)
+
+
+def _complain(sentence: str, status: int) -> int:
+    print(f"incop: {' '.join(sentence.split())}", file=sys.stderr)
+    return status

@@ -1,0 +1,39 @@
+"""`incop list`: the names that search takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from incop.cli.tables import plain_console, table
+
+__all__ = ["list_"]
+
+
+def list_(what: Literal["all", "models", "data", "methods", "rules"] = "all", /, *, debug: bool = False) -> None:
+    """List networks, data sets, methods and rules by name.
+
+    Parameters
+    ----------
+    what
+        models, data, methods, rules, or all.
+    debug
+        Show where an error came from.
+    """
+    from incop.experiments import datasets, methods, models  # noqa: PLC0415  # imports torch
+    from incop.stopping import PHRASES  # noqa: PLC0415
+
+    console = plain_console()
+    if what in ("all", "models"):
+        entries = [models.entry(name) for name in models.names()]
+        rows = [[e.name, e.source, f"{e.parameters:,}"] for e in entries]
+        console.print(table("models", ("name", "source", "parameters"), rows, numbers=1))
+    if what in ("all", "data"):
+        data = [
+            [r.name, f"{r.train:,}", f"{r.test:,}", "×".join(map(str, r.shape)), str(r.classes), str(r.found)]
+            for r in datasets.describe()
+        ]
+        console.print(table("data", ("name", "train", "test", "shape", "classes", "found"), data))
+    if what in ("all", "methods"):
+        console.print(table("methods", ("name", "what it is"), list(methods.describe().items())))
+    if what in ("all", "rules"):
+        console.print(table("rules, joined by 'or' and 'and'", ("words",), [[form] for _, form, _ in PHRASES]))

@@ -1,0 +1,126 @@
+"""`incop measure`: the flow of a network on a probe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from incop.cli.tables import plain_console, table
+from incop.errors import InputError
+from incop.experiments.plan import Plan
+from incop.records import Flow
+from incop.rundir import RunDir
+
+__all__ = ["measure"]
+
+
+def measure(
+    run: Path | None = None,
+    /,
+    *,
+    level: int | None = None,
+    data: str | None = None,
+    model: str | None = None,
+    weights: Path | None = None,
+    meter: str | None = None,
+    alive_only: bool = False,
+    probe_size: int | None = None,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    json_: bool = False,
+    debug: bool = False,
+) -> None:
+    """Measure the flow of a run's ticket, or of a network by name.
+
+    Parameters
+    ----------
+    run
+        Folder of a run; its data, network and probe are used, and its dense network is the reference.
+    level
+        Level of the run. Default: the last.
+    data
+        Without a run: the data set, as in search. Default: digits.
+    model
+        Without a run: the network, as in search. Default: lenet-300-100.
+    weights
+        Without a run: a safetensors file of the network's weights. Default: freshly drawn ones.
+    meter
+        information[:mean|absolute|square] or gradient[:norm|mean_abs]. Default: the run's, or information:mean.
+    alive_only
+        Average the information flow over living units only.
+    probe_size
+        Training samples to measure on. Default: the run's, or 1000.
+    limit
+        Without a run: use only so many training images.
+    data_dir
+        Folder that holds the data sets. Default: the environment variable INCOP_DATA.
+    seed
+        Without a run: seed of weights, split and probe. Default: 0.
+    device
+        auto, cpu or cuda.
+    json_
+        Print the flow as JSON.
+    debug
+        Show where an error came from.
+    """
+    said = Plan(data=data, model=model, probe_size=probe_size, limit=limit, data_dir=data_dir, seed=seed, device=device)
+    said.check()
+    if run is None:
+        if level is not None:
+            raise InputError(f"--level {level} belongs to a run: give its folder")
+        found, reference = _by_name(said, meter or "information:mean", weights, alive_only=alive_only)
+    else:
+        strange = [f"--{k}" for k in ("data", "model", "seed", "limit") if getattr(said, k) is not None]
+        if strange or weights is not None:
+            raise InputError(f"{(strange or ['--weights'])[0]} cannot go with a run folder, which says it itself")
+        found, reference = _of_run(RunDir.open(run), level, meter, said, alive_only=alive_only)
+    if json_:
+        told = {"flow": found.to_json(), "distance": None if reference is None else found.distance(reference)}
+        json.dump(told, sys.stdout, indent=1, ensure_ascii=False)
+        print()
+        return
+    columns = ["layers", "flow"] + (["dense"] if reference is not None else [])
+    rows = [
+        [name, f"{value:.6g}"] + ([f"{reference.values[name]:.6g}"] if reference is not None else [])
+        for name, value in found.values.items()
+    ]
+    console = plain_console()
+    console.print(table(f"{found.meter}, {found.samples} samples", columns, rows, numbers=len(columns) - 1))
+    if reference is not None:
+        console.print(f"distance from dense: {found.distance(reference):.6g}", highlight=False)
+
+
+def _by_name(said: Plan, meter: str, weights: Path | None, *, alive_only: bool) -> tuple[Flow, Flow | None]:
+    import incop  # noqa: PLC0415  # torch comes with its first use
+    from incop import checkpoints  # noqa: PLC0415
+    from incop.experiments import methods, runs  # noqa: PLC0415
+
+    found = methods.meter(meter, alive_only=alive_only)
+    if found is None:
+        raise InputError("--meter none measures nothing: choose information or gradient")
+    parts = runs.prepare(runs.resolve(said))
+    if weights is not None:
+        runs.put_weights(parts.model, checkpoints.load_weights(weights), source=str(weights))
+    return incop.measure(parts.model, parts.probe, found), None
+
+
+def _of_run(
+    run: RunDir, level: int | None, meter: str | None, said: Plan, *, alive_only: bool
+) -> tuple[Flow, Flow | None]:
+    import incop  # noqa: PLC0415  # torch comes with its first use
+    from incop.experiments import methods, runs  # noqa: PLC0415
+
+    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    words = meter or ("information:mean" if plan.meter in (None, "none") else str(plan.meter))
+    found = methods.meter(words, alive_only=alive_only or bool(plan.alive_only))
+    if found is None:
+        raise InputError("--meter none measures nothing: choose information or gradient")
+    levels = [record.level for record in run.levels()]
+    number = level if level is not None else max(levels, default=0)
+    parts, masks = runs.rebuild(run, number, said)
+    flow = incop.measure(parts.model, parts.probe, found, masks=masks)
+    parts, masks = runs.rebuild(run, 0, said)
+    return flow, incop.measure(parts.model, parts.probe, found, masks=masks)

@@ -1,0 +1,68 @@
+"""`incop search`: from real data to a sparse network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from incop.cli.live import watch_progress
+from incop.cli.tables import level_table, spent_lines
+from incop.errors import InputError
+from incop.experiments.plan import Plan
+from incop.rundir import RunDir, read_toml
+
+__all__ = ["search"]
+
+NOTHING_SAID = Plan()
+
+
+def search(
+    plan_file: Path | None = None,
+    /,
+    *,
+    out: Path | None = None,
+    plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
+    progress: Literal["auto", "lines", "off"] = "auto",
+    debug: bool = False,
+) -> None:
+    """Find a sparse network: train, then prune, rewind and retrain level by level, and write a run folder.
+
+    Every flag can stand in a plan file under the same name (with _ for -); flags go before the file.
+
+    Parameters
+    ----------
+    plan_file
+        A plan.toml, such as the one in a run folder: repeats that run.
+    out
+        Folder of the run; it must not exist or be empty. Default: a new one under runs/.
+    plan
+        What the run is made of.
+    progress
+        auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
+    debug
+        Show where an error came from.
+    """
+    told = plan
+    if plan_file is not None:
+        file = plan_file / "plan.toml" if plan_file.is_dir() else plan_file
+        if not file.is_file():
+            raise InputError(f"there is no plan file {str(plan_file)!r}")
+        told = plan.over(Plan.from_mapping(read_toml(file), source=str(file)))
+    told.check()
+    if out is not None:
+        RunDir(out).refuse_existing()
+    from incop.experiments import runs  # noqa: PLC0415  # imports torch
+
+    full = runs.resolve(told)
+    folder = out if out is not None else runs.default_out(full)
+    with watch_progress(full, progress) as (console, listeners):
+        run = runs.execute(full, folder, runs.Progress(*listeners))
+    summary = run.read_summary()
+    console.print(
+        level_table(summary.levels, title=f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed}")
+    )
+    for line in spent_lines(summary):
+        console.print(line, highlight=False)
+    console.print(f"run folder: {run.path}", highlight=False, soft_wrap=True)

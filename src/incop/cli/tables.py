@@ -1,0 +1,80 @@
+"""Tables and sentences of a run for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from incop.records import Level, Run, Spent
+
+__all__ = ["level_table", "plain_console", "spent_lines", "table"]
+
+
+def plain_console() -> Console:
+    """Return the console the commands print on: wide enough not to fold tables when it is no terminal."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160, no_color=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:
+    """Return a plain table; the last `numbers` columns are aligned to the right."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        right = position >= len(columns) - numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=right or position == 0)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def level_table(levels: Sequence[Level], *, title: str) -> Table:
+    """Return the table of levels."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in ("level", "sparsity", "of model", "epochs", "validation", "test", "flow distance"):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_column("why it ended", justify="left")
+    for level in levels:
+        budget = "" if level.max_epochs is None else f"/{level.max_epochs:g}"
+        made.add_row(
+            str(level.level),
+            f"{level.sparsity:.4f}",
+            f"{level.model_sparsity:.4f}",
+            f"{round(level.epochs, 2):g}{budget}",
+            _fraction(level.val_accuracy),
+            _fraction(level.test_accuracy),
+            "–" if level.distance is None else f"{level.distance:.3g}",
+            "; ".join([level.stop_reason, *level.notices]),
+        )
+    return made
+
+
+def _fraction(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def spent_lines(run: Run) -> list[str]:
+    """Say what was spent, against the full budget of the same levels."""
+    pruned = [level for level in run.levels if level.level > 0]
+    spent = Spent.total(level.spent for level in pruned)
+    budgets = [level.max_epochs for level in pruned]
+    lines = []
+    if pruned and None not in budgets:
+        full = sum(budget for budget in budgets if budget is not None)
+        share = f" ({spent.epochs / full:.0%})" if full else ""
+        lines.append(
+            f"spent after the dense network: {round(spent.epochs, 2):g} epochs of the {full:g} that full retraining of the "
+            f"same levels takes{share}; training {spent.seconds:.1f} s, probing {spent.probe_seconds:.1f} s "
+            f"({spent.probe_samples} samples)"
+        )
+    dense = run.levels[0] if run.levels else None
+    if dense is not None and pruned and dense.test_accuracy is not None and pruned[-1].test_accuracy is not None:
+        last = pruned[-1]
+        lines.append(
+            f"last ticket: sparsity {last.sparsity:.4f}, test accuracy {last.test_accuracy:.4f} "
+            f"({100 * (last.test_accuracy - dense.test_accuracy):+.2f} points against the dense network)"
+        )
+    if run.error:
+        lines.append(f"{run.status}: {run.error}")
+    return lines

@@ -1,0 +1,71 @@
+"""Imports go one way, and what needs no torch imports none."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[2] / "src" / "incop"
+
+# From the top down; a room may import from its own line and from those below it.
+ORDER = [
+    {"cli"},
+    {"experiments", "reports", "export", "integrations"},
+    {"training", "checkpoints"},
+    {"loop"},
+    {"watch"},
+    {"flow", "pruning", "stopping", "snapshots"},
+    {"masks"},
+    {"observing"},
+    {"layers", "batches"},
+    {"rundir"},
+    {"records"},
+    {"errors"},
+]
+HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}
+WITHOUT_TORCH = ["errors", "records", "rundir", "stopping", "experiments.plan", "cli", "cli.app"]
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imported(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("incop."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "incop":
+            yield from (f"incop.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("incop."):
+            yield node.module
+
+
+def files():
+    return sorted(file for file in SOURCE.rglob("*.py") if file.parent != SOURCE or not file.stem.startswith("__"))
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_go_down(file):
+    home = file.relative_to(SOURCE).parts[0].removesuffix(".py")
+    assert home in HEIGHT, f"{home} is no room of the design: give it a place in ORDER"
+    for module in imported(file):
+        room = room_of(module)
+        if room in HEIGHT:  # names of the public face (incop.measure) are not rooms
+            assert HEIGHT[room] <= HEIGHT[home], f"{home} imports {module}, which lies above it"
+
+
+def test_there_is_no_room_for_odds_and_ends():
+    assert not [file for file in files() if file.stem in ("utils", "common", "helpers", "misc")]
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_room_needs_no_torch(room):
+    code = f"import sys, incop.{room}; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_import_incop_imports_no_torch():
+    code = "import sys, incop; assert 'torch' not in sys.modules; assert 'search' in dir(incop)"
+    subprocess.run([sys.executable, "-c", code], check=True)

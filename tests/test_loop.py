@@ -1,0 +1,336 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import incop
+from incop import flow, pruning, stopping
+from incop.errors import InputError, TrainingError
+from incop.loop import search
+
+EPOCHS = 3
+
+
+def net(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+
+
+def data(n=120, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 8, generator=generator)
+    return x, (x[:, :3].argmax(1))
+
+
+def trainer(**more):
+    return incop.Trainer(data(), data(60, 2), **{"epochs": EPOCHS, "batch_size": 20, "lr": 5e-3, **more})
+
+
+def run(model=None, made=None, **arguments):
+    model = model if model is not None else net()
+    arguments = {"levels": 3, "rewind": "init", **arguments}
+    return model, list(search(model, made or trainer(), **arguments))
+
+
+def test_tickets_shrink_by_exactly_the_amount_and_the_first_is_dense():
+    model, tickets = run(amount=0.2)
+    assert [t.level for t in tickets] == [0, 1, 2, 3]
+    total = remaining = tickets[0].masks.total
+    assert tickets[0].masks.remaining == total
+    for ticket in tickets[1:]:
+        remaining -= round(0.2 * remaining)
+        assert ticket.masks.remaining == remaining
+        assert ticket.record.remaining == remaining
+        assert ticket.sparsity == pytest.approx(1 - remaining / total)
+        assert ticket.record.model_sparsity < ticket.sparsity
+        for name, mask in ticket.masks.items():
+            assert (ticket.weights[name][~mask] == 0).all()
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, tickets[-1].weights[name])
+
+
+class Spy:
+    """A trainer that notes what every level starts from, and trains with incop's own."""
+
+    def __init__(self, inner):
+        self.inner, self.starts, self.froms = inner, [], []
+        self.epochs = inner.epochs
+
+    def fit(self, model, masks, watch):
+        self.starts.append({k: v.detach().clone() for k, v in model.state_dict().items()})
+        self.froms.append(watch.schedule_from)
+        self.inner.fit(model, masks, watch)
+
+    def evaluate(self, model):
+        return self.inner.evaluate(model)
+
+
+def masked(tensors, masks):
+    return {k: torch.where(masks[k], v, 0.0) if k in masks else v for k, v in tensors.items()}
+
+
+def same_bits(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("rewind", "schedule_from"),
+    [("init", 0.0), ("early:1", 1.0), ("early:0.5", 0.5), ("early:4steps", 4 / 6), ("dense", 0.0), ("rate", 0.0), ("none", math.inf)],
+)
+def test_every_level_starts_from_the_rewind_point_bit_for_bit(rewind, schedule_from):
+    spy = Spy(trainer())
+    model = net()
+    initial = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    tickets = list(search(model, spy, levels=2, rewind=rewind))
+    early = {}
+    if rewind.startswith("early"):
+        # the weights at that point of level 0, found again by an independent, shorter level 0
+        steps = {"early:1": 6, "early:0.5": 3, "early:4steps": 4}[rewind]
+        again = net()
+
+        class Enough(Exception):
+            pass
+
+        class Stopper(incop.Watch):
+            def stepped(self, samples=0, *, epoch=None):
+                super().stepped(samples, epoch=epoch)
+                if self.step == steps:
+                    raise Enough
+
+        with pytest.raises(Enough):
+            trainer().fit(again, incop.Masks.full(again), Stopper(again))
+        early = {k: v.detach().clone() for k, v in again.state_dict().items()}
+    for level in (1, 2):
+        base = {
+            "init": initial,
+            "early": early,
+            "dense": tickets[0].weights,
+            "rate": tickets[level - 1].weights,
+            "none": tickets[level - 1].weights,
+        }[rewind.split(":")[0]]
+        assert same_bits(spy.starts[level], masked({k: base[k] for k in spy.starts[level]}, tickets[level].masks))
+        assert spy.froms[level] == pytest.approx(schedule_from)
+
+
+def test_rewinding_brings_batch_normalisation_back():
+    spy = Spy(trainer())
+    list(search(net(), spy, levels=1, rewind="init"))
+    assert spy.starts[1]["1.num_batches_tracked"] == 0
+    assert torch.equal(spy.starts[1]["1.running_var"], torch.ones(24))
+
+
+def test_early_rewinding_trains_what_is_left_of_the_budget():
+    _, tickets = run(rewind="early:1")
+    assert [t.record.epochs for t in tickets] == [EPOCHS, EPOCHS - 1, EPOCHS - 1, EPOCHS - 1]
+    assert tickets[1].record.max_epochs == EPOCHS - 1
+
+
+def test_rule_ends_levels_but_not_the_first_and_last():
+    _, tickets = run(rule=stopping.AfterEpochs(1))
+    assert [t.record.epochs for t in tickets] == [EPOCHS, 1, 1, EPOCHS]
+    assert tickets[1].record.stop_reason == "after 1 epochs"
+    _, tickets = run(rule=stopping.AfterEpochs(1), last_level_full=False)
+    assert [t.record.epochs for t in tickets] == [EPOCHS, 1, 1, 1]
+
+
+def test_check_before_training_may_end_a_level_that_needs_none():
+    _, tickets = run(rule=stopping.AfterEpochs(0), check_before=True, rewind="none")
+    assert [t.record.epochs for t in tickets] == [EPOCHS, 0, 0, EPOCHS]
+    assert tickets[1].record.steps == 0
+    assert tickets[1].checks[0].number == 0
+
+
+def test_checks_come_every_fraction_of_an_epoch_or_every_n_steps():
+    _, tickets = run(levels=1, check_every=0.5)
+    assert [c.epoch for c in tickets[0].checks] == pytest.approx([0.5, 1, 1.5, 2, 2.5, 3])
+    _, tickets = run(levels=1, check_every="4steps")
+    assert [c.step for c in tickets[0].checks] == [4, 8, 12, 16, 18]  # the last is the end of the budget
+
+
+def test_sparsity_ends_the_search():
+    _, tickets = run(levels=50, amount=0.5, sparsity=0.8)
+    assert [round(t.sparsity, 3) for t in tickets] == [0, 0.5, 0.75, 0.875]
+    assert tickets[-1].record.stop_reason == "full budget"
+
+
+def test_flow_of_the_dense_network_is_the_reference():
+    x, _ = data()
+    _, tickets = run(probe=x, meter=flow.InformationFlow("square"), rule=stopping.FlowRestored(within=10.0))
+    dense = tickets[0].record.flow
+    assert tickets[0].record.distance is None
+    for ticket in tickets[1:]:
+        assert ticket.record.distance == pytest.approx(ticket.record.flow.distance(dense))
+        assert ticket.record.probe_samples >= 120
+    assert tickets[1].record.epochs == 1
+    assert "flow within 10" in tickets[1].record.stop_reason
+
+
+def test_mask_settled_gets_the_masks_that_would_be_cut_next():
+    _, tickets = run(
+        made=trainer(epochs=8), rule=stopping.MaskSettled(less_than=0.9, checks=2), rewind="dense", check_every=0.5
+    )
+    changes = [c.mask_changes for c in tickets[1].checks]
+    assert [len(c) for c in changes[:3]] == [0, 1, 2]
+    assert tickets[1].record.epochs == 1.5
+
+
+def test_same_seed_same_records_and_weights():
+    _, first = run(rule=stopping.AccuracyRestored(), rewind="early:1")
+    _, second = run(rule=stopping.AccuracyRestored(), rewind="early:1")
+    for a, b in zip(first, second, strict=True):
+        assert same_bits(a.weights, b.weights)
+        assert a.masks == b.masks
+        assert (a.record.epochs, a.record.val_accuracy, a.record.stop_reason) == (
+            b.record.epochs,
+            b.record.val_accuracy,
+            b.record.stop_reason,
+        )
+
+
+def test_the_global_random_state_is_not_touched():
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    run()
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_the_ledger_counts_every_epoch_step_and_sample():
+    x, _ = data()
+    _, tickets = run(probe=x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2), check_every=1)
+    spent = tickets[1].record
+    assert (spent.epochs, spent.steps, spent.samples) == (2, 12, 240)
+    assert spent.probe_samples == 2 * (120 + 60)  # two checks: the probe, and the validation split
+    assert spent.seconds > 0
+    assert spent.probe_seconds > 0
+
+
+class Forgetful:
+    """Trains without holding the masks."""
+
+    def fit(self, model, masks, watch):
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1)
+        watch.look(accuracy=0.5)
+
+    def evaluate(self, model):
+        return 0.5
+
+
+def test_a_trainer_that_lets_pruned_weights_grow_is_found_out():
+    with pytest.raises(TrainingError, match=r"no longer zero after level 1.*incop\.hold"):
+        run(made=Forgetful())
+
+
+class Silent(Forgetful):
+    def fit(self, model, masks, watch):
+        pass
+
+
+def test_a_trainer_that_never_looks_is_told():
+    with pytest.raises(InputError, match="never called watch.look"):
+        run(made=Silent())
+
+
+class OwnLoop:
+    """A stranger's trainer: only looks after each epoch, knows no budget of incop's."""
+
+    def fit(self, model, masks, watch):
+        x, y = data()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        with incop.hold(masks, model, optimizer):
+            for _ in range(4):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+                if watch.look(accuracy=self.evaluate(model)).stop:
+                    return
+
+    def evaluate(self, model):
+        x, y = data(60, 2)
+        was = model.training
+        model.eval()
+        right = float((model(x).argmax(1) == y).float().mean())
+        model.train(was)
+        return right
+
+
+@pytest.mark.parametrize("rewind", ["init", "early:1", "dense", "rate", "none"])
+def test_any_trainer_with_fit_and_evaluate_will_do(rewind):
+    _, tickets = run(made=OwnLoop(), rule=stopping.AfterEpochs(2), rewind=rewind)
+    assert [t.record.epochs for t in tickets] == [4, 2, 2, 4]
+    assert tickets[1].record.max_epochs is None
+
+
+def test_a_rewind_point_that_was_never_reported_exactly_is_noted():
+    _, tickets = run(made=OwnLoop(), rewind="early:0.5")
+    assert "taken at 1 epochs" in tickets[0].record.notices[0]
+
+
+def test_layer_that_loses_everything_is_noted():
+    model = net()
+    with torch.no_grad():
+        model[3].weight.mul_(1e-6)
+    _, tickets = run(model, made=trainer(lr=1e-12), amount=0.65, levels=1)
+    assert "layer '3' has no weights left" in tickets[1].record.notices
+
+
+def test_a_cut_that_leaves_nothing_is_refused():
+    with pytest.raises(TrainingError, match="leave no weights at all"):
+        run(amount=1.0)
+
+
+def test_a_cut_of_nothing_is_noted():
+    _, tickets = run(amount=0.0, levels=1)
+    assert "nothing was cut" in tickets[1].record.notices[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"levels": -1}, "levels=-1"),
+        ({"levels": 2.5}, "levels=2.5"),
+        ({"sparsity": 1.2}, "sparsity=1.2"),
+        ({"amount": 1.5}, r"Fraction\(1.5\)"),
+        ({"rewind": "late"}, "unknown rewind point 'late'"),
+        ({"rewind": "early:3"}, "at or past the end of the dense network's 3 epochs"),
+        ({"rule": stopping.FlowRestored(within=0.1)}, "needs a meter"),
+        ({"meter": flow.InformationFlow()}, "needs a probe"),
+        ({"meter": flow.InformationFlow(), "probe": []}, "the probe is empty"),
+        ({"meter": flow.InformationFlow(), "probe": iter([torch.ones(4, 8)])}, "iterator, which can be read only once"),
+        ({"meter": flow.GradientFlow(nn.CrossEntropyLoss()), "probe": torch.ones(4, 8)}, "needs targets"),
+        ({"check_every": 0}, "no stretch of training"),
+        ({"skip": ["9"]}, "unknown layer to skip"),
+        ({"rule": "flow within 0.1"}, "rule is a str"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_training(arguments, sentence):
+    model, spy = net(), Spy(trainer())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=sentence):
+        search(model, spy, **{"levels": 2, "rewind": "init", **arguments})
+    assert not spy.starts
+    assert same_bits(before, model.state_dict())
+
+
+def test_a_trainer_without_evaluate_is_refused():
+    class Half:
+        def fit(self, model, masks, watch): ...
+
+    with pytest.raises(InputError, match=r"has no evaluate\(\)"):
+        search(net(), Half(), levels=1)
+
+
+def test_model_with_one_layer_is_refused_when_a_flow_is_asked():
+    with pytest.raises(InputError, match="at least two"):
+        search(nn.Linear(8, 3), trainer(), levels=1, probe=data()[0], meter=flow.InformationFlow())
+
+
+def test_n_of_m_selection_runs_through_a_search():
+    _, tickets = run(levels=1, selection=pruning.NofM(2, 4))
+    assert tickets[1].sparsity == pytest.approx(0.5)
