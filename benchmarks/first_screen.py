@@ -1,4 +1,4 @@
-"""The README's measured line: digits, LeNet-300-100, 95 % sparsity in 8 levels, the published rule against full retraining.
+"""The README's measured line: digits, LeNet-300-100, 95 % sparsity in 8 levels; rules against full retraining.
 
 python benchmarks/first_screen.py [--seeds 5] [--out benchmarks/results/DATE-first-screen]
 """
@@ -23,7 +23,13 @@ from incop.experiments import runs
 from incop.experiments.plan import Plan
 
 BASE = Plan(data="digits", model="lenet-300-100", method="incop-if", sparsity=0.95, levels=8, threads=1)
-ROWS = {"incop-if, as published": BASE, "the same levels in full": Plan(rule="none", meter="none").over(BASE)}
+ROWS = {
+    "InCoP-IF as published, rewind to init": BASE,
+    "InCoP-IF's rule, rewind rate": Plan(rewind="rate").over(BASE),
+    "blind: 2 epochs per level, rewind rate": Plan(rewind="rate", rule="after 2 epochs", meter="none").over(BASE),
+    "every level in full, rewind to init": Plan(rule="none", meter="none").over(BASE),
+    "every level in full, rewind rate": Plan(rewind="rate", rule="none", meter="none").over(BASE),
+}
 
 
 def measured(plan: Plan, seed: int, folder: Path) -> dict[str, float]:

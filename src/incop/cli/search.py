@@ -29,7 +29,7 @@ def search(
 ) -> None:
     """Find a sparse network: train, then prune, rewind and retrain level by level, and write a run folder.
 
-    Every flag can stand in a plan file under the same name (with _ for -); flags go before the file.
+    Every flag can stand in a plan file under the same name (with _ for -); a flag overrides the file.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from incop.records import Level, Run, Spent
 
@@ -20,7 +21,7 @@ def plain_console() -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:
     """Return a plain table; the last `numbers` columns are aligned to the right."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = _bare(title)
     for position, column in enumerate(columns):
         right = position >= len(columns) - numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right or position == 0)
@@ -29,9 +30,14 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
     return made
 
 
+def _bare(title: str) -> Table:
+    # no wrapping of the title: rich would fold it to the width of a narrow table
+    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left", box=None, pad_edge=False)
+
+
 def level_table(levels: Sequence[Level], *, title: str) -> Table:
     """Return the table of levels."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    made = _bare(title)
     for column in ("level", "sparsity", "of model", "epochs", "validation", "test", "flow distance"):
         made.add_column(column, justify="right", no_wrap=True)
     made.add_column("why it ended", justify="left")

@@ -123,7 +123,8 @@ def amount(text: str) -> Amount:
     """
     try:
         if text.startswith("pq:"):
-            return PQIndex(*(float(part) for part in text[3:].split(",")))
+            p, q, *rest = (float(part) for part in text[3:].split(","))
+            return PQIndex(p, q, *rest)
         if match := re.fullmatch(r"to (\S+) in (\d+)", text):
             return Target(float(match[1]), int(match[2]))
         return Fraction(float(text))
