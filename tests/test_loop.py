@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from torch import nn
 import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
-from incop.loop import search
+from incop.loop import Dense, search
+from incop.snapshots import Snapshot
 
 EPOCHS = 3
 
@@ -153,7 +155,8 @@ def test_checks_come_every_fraction_of_an_epoch_or_every_n_steps():
 
 def test_sparsity_ends_the_search():
     _, tickets = run(levels=50, amount=0.5, sparsity=0.8)
-    assert [round(t.sparsity, 3) for t in tickets] == [0, 0.5, 0.75, 0.875]
+    assert [round(t.sparsity, 3) for t in tickets] == [0, 0.5, 0.75, 0.8]
+    assert tickets[-1].masks.remaining == 624 - round(0.8 * 624)
     assert tickets[-1].record.stop_reason == "full budget"
 
 
@@ -164,7 +167,7 @@ def test_flow_of_the_dense_network_is_the_reference():
     assert tickets[0].record.distance is None
     for ticket in tickets[1:]:
         assert ticket.record.distance == pytest.approx(ticket.record.flow.distance(dense))
-        assert ticket.record.probe_samples >= 120
+        assert ticket.record.probe_samples + ticket.record.record_samples >= 120
     assert tickets[1].record.epochs == 1
     assert "flow within 10" in tickets[1].record.stop_reason
 
@@ -204,9 +207,17 @@ def test_the_ledger_counts_every_epoch_step_and_sample():
     _, tickets = run(probe=x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2), check_every=1)
     spent = tickets[1].record
     assert (spent.epochs, spent.steps, spent.samples) == (2, 12, 240)
-    assert spent.probe_samples == 2 * (120 + 60)  # two checks: the probe, and the validation split
+    assert spent.probe_samples == 0  # the rule needs no look: flow and accuracy are for the record
+    assert spent.record_samples == 2 * (120 + 60)  # two checks: the probe, and the validation split
     assert spent.seconds > 0
-    assert spent.probe_seconds > 0
+    assert spent.record_seconds > 0 == spent.probe_seconds
+    rule = stopping.FlowRestored(within=1e-9) & stopping.AccuracyRestored()
+    _, tickets = run(probe=x, meter=flow.InformationFlow(), rule=rule, check_every=1)
+    spent = tickets[1].record
+    assert spent.probe_samples == 3 * (120 + 60)
+    assert spent.record_samples == 0
+    assert spent.probe_seconds > 0 == spent.record_seconds
+    assert tickets[-1].record.probe_samples == 0  # nothing watches the last level
 
 
 class Forgetful:
@@ -233,7 +244,7 @@ class Silent(Forgetful):
 
 
 def test_a_trainer_that_never_looks_is_told():
-    with pytest.raises(InputError, match="never called watch.look"):
+    with pytest.raises(InputError, match=r"never called watch.look"):
         run(made=Silent())
 
 
@@ -334,3 +345,47 @@ def test_model_with_one_layer_is_refused_when_a_flow_is_asked():
 def test_n_of_m_selection_runs_through_a_search():
     _, tickets = run(levels=1, selection=pruning.NofM(2, 4))
     assert tickets[1].sparsity == pytest.approx(0.5)
+
+
+def test_tickets_on_the_way_are_trained_in_full_and_the_search_goes_on_from_the_stop():
+    rule = stopping.AfterEpochs(1)
+    _, tickets = run(levels=50, amount=0.3, sparsity=0.8, ticket_at=(0.4, 0.6), rule=rule)
+    reported = {round(t.sparsity, 2): t.record for t in tickets if t.record.search or t is tickets[-1]}
+    assert list(reported) == [0.4, 0.6, 0.8]
+    for record in reported.values():
+        assert record.epochs == EPOCHS
+    assert reported[0.4].search.epochs == reported[0.6].search.epochs == 1
+    assert reported[0.4].searched.steps == 6
+    assert all(t.record.epochs == 1 for t in tickets if t.record not in reported.values() and t.level)
+    # the path of the search is that of a search that reports nothing on the way but cuts at the same places
+    amounts = iter(1 - b.remaining / a.remaining for a, b in pairwise([t.masks for t in tickets]))
+
+    class SameCuts:
+        def __call__(self, competition):
+            return round(next(amounts) * competition.weights.numel())
+
+    _, plain = run(levels=len(tickets) - 1, amount=SameCuts(), rule=rule)
+    for a, b in zip(tickets, plain, strict=True):
+        assert a.masks == b.masks
+    assert same_bits(tickets[-1].weights, plain[-1].weights)
+
+
+def test_a_search_from_a_given_dense_level_is_the_same_search():
+    x, _ = data()
+    arguments = {"probe": x, "meter": flow.InformationFlow(), "rule": stopping.AfterEpochs(1), "levels": 2}
+    for rewind in ("init", "early:1", "dense", "rate"):
+        _, whole = run(rewind=rewind, keep=("init", "early:1"), **arguments)
+        dense = Dense(whole[0].record, Snapshot(whole[0].weights, EPOCHS), whole[0].points)
+        _, shared = run(net(seed=9), rewind=rewind, dense=dense, **arguments)
+        for a, b in zip(whole, shared, strict=True):
+            assert same_bits(a.weights, b.weights)
+            assert a.masks == b.masks
+        assert [c.flow.values for c in whole[1].checks] == [c.flow.values for c in shared[1].checks]
+    with pytest.raises(InputError, match="no rewind point 'early:2'"):
+        run(rewind="early:2", dense=dense, **arguments)
+
+
+def test_levels_may_have_a_budget_of_their_own():
+    _, tickets = run(made=trainer(level_epochs=5, schedule="cosine"), levels=1)
+    assert [t.record.epochs for t in tickets] == [EPOCHS, 5]
+    assert tickets[1].record.max_epochs == 5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 
-__all__ = ["Batch", "call", "first_samples", "output_tensor", "placed", "reusable", "unpack", "walk"]
+__all__ = ["Batch", "call", "first_samples", "mapped", "output_tensor", "placed", "reusable", "unpack", "walk"]
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
@@ -41,7 +41,7 @@ def unpack(batch: Any) -> Batch:
     labels, label, target, targets, y.
 
     Raises:
-        InputError: no tensor is found in it, or it has another form.
+        InputError: no tensor is found in it, it has no samples, or it has another form.
 
     Example:
         >>> import torch
@@ -79,11 +79,13 @@ def unpack(batch: Any) -> Batch:
             f"a batch of type {type(batch).__name__} holds no input tensor: give a tensor, (input, target), or a "
             "dictionary of tensors"
         )
+    if first.shape[0] == 0:
+        raise InputError(f"a batch holds an input of shape {tuple(first.shape)}, no sample at all: leave it out")
     return Batch(args, kwargs, target, int(first.shape[0]))
 
 
 def walk(value: Any) -> Iterator[Tensor]:
-    """Yield every tensor in nested tuples, lists and dictionaries, in order."""
+    """Yield every tensor in nested tuples, lists, dictionaries and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -92,28 +94,48 @@ def walk(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple | list):
         for v in value:
             yield from walk(v)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in fields(value):
+            yield from walk(getattr(value, part.name))
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return the value with every tensor in nested tuples, lists and dictionaries replaced by `change` of it."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        return {k: _mapped(v, change) for k, v in value.items()}
+        return {k: mapped(v, change) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_mapped(v, change) for v in value))
+        return type(value)(*(mapped(v, change) for v in value))
     if isinstance(value, tuple | list):
-        return type(value)(_mapped(v, change) for v in value)
+        return type(value)(mapped(v, change) for v in value)
     return value
 
 
 def placed(batch: Batch, *, device: torch.device, dtype: torch.dtype | None = None) -> Batch:
-    """Return the batch on a device; floating tensors among the inputs also in `dtype`, when one is given."""
+    """Return the batch on a device; floating tensors among the inputs also in `dtype`, when one is given.
+
+    A half-precision target is widened to `dtype` with the inputs; other targets keep their type, which is the
+    loss's business.
+    """
 
     def change(t: Tensor) -> Tensor:
-        return t.to(device=device, dtype=dtype if dtype is not None and t.is_floating_point() else None)
+        return _usable(t.to(device=device, dtype=dtype if t.is_floating_point() else None))
 
-    target = _mapped(batch.target, lambda t: t.to(device))
-    return replace(batch, args=_mapped(batch.args, change), kwargs=_mapped(dict(batch.kwargs), change), target=target)
+    def change_target(t: Tensor) -> Tensor:
+        return _usable(t.to(device=device, dtype=dtype if t.dtype in (torch.float16, torch.bfloat16) else None))
+
+    return replace(
+        batch,
+        args=mapped(batch.args, change),
+        kwargs=mapped(dict(batch.kwargs), change),
+        target=mapped(batch.target, change_target),
+    )
+
+
+def _usable(t: Tensor) -> Tensor:
+    # autograd cannot save a tensor made in inference mode; a copy made outside it is an ordinary one
+    return t.clone() if t.is_inference() and not torch.is_inference_mode_enabled() else t
 
 
 def call(model: nn.Module | Callable[..., Any], batch: Batch) -> Any:
@@ -131,27 +153,31 @@ def output_tensor(output: Any, *, where: str) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]  # type: ignore[no-any-return]
-    first = next(walk(output), None)
-    if first is None and hasattr(output, "__dict__"):
-        first = next(walk(vars(output)), None)
+    named = output if isinstance(output, Mapping) else _attributes(output)
+    if isinstance(named.get("logits"), Tensor):
+        return named["logits"]  # type: ignore[no-any-return]
+    first = next(walk(output), next(walk(named), None))
     if first is None:
         raise InputError(f"{where} returned a {type(output).__name__} without a tensor in it")
     return first
 
 
+def _attributes(value: Any) -> Mapping[str, Any]:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {part.name: getattr(value, part.name) for part in fields(value)}
+    return getattr(value, "__dict__", {})
+
+
 def reusable(batches: Any, *, what: str = "the probe") -> Iterable[Any]:
     """Return batches that can be gone through many times: a list, a data loader, one tensor, one batch.
+
+    One batch is a tensor, a dictionary, a `Batch`, a tuple (inputs, target), or what a data loader makes of that,
+    a list of two tensors of which the second cannot be a batch of the same inputs.
 
     Raises:
         InputError: an iterator that ends after one pass, or something that holds no batches at all.
     """
-    if isinstance(batches, Tensor):
-        return [batches]
-    if isinstance(batches, Mapping):
-        return [batches]
-    if isinstance(batches, tuple) and len(batches) == 2 and all(isinstance(part, Tensor) for part in batches):
+    if isinstance(batches, Tensor | Mapping | Batch) or _is_pair(batches):
         return [batches]
     if isinstance(batches, Iterator):
         raise InputError(
@@ -165,6 +191,18 @@ def reusable(batches: Any, *, what: str = "the probe") -> Iterable[Any]:
     return batches
 
 
+def _is_pair(batches: Any) -> bool:
+    """Say whether this is one batch (inputs, target) rather than two batches."""
+    if not (isinstance(batches, tuple | list) and len(batches) == 2 and isinstance(batches[1], Tensor)):
+        return False
+    inputs, target = batches
+    if isinstance(batches, tuple):
+        return isinstance(inputs, Tensor | Mapping | tuple | list)
+    if not isinstance(inputs, Tensor) or not (inputs.dim() and target.dim() and len(inputs) == len(target)):
+        return False
+    return bool(inputs.dim() != target.dim() or inputs.is_floating_point() != target.is_floating_point())
+
+
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the batch's first samples, when every tensor in its inputs has them along dimension 0; else the whole."""
     if any(t.dim() == 0 or t.shape[0] != batch.samples for t in walk((batch.args, batch.kwargs))):
@@ -173,5 +211,5 @@ def first_samples(batch: Batch, count: int) -> Batch:
     def cut(t: Tensor) -> Tensor:
         return t[:count] if t.dim() and t.shape[0] == batch.samples else t
 
-    args, kwargs, target = (_mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
+    args, kwargs, target = (mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
     return Batch(args, kwargs, target, min(count, batch.samples))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from incop.errors import InputError
+from incop.errors import InputError, TrainingError
 from incop.masks import Masks
-from incop.rundir import write_atomically
+from incop.rundir import is_file, write_atomically
 
 __all__ = ["load_masks", "load_weights", "save_masks", "save_weights"]
 
@@ -23,53 +24,83 @@ MASKS = "masks.safetensors"
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write parameters and buffers, under the model's own names."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write parameters and buffers, under the model's own names.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    _make(folder)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
 
 
-def load_weights(file: Path) -> dict[str, Tensor]:
+def load_weights(file: str | Path) -> dict[str, Tensor]:
     """Read parameters and buffers from a level's folder or a safetensors file.
 
     Raises:
         InputError: the file is absent or damaged.
     """
-    return _load(file / WEIGHTS if file.is_dir() else file)[0]
+    return _load(_within(file, WEIGHTS))[0]
 
 
 def save_masks(folder: Path, masks: Masks) -> None:
-    """Write masks, eight positions a byte; shapes stand in the file's metadata."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write masks, eight positions a byte; shapes and counts of what is left stand in the file's metadata.
+
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    _make(folder)
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
-    shapes = json.dumps({name: list(mask.shape) for name, mask in masks.items()})
-    write_atomically(folder / MASKS, save(packed, metadata={"shapes": shapes}))
+    # one key: the order of several is not the same in every process, and equal masks are to be equal files
+    about = json.dumps({name: {"shape": list(m.shape), "remaining": masks.remaining_in(name)} for name, m in masks.items()})
+    write_atomically(folder / MASKS, save(packed, metadata={"masks": about}))
 
 
-def load_masks(file: Path) -> Masks:
+def load_masks(file: str | Path) -> Masks:
     """Read masks from a level's folder or file.
 
     Raises:
         InputError: the file is absent or damaged.
     """
-    file = file / MASKS if file.is_dir() else file
+    file = _within(file, MASKS)
     packed, metadata = _load(file)
     try:
-        shapes = {str(name): tuple(int(n) for n in shape) for name, shape in json.loads(metadata["shapes"]).items()}
-        masks = {}
-        for name, shape in shapes.items():
-            count = int(np.prod(shape, dtype=np.int64))
-            bits = packed[name].numpy()
-            if bits.dtype != np.uint8 or count < 0 or bits.size != (count + 7) // 8:
-                raise ValueError(f"{name!r} has {bits.size} bytes for {count} positions")
-            masks[name] = torch.from_numpy(np.unpackbits(bits, count=count).astype(bool).reshape(shape))
+        about = json.loads(metadata["masks"])
+        if set(about) != set(packed):
+            raise ValueError("its list of masks does not fit its tensors")
+        masks = {name: _unpacked(name, packed[name], one["shape"], one["remaining"]) for name, one in about.items()}
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{str(file)!r} holds no masks of incop, or is damaged: {error}") from error
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise InputError(f"{str(file)!r} holds no masks of incop, or is damaged: {what}") from error
     return Masks(masks)
 
 
+def _unpacked(name: str, packed: Tensor, shape: list[int], remaining: int) -> Tensor:
+    if packed.dtype != torch.uint8 or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name!r} is no packed mask")
+    count = math.prod(shape)
+    if packed.shape != ((count + 7) // 8,):
+        raise ValueError(f"{name!r} has {packed.numel()} bytes for {count} positions")
+    bits = np.unpackbits(packed.numpy(), count=count)
+    if int(bits.sum()) != remaining:
+        raise ValueError(f"{name!r} keeps {int(bits.sum())} positions and was written with {remaining}")
+    return torch.from_numpy(bits.astype(bool).reshape(shape))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the folder {str(folder)!r} cannot be made: {error.strerror or error}") from error
+
+
+def _within(file: str | Path, name: str) -> Path:
+    path = Path(file)
+    return path / name if path.is_dir() else path
+
+
 def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not file.is_file():
+    if not is_file(file):
         raise InputError(f"there is no file {str(file)!r}: the level was not finished, or the path is wrong")
     try:
         with safe_open(str(file), framework="pt") as content:

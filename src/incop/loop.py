@@ -5,8 +5,9 @@ It knows no files, no trainer class and no plots.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -23,7 +24,7 @@ from incop.snapshots import RewindPoint, Snapshot
 from incop.stopping import Rule
 from incop.watch import Watch
 
-__all__ = ["Ticket", "Trains", "search"]
+__all__ = ["Dense", "Ticket", "Trains", "search"]
 
 
 class Trains(Protocol):
@@ -50,12 +51,14 @@ class Ticket:
         masks: the weights that are left.
         weights: copies of all parameters and buffers at the level's end, by name.
         checks: every look at the network in this level.
+        points: of the dense ticket: the rewind points on its way, by their text.
     """
 
     record: Level
     masks: Masks
     weights: dict[str, Tensor]
     checks: tuple[Check, ...] = ()
+    points: Mapping[str, Snapshot] = field(default_factory=dict)
 
     @property
     def level(self) -> int:
@@ -69,6 +72,21 @@ class Ticket:
 
     def __str__(self) -> str:
         return str(self.record)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense level that is already trained, so that several searches can start from the very same one.
+
+    Args:
+        record: its record.
+        weights: parameters and buffers at its end.
+        points: rewind points on its way, by their text ("init", "early:1").
+    """
+
+    record: Level
+    weights: Snapshot
+    points: Mapping[str, Snapshot] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,9 +107,12 @@ class _Search:
     check_before: bool
     last_level_full: bool
     sparsity: float | None
+    ticket_at: tuple[float, ...]
     on_check: Callable[[Check], None] | None
     on_step: Callable[[int, float, int], None] | None
     masks: Masks
+    dense: Dense | None = None
+    keep: tuple[RewindPoint, ...] = ()
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
     reference_accuracy: float | None = None
@@ -114,6 +135,9 @@ def search(
     check_before: bool = False,
     last_level_full: bool = True,
     sparsity: float | None = None,
+    ticket_at: Sequence[float] = (),
+    dense: Dense | None = None,
+    keep: Sequence[str | RewindPoint] = (),
     on_check: Callable[[Check], None] | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
 ) -> Iterator[Ticket]:
@@ -121,7 +145,8 @@ def search(
 
     Level 0 trains the dense network in full and measures its flow, the reference. Every further level cuts weights,
     rewinds, proves the rewind bit for bit, and retrains until the rule says that the flow is consistent with the
-    reference, or the trainer's budget is used up. The model holds the last ticket's weights after each step.
+    reference, or the trainer's budget is used up. The model holds the last ticket's weights after each step (after a
+    level reported by `ticket_at`: those of the rule's stop, from which the search goes on).
 
     Args:
         model: the network; it is trained and pruned in place.
@@ -138,7 +163,11 @@ def search(
         check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
-        sparsity: end the search with the first level that reaches this sparsity, in (0, 1).
+        sparsity: end the search with the level that reaches this sparsity, in (0, 1); its cut goes exactly there.
+        ticket_at: sparsities on the way, in (0, 1), that a cut stops exactly at and whose level is trained on to its full
+            budget after the rule's stop, to report its ticket; the search then goes on from where the rule stopped.
+        dense: a dense level already trained; the search starts from it instead of training its own.
+        keep: further rewind points of level 0 to hand out with its ticket, for searches that share it.
         on_check: called with every check as it is made.
         on_step: called with (level, epoch, step) after every step that the trainer reports.
 
@@ -179,6 +208,9 @@ def search(
         check_before=check_before,
         last_level_full=last_level_full,
         sparsity=sparsity,
+        ticket_at=tuple(sorted(ticket_at)),
+        dense=dense,
+        keep=tuple(RewindPoint.parse(point) for point in keep),
         on_check=on_check,
         on_step=on_step,
         masks=Masks.full(model, skip=skip),
@@ -197,8 +229,9 @@ def _validate(parts: _Search) -> None:
             )
     if not isinstance(parts.levels, int) or isinstance(parts.levels, bool) or parts.levels < 0:
         raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
-    if parts.sparsity is not None and not 0 < parts.sparsity < 1:
-        raise InputError(f"sparsity={parts.sparsity!r}: the sparsity to reach is a fraction in (0, 1)")
+    for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
     if parts.rule is not None and not isinstance(parts.rule, Rule):
         raise InputError(f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)")
     if parts.selection is not None:
@@ -226,39 +259,51 @@ def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
     measure(model, few, meter)
 
 
-def budget_of(trainer: Any) -> float | None:
+def budget_of(trainer: Any, level: int = 0) -> float | None:
     """Return the epochs a trainer gives a level from the schedule's start, when it says so in `.epochs`."""
     epochs = getattr(trainer, "epochs", None)
+    if level > 0:
+        epochs = getattr(trainer, "level_epochs", None) or epochs
     return float(epochs) if isinstance(epochs, int | float) else None
 
 
 def _levels(parts: _Search) -> Iterator[Ticket]:
-    yield _dense(parts)
+    yield _dense(parts) if parts.dense is None else _given(parts, parts.dense)
+    ends = [*parts.ticket_at, *([] if parts.sparsity is None else [parts.sparsity])]
     for level in range(1, parts.levels + 1):
-        masks, notices = _cut(parts, level)
-        last = level == parts.levels or (parts.sparsity is not None and masks.sparsity >= parts.sparsity)
-        yield _sparse(parts, level, masks, notices, last=last)
+        ahead = [end for end in ends if not _reached(parts.masks, end)]
+        masks, notices = _cut(parts, level, at_most=min(ahead, default=None))
+        arrived = [end for end in ahead if _reached(masks, end)]
+        last = level == parts.levels or (bool(ends) and len(arrived) == len(ahead))
+        report = any(end in parts.ticket_at for end in arrived)
+        yield _sparse(parts, level, masks, notices, last=last, report=report)
         if last:
             return
 
 
+def _reached(masks: Masks, sparsity: float) -> bool:
+    return masks.total - masks.remaining >= round(sparsity * masks.total)
+
+
 def _dense(parts: _Search) -> Ticket:
     notices: list[str] = []
-    if parts.rewind.kind == "init":
-        parts.points["point"] = Snapshot.of(parts.model)
+    points = list(dict.fromkeys([parts.rewind, *parts.keep]))
+    if any(point.kind == "init" for point in points):
+        parts.points["init"] = Snapshot.of(parts.model)
 
     def remember(epoch: float, step: int) -> None:
         if parts.on_step is not None:
             parts.on_step(0, epoch, step)
-        after = parts.rewind.after
-        if after is None or "point" in parts.points or not after.passed(epoch=epoch, step=step):
-            return
-        parts.points["point"] = Snapshot.of(parts.model, epoch=epoch)
-        passed = epoch if after.unit == "epochs" else step
-        if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
-            notices.append(
-                f"the rewind point {parts.rewind} was taken at {passed:g} {after.unit}, where the trainer first reported"
-            )
+        for point in points:
+            after = point.after
+            if after is None or str(point) in parts.points or not after.passed(epoch=epoch, step=step):
+                continue
+            parts.points[str(point)] = Snapshot.of(parts.model, epoch=epoch)
+            passed = epoch if after.unit == "epochs" else step
+            if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
+                notices.append(
+                    f"the rewind point {point} was taken at {passed:g} {after.unit}, where the trainer first reported"
+                )
 
     watch = Watch(
         parts.model,
@@ -270,22 +315,36 @@ def _dense(parts: _Search) -> Ticket:
         on_step=remember,
     )
     _fit(parts, watch)
-    if parts.rewind.kind == "dense":
-        parts.points["point"] = Snapshot.of(parts.model, epoch=watch.epoch)
-    if parts.levels and parts.rewind.restores and "point" not in parts.points:
-        raise InputError(
-            f"level 0 ended after {watch.epoch:g} epochs without passing the rewind point {str(parts.rewind)!r}: "
-            "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
-        )
-    end = watch.checks[-1]
-    parts.reference = end.flow
+    end = Snapshot.of(parts.model, epoch=watch.epoch)
+    parts.points["dense"] = end
+    for point in points:
+        if parts.levels and point.restores and str(point) not in parts.points:
+            raise InputError(
+                f"level 0 ended after {watch.epoch:g} epochs without passing the rewind point {str(point)!r}: "
+                "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
+            )
+    parts.reference = watch.checks[-1].flow
     record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=notices)
     parts.reference_accuracy = record.val_accuracy
-    return Ticket(record, parts.masks, dict(Snapshot.of(parts.model).tensors), watch.checks)
+    return Ticket(record, parts.masks, dict(end.tensors), watch.checks, dict(parts.points))
 
 
-def _cut(parts: _Search, level: int) -> tuple[Masks, list[str]]:
-    masks = _next_masks(parts, level)
+def _given(parts: _Search, dense: Dense) -> Ticket:
+    """Start from a dense level that is already trained; only its flow is measured, by this search's meter."""
+    parts.points.update({**dense.points, "dense": dense.weights})
+    if parts.rewind.restores and str(parts.rewind) not in parts.points:
+        have = ", ".join(parts.points)
+        raise InputError(f"the dense level given has no rewind point {str(parts.rewind)!r}: it has {have}; train it with keep=")
+    dense.weights.rewind(parts.model)
+    if parts.meter is not None:
+        parts.reference = measure(parts.model, parts.probe, parts.meter, masks=parts.masks)
+    record = dataclasses.replace(dense.record, flow=parts.reference)
+    parts.reference_accuracy = record.val_accuracy
+    return Ticket(record, parts.masks, dict(dense.weights.tensors), (), dict(parts.points))
+
+
+def _cut(parts: _Search, level: int, *, at_most: float | None) -> tuple[Masks, list[str]]:
+    masks = _next_masks(parts, level, at_most=at_most)
     if masks.remaining == 0:
         raise TrainingError(f"level {level} would leave no weights at all: cut less per level, or search fewer levels")
     notices = [
@@ -299,7 +358,7 @@ def _cut(parts: _Search, level: int) -> tuple[Masks, list[str]]:
     return masks, notices
 
 
-def _next_masks(parts: _Search, level: int) -> Masks:
+def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> Masks:
     return prune(
         parts.model,
         parts.masks,
@@ -307,16 +366,18 @@ def _next_masks(parts: _Search, level: int) -> Masks:
         score=parts.score,
         selection=parts.selection,
         level=level,
+        at_most=at_most,
     )
 
 
-def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool) -> Ticket:
-    if parts.rewind.restores:
-        parts.points["point"].rewind(parts.model, masks)  # proves itself
-    else:
-        masks.apply(parts.model)
+def _sparse(
+    parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool, report: bool
+) -> Ticket:
+    point = parts.points[str(parts.rewind)] if parts.rewind.restores else Snapshot.of(parts.model)
+    point.rewind(parts.model, masks)  # proves itself
     full = last and parts.last_level_full
-    starts = {"early": parts.points["point"].epoch if "point" in parts.points else 0.0, "none": math.inf}
+    stopped: list[Snapshot] = []
+    starts = {"early": point.epoch, "none": math.inf}
     watch = Watch(
         parts.model,
         parts.probe,
@@ -329,16 +390,20 @@ def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, las
         level=level,
         every=parts.check_every,
         before=parts.check_before and not full,
+        go_on=(lambda: stopped.append(Snapshot.of(parts.model))) if report and not last else None,
         schedule_from=starts.get(parts.rewind.kind, 0.0),
         on_check=parts.on_check,
         on_step=_told(parts.on_step, level),
     )
     _fit(parts, watch)
     _prove_zero(parts.model, masks, level)
-    verdict = watch.verdict
-    reason = verdict.reason if verdict is not None and verdict.stop else "full budget"
+    stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
+    reason = stops[0] if stops else "full budget"
     record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=notices)
-    return Ticket(record, masks, dict(Snapshot.of(parts.model).tensors), watch.checks)
+    weights = dict(Snapshot.of(parts.model).tensors)
+    if stopped:
+        stopped[0].rewind(parts.model)  # the search goes on from where the rule stopped
+    return Ticket(record, masks, weights, watch.checks)
 
 
 def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Callable[[float, int], None] | None:
@@ -374,7 +439,7 @@ def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, noti
     end = watch.checks[-1]
     accuracy = end.accuracy if end.accuracy is not None else float(parts.trainer.evaluate(parts.model))
     spent = watch.spent
-    budget = budget_of(parts.trainer)
+    budget = budget_of(parts.trainer, watch.level)
     if budget is not None and math.isfinite(watch.schedule_from):
         budget = max(budget - watch.schedule_from, 0.0)
     return Level(
@@ -388,6 +453,9 @@ def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, noti
         seconds=spent.seconds,
         probe_seconds=spent.probe_seconds,
         probe_samples=spent.probe_samples,
+        record_seconds=spent.record_seconds,
+        record_samples=spent.record_samples,
+        search=watch.stopped,
         val_accuracy=accuracy,
         stop_reason=stop_reason,
         rewind=rewind,

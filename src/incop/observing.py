@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from incop.batches import Batch, call
-from incop.errors import TrainingError
+from incop.errors import InputError
 
 __all__ = ["device_of", "full_precision", "half_precision", "undisturbed"]
 
@@ -22,12 +23,13 @@ __all__ = ["device_of", "full_precision", "half_precision", "undisturbed"]
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     """Put the model in evaluation mode, and put everything back on the way out, also when it throws.
 
-    Restored: the training flag of every module, every buffer (the same tensor with the same bits),
-    `.grad` of every parameter, and the random states of Python, NumPy and torch on every device in use.
-    Weights are watched rather than copied: a forward pass that writes to them is an error.
+    Restored: the training flag of every module, every weight and buffer (the same tensor with the same bits),
+    `.grad` and `requires_grad` of every parameter, the modules' attributes (the same objects; what a forward pass
+    changes inside a list or dictionary of its own stays changed), and the random states of Python, NumPy and
+    torch on every device in use. This takes one more copy of the model's tensors and gradients.
 
     Raises:
-        TrainingError: the model's forward pass changed one of its own weights.
+        InputError: the model holds a lazy module that has not run yet.
 
     Example:
         >>> from torch import nn
@@ -39,44 +41,70 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training
         True
     """
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [
-        (module, name, buffer, None if buffer is None else buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
-    grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
-    versions = [(name, p, p._version) for name, p in model.named_parameters()]
+    if lazy := next((name for name, module in model.named_modules() if _is_lazy(module)), None):
+        raise InputError(f"module {lazy!r} is lazy and has no weight yet: run one batch through the model first")
+    modules = [_Found(module) for module in model.modules()]
+    parameters = [(p, p.data, p.requires_grad, p.grad, _bits(p), _bits(p.grad)) for p in model.parameters()]
+    buffers = [(b, _bits(b), b.grad_fn) for b in model.buffers()]
     random_states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
-        for module, _ in modes:  # not model.eval(), which a model may override with side effects
-            module.training = False
+        for found in modules:  # not model.eval(), which a model may override with side effects
+            found.module.training = False
         yield model
     finally:
-        for module, mode in modes:
-            module.training = mode
+        for found in modules:
+            found.restore()
         with torch.no_grad():
-            for module, _ in modes:
-                for name in set(module._buffers) - {n for m, n, _, _ in buffers if m is module}:
-                    del module._buffers[name]
-            for module, name, buffer, bits in buffers:
-                module._buffers[name] = buffer
-                _restore(buffer, bits)
-            for p, grad, bits in grads:
+            for p, data, requires_grad, grad, bits, grad_bits in parameters:
+                if p.data_ptr() != data.data_ptr() or p.shape != data.shape:  # `weight.data = …` in the forward pass
+                    p.data = data
+                _restore(p, bits)
+                p.requires_grad_(requires_grad)
                 p.grad = grad
-                _restore(grad, bits)
+                _restore(grad, grad_bits)
+            for buffer, bits, grad_fn in buffers:
+                if grad_fn is None and buffer.grad_fn is not None and not buffer._is_view():
+                    buffer.detach_()  # a forward pass under autograd wrote an activation into it
+                _restore(buffer, bits)
         random.setstate(random_states[0])
         np.random.set_state(random_states[1])
         torch.set_rng_state(random_states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-    for name, p, version in versions:
-        if p._version != version:
-            raise TrainingError(
-                f"the forward pass of {type(model).__name__} changes its own weight {name!r}, so looking at the model "
-                "would change it: keep such state in a buffer"
-            )
+
+
+class _Found:
+    """A module's attributes and its tables of parameters, buffers and children, as they were found."""
+
+    TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(vars(module))
+        self.tables = {name: self.attributes[name].copy() for name in self.TABLES}
+
+    def restore(self) -> None:
+        now = vars(self.module)
+        for name in [n for n in now if n not in self.attributes]:
+            del now[name]
+        now.update(self.attributes)
+        for name, table in self.tables.items():
+            if now[name] != table if isinstance(table, set) else not _same_entries(now[name], table):
+                now[name].clear()
+                now[name].update(table)
+
+
+def _same_entries(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return list(a) == list(b) and all(a[name] is b[name] for name in b)
+
+
+def _is_lazy(module: nn.Module) -> bool:
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
+
+
+def _bits(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
 
 
 def _restore(tensor: Tensor | None, bits: Tensor | None) -> None:
@@ -90,7 +118,10 @@ def _restore(tensor: Tensor | None, bits: Tensor | None) -> None:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
-    return torch.equal(a, b) or torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+    if a.layout != torch.strided:
+        return False  # sparse: written back without being compared
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(a.dtype.itemsize, torch.uint8)
+    return torch.equal(a.detach().reshape(-1).view(kind), b.reshape(-1).view(kind))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -104,7 +135,13 @@ def half_precision(model: nn.Module) -> bool:
     return any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
 
 
-def full_precision(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor] | None = None) -> Any:
+def full_precision(
+    model: nn.Module,
+    batch: Batch,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    then: Callable[[Any], Any] | None = None,
+) -> Any:
     """Call the model with its tensors replaced for the time of the call, half-precision ones by float32 copies.
 
     Half precision overflows at 65,504 and rounds at the third digit: flows measured in it would be noise.
@@ -113,6 +150,8 @@ def full_precision(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]
         model: the model; its own tensors are not touched.
         batch: what it is called with.
         weights: parameters to put in place of its own, by name.
+        then: what to return of the output instead of itself. It is called while the tensors are replaced, as a
+            backward pass must be that runs parts of the model again (gradient checkpointing).
     """
 
     def widened(t: Tensor) -> Tensor:
@@ -120,4 +159,25 @@ def full_precision(model: nn.Module, batch: Batch, weights: Mapping[str, Tensor]
 
     tensors = {name: widened(t.detach()) for name, t in (*model.named_parameters(), *model.named_buffers())}
     tensors.update(weights or {})
-    return functional_call(model, tensors, batch.args, dict(batch.kwargs)) if tensors else call(model, batch)
+    run: nn.Module = model
+    if then is not None:
+        run, tensors = _Then(model, then), {f"model.{name}": t for name, t in tensors.items()}
+    # recurrent modules keep their weights in a list besides, in which functional_call leaves the replacements
+    lists = [(m, m._flat_weights) for m in model.modules() if isinstance(m, nn.RNNBase)]
+    try:
+        return functional_call(run, tensors, batch.args, dict(batch.kwargs)) if tensors else call(run, batch)
+    finally:
+        for module, weights_list in lists:
+            module._flat_weights = weights_list
+
+
+class _Then(nn.Module):
+    """A model followed by a function of its output."""
+
+    def __init__(self, model: nn.Module, then: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.then = then
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.then(self.model(*args, **kwargs))

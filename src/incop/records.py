@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import types
+import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from incop.errors import InputError
 
-__all__ = ["Check", "Flow", "History", "Interval", "Level", "Record", "Run", "Spent", "Verdict"]
+__all__ = ["Check", "Flow", "History", "Interval", "Level", "Record", "Run", "Spent", "Verdict", "shortest"]
 
 SCHEMA = 1  # of every record written to disk; a reader refuses a newer one
 
@@ -28,10 +31,16 @@ class Record:
         """Rebuild a record; unknown keys of a newer version are refused by name.
 
         Raises:
-            InputError: a key is unknown or one that must be there is missing.
+            InputError: it is no mapping, a key is unknown, one that must be there is missing, or a value is of
+                another type.
         """
+        if not isinstance(data, Mapping):
+            raise InputError(
+                f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "
+                "the file is damaged or was edited"
+            )
         known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if strange := sorted(set(data) - set(known)):
+        if strange := sorted(set(map(str, data)) - set(known)):
             raise InputError(
                 f"a {cls.__name__} record has the unknown key {strange[0]!r}: "
                 "it was written by another version of incop, or edited"
@@ -41,7 +50,8 @@ class Record:
         }
         if missing := sorted(needed - set(data)):
             raise InputError(f"a {cls.__name__} record lacks the key {missing[0]!r}: the file was cut short or edited")
-        return cls(**{name: _revive(cls.__name__, name, value) for name, value in data.items()})
+        hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
+        return cls(**{name: _revive(f"{cls.__name__}.{name}", hints[name], value) for name, value in data.items()})
 
 
 def _plain(value: object) -> object:
@@ -56,20 +66,49 @@ def _plain(value: object) -> object:
     return value
 
 
-_NESTED: dict[tuple[str, str], type[Record]] = {}
+@functools.cache
+def _hints(record: type[Record]) -> dict[str, Any]:
+    return typing.get_type_hints(record)
 
 
-def _revive(record: str, name: str, value: Any) -> Any:
-    kind = _NESTED.get((record, name))
-    if kind is not None and isinstance(value, Mapping):
-        return kind.from_json(value)
-    if kind is not None and isinstance(value, list):
-        return tuple(kind.from_json(v) for v in value)
-    if isinstance(value, list):
-        return tuple(value)
-    if isinstance(value, str) and value in ("nan", "inf", "-inf"):
+def _revive(where: str, hint: Any, value: Any) -> Any:
+    """Return a JSON value as its field's type asks: lists as tuples, "nan" as NaN only where a float belongs."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind in (types.UnionType, typing.Union):
+        return None if value is None else _revive(where, next(p for p in parts if p is not types.NoneType), value)
+    if kind is tuple and isinstance(value, list | tuple):
+        return tuple(_revive(where, parts[0], v) for v in value)
+    if kind is Mapping and isinstance(value, Mapping):
+        return {str(k): _revive(f"{where}.{k}", parts[1], v) for k, v in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
+        return hint.from_json(value)
+    if hint is float and isinstance(value, str) and value in ("nan", "inf", "-inf"):
         return float(value)
-    return value
+    if hint is Any or _is(hint, value):
+        return value
+    wanted = getattr(kind or hint, "__name__", str(hint))
+    raise InputError(
+        f"a record holds {value!r} under {where!r}, where {wanted} belongs: the file is damaged or was edited"
+    )
+
+
+def _is(hint: Any, value: Any) -> bool:
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return hint in (str, bool) and isinstance(value, hint)
+
+
+def shortest(number: float) -> str:
+    """Return the shortest text that reads back as the same number.
+
+    Example:
+        >>> from incop.records import shortest
+        >>> shortest(20.0), shortest(0.1), shortest(1e-7)
+        ('20', '0.1', '1e-07')
+    """
+    return repr(float(number)).removesuffix(".0")
 
 
 @dataclass(frozen=True)
@@ -94,9 +133,12 @@ class Interval:
 
     def __post_init__(self) -> None:
         fits = isinstance(self.amount, int | float) and math.isfinite(self.amount) and self.amount > 0
+        if self.unit not in ("epochs", "steps"):
+            raise InputError(f"a stretch of training is measured in epochs or steps, not in {self.unit!r}")
         if not fits or isinstance(self.amount, bool) or (self.unit == "steps" and self.amount != int(self.amount)):
             raise InputError(
-                f"{self.amount!r} {self.unit} is no stretch of training: give a positive number of epochs or whole steps"
+                f"{self.amount!r} {self.unit} is no stretch of training: "
+                "give a positive number of epochs, or of whole steps"
             )
 
     @classmethod
@@ -108,14 +150,14 @@ class Interval:
         """
         if isinstance(text, Interval):
             return text
-        match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(epochs?|steps?)?\s*", str(text))
+        match = re.fullmatch(r"\s*((?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s*(epochs?|steps?)?\s*", str(text))
         if not match:
             raise InputError(f"{text!r} is no stretch of training: give epochs (2, 0.1) or steps (50steps)")
         return cls(float(match[1]), "steps" if (match[2] or "").startswith("step") else "epochs")
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
-        return f"{self.amount:g}{'steps' if self.unit == 'steps' else ''}"
+        return f"{shortest(self.amount)}{'steps' if self.unit == 'steps' else ''}"
 
     def passed(self, *, epoch: float, step: int, times: int = 1) -> bool:
         """Say whether so many of these stretches have been trained."""
@@ -146,8 +188,8 @@ class Flow(Record):
     seconds: float = field(default=0.0, compare=False)
 
     def norm(self) -> float:
-        """Return the Euclidean norm of the flow, ‖Δ‖₂."""
-        return math.sqrt(math.fsum(v * v for v in self.values.values()))
+        """Return the Euclidean norm of the flow, ‖Δ‖₂; NaN when a value is."""
+        return _norm(self.values.values())
 
     def distance(self, other: Flow, *, relative: bool = False) -> float:
         """Return the Euclidean distance of two flows, ‖Δ − Δ'‖₂.
@@ -170,15 +212,12 @@ class Flow(Record):
                 f"a flow measured by {self.meter!r} cannot be compared with one measured by {other.meter!r}: "
                 "measure both with the same meter"
             )
-        if list(self.values) != list(other.values):
-            strange = sorted(set(self.values) ^ set(other.values)) or list(self.values)
+        if strange := sorted(set(self.values) ^ set(other.values)):
             raise InputError(
                 f"two flows of other layers cannot be compared (they differ at {strange[0]!r}): "
                 "measure both on the same model, or give the meter the chain by hand"
             )
-        gap = math.sqrt(
-            math.fsum((a - b) ** 2 for a, b in zip(self.values.values(), other.values.values(), strict=True))
-        )
+        gap = _norm(value - other.values[name] for name, value in self.values.items())
         if not relative:
             return gap
         scale = other.norm()
@@ -187,6 +226,11 @@ class Flow(Record):
                 "a distance relative to a flow that is zero everywhere has no meaning: use an absolute one"
             )
         return gap / scale
+
+
+def _norm(values: Iterable[float]) -> float:
+    numbers = list(values)  # hypot neither over- nor underflows, but says inf of (inf, NaN)
+    return math.nan if any(math.isnan(v) for v in numbers) else math.hypot(*numbers)
 
 
 @dataclass(frozen=True)
@@ -215,6 +259,8 @@ class Spent(Record):
         seconds: time of training, without probing.
         probe_seconds: time of probing: flows, validation passes for a rule, trial masks.
         probe_samples: samples that went through the network for probing.
+        record_seconds: time of looks that no rule needed, made only for the record; no part of the method's cost.
+        record_samples: samples of such looks.
     """
 
     epochs: float = 0.0
@@ -223,6 +269,8 @@ class Spent(Record):
     seconds: float = 0.0
     probe_seconds: float = 0.0
     probe_samples: int = 0
+    record_seconds: float = 0.0
+    record_samples: int = 0
 
     def __add__(self, other: Spent) -> Spent:
         """Add two ledgers entry by entry."""
@@ -314,6 +362,12 @@ class Level(Record):
         rewind: what its weights started from.
         layers: sparsity by layer.
         notices: anything a reader should know, such as a layer that lost all its weights.
+        record_seconds: time of looks that no rule needed, made only for the record.
+        record_samples: samples of such looks.
+        search: the ledger up to where the rule ended the level, when the level was then trained on to its full budget so
+            that its ticket could be reported; None when the whole level belongs to the search.
+        flops: floating-point operations of one sample's forward pass over the weights that are left.
+        dense_flops: the same for the dense network.
     """
 
     level: int
@@ -335,11 +389,30 @@ class Level(Record):
     flow: Flow | None = None
     layers: Mapping[str, float] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
+    record_seconds: float = 0.0
+    record_samples: int = 0
+    search: Spent | None = None
+    flops: int | None = None
+    dense_flops: int | None = None
 
     @property
     def spent(self) -> Spent:
         """The level's ledger."""
-        return Spent(self.epochs, self.steps, self.samples, self.seconds, self.probe_seconds, self.probe_samples)
+        return Spent(
+            self.epochs,
+            self.steps,
+            self.samples,
+            self.seconds,
+            self.probe_seconds,
+            self.probe_samples,
+            self.record_seconds,
+            self.record_samples,
+        )
+
+    @property
+    def searched(self) -> Spent:
+        """The part of the ledger that belonged to the search."""
+        return self.search if self.search is not None else self.spent
 
     def __str__(self) -> str:
         """One line for people: level 3 · sparsity 0.488 · 4 of 20 epochs · accuracy 0.939 · why it ended."""
@@ -387,15 +460,3 @@ class Run(Record):
     command: str = ""
     error: str | None = None
     schema: int = SCHEMA
-
-
-_NESTED.update(
-    {
-        ("Check", "flow"): Flow,
-        ("Check", "spent"): Spent,
-        ("Check", "verdict"): Verdict,
-        ("Level", "flow"): Flow,
-        ("Run", "levels"): Level,
-        ("Run", "spent"): Spent,
-    }
-)

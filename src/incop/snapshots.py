@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +48,14 @@ class Snapshot:
         """Put every parameter and buffer back in place, zero what the masks prune, and prove it.
 
         Raises:
-            InputError: the snapshot is of another model.
+            InputError: the snapshot or the masks are of another model; nothing has been written.
             TrainingError: a tensor does not come back bit for bit.
         """
-        tensors = _tensors(model)
-        if list(tensors) != list(self.tensors):
-            strange = sorted(set(tensors) ^ set(self.tensors)) or list(tensors)
-            raise InputError(f"the rewind point belongs to another model: they differ at {strange[0]!r}")
+        tensors = self._fitting(model, buffers=False)
+        if masks is not None:
+            masks.weights(model)
         for name, tensor in tensors.items():
-            if tensor.shape != self.tensors[name].shape:
+            if tensor.shape != self.tensors[name].shape:  # a buffer that grew
                 tensor.resize_(self.tensors[name].shape)
             tensor.copy_(self.tensors[name])
         if masks is not None:
@@ -68,21 +67,32 @@ class Snapshot:
         """Compare every tensor of the model with the snapshot, bit for bit; pruned weights with +0.0.
 
         Raises:
+            InputError: the snapshot is of another model.
             TrainingError: one differs; the sentence names it.
         """
-        for name, tensor in _tensors(model).items():
+        for name, tensor in self._fitting(model).items():
             wanted = self.tensors[name].to(tensor.device)
             if masks is not None and name in masks:
                 wanted = wanted.masked_fill(~masks[name].to(tensor.device), 0.0)
-            if (
-                tensor.dtype != wanted.dtype
-                or tensor.shape != wanted.shape
-                or not torch.equal(_bits(tensor), _bits(wanted))
-            ):
+            if not torch.equal(_bits(tensor), _bits(wanted)):
                 raise TrainingError(
                     f"rewinding {name!r} did not bring back its bits: something else writes to it "
                     "(a shared tensor, another thread, or a hook of the model)"
                 )
+
+    def _fitting(self, model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
+        """Return the model's tensors, which must be those of the snapshot; shapes of buffers may be let pass."""
+        tensors = _tensors(model)
+        if strange := sorted(set(tensors) ^ set(self.tensors)):
+            raise InputError(f"the rewind point belongs to another model: they differ at {strange[0]!r}")
+        weights = dict(model.named_parameters())
+        for name, tensor in tensors.items():
+            then = self.tensors[name]
+            if (tensor.shape != then.shape and (buffers or name in weights)) or tensor.dtype != then.dtype:
+                raise InputError(
+                    f"the rewind point belongs to another model: {name!r} is {_form(tensor)} now and was {_form(then)}"
+                )
+        return tensors
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -93,6 +103,10 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
 @dataclass(frozen=True)
 class RewindPoint:
     """What a level's weights and learning-rate schedule start from.
@@ -101,7 +115,10 @@ class RewindPoint:
         kind: "init": the weights before any training; "early": those after a stretch of level 0, with the schedule from
             there on; "dense": those of the end of level 0; "rate": the weights stay and only the schedule starts
             again; "none": the weights stay and the schedule stays at its end.
-        after: how far into level 0 the point lies, for "early".
+        after: how far into level 0 the point lies, for "early" and only for it.
+
+    Raises:
+        InputError: the kind is unknown, or goes with another `after`.
 
     Source: init — Frankle & Carbin 2019; early — Frankle et al. 2020 ("rewinding"); rate — Renda et al. 2020
     ("learning-rate rewinding"); none — fine-tuning (Han et al. 2015).
@@ -109,6 +126,10 @@ class RewindPoint:
 
     kind: Kind
     after: Interval | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind) or (self.kind == "early") != isinstance(self.after, Interval):
+            raise _unknown(self.kind if self.after is None else f"{self.kind}:{self.after}")
 
     @classmethod
     def parse(cls, text: str | RewindPoint) -> RewindPoint:
@@ -124,17 +145,11 @@ class RewindPoint:
         """
         if isinstance(text, RewindPoint):
             return text
-        if text in ("init", "dense", "rate", "none"):
-            return cls(text)  # type: ignore[arg-type]
-        kind, _, after = str(text).partition(":")
+        kind, colon, after = str(text).partition(":")
         try:
-            if kind == "early":
-                return cls("early", Interval.parse(after))
+            return cls(kind, Interval.parse(after) if colon else None)  # type: ignore[arg-type]  # it checks the word
         except InputError:
-            pass
-        raise InputError(
-            f"unknown rewind point {text!r}: use init, early:N (N > 0 epochs of level 0, or early:Nsteps), dense, rate or none"
-        )
+            raise _unknown(text) from None
 
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
@@ -144,3 +159,10 @@ class RewindPoint:
     def restores(self) -> bool:
         """Whether weights are put back at all."""
         return self.kind in ("init", "early", "dense")
+
+
+def _unknown(text: object) -> InputError:
+    return InputError(
+        f"unknown rewind point {text!r}: use init, early:N (N > 0 epochs of level 0, or early:Nsteps), dense, "
+        "rate or none"
+    )

@@ -32,7 +32,8 @@ class Trainer:
     Args:
         train: inputs (N, …) and labels (N,) of the training split.
         validation: the same of the validation split; accuracy is measured on it.
-        epochs: the dense network's budget, and every level's at most; > 0.
+        epochs: the dense network's budget, > 0.
+        level_epochs: every pruned level's budget, > 0; by default the dense network's. The schedule spans it.
         batch_size: samples a step, at least 1.
         optimizer: "sgd" (Nesterov-free momentum), "adam" or "adamw"; made afresh for every level.
         lr: learning rate at the schedule's start, > 0.
@@ -61,6 +62,7 @@ class Trainer:
     train: tuple[Tensor, Tensor]
     validation: tuple[Tensor, Tensor]
     epochs: float = 20.0
+    level_epochs: float | None = None
     batch_size: int = 60
     optimizer: str = "adam"
     lr: float = 1.2e-3
@@ -80,6 +82,7 @@ class Trainer:
             raise unknown("schedule", self.schedule, SCHEDULES)
         limits: list[tuple[str, Any, float, float]] = [
             ("epochs", self.epochs, 1e-6, math.inf),
+            ("level_epochs", self.level_epochs if self.level_epochs is not None else 1.0, 1e-6, math.inf),
             ("batch_size", self.batch_size, 1, math.inf),
             ("lr", self.lr, 1e-12, math.inf),
             ("momentum", self.momentum, 0.0, 1.0 - 1e-12),
@@ -105,9 +108,9 @@ class Trainer:
         """Optimizer steps in one epoch; the last batch may be smaller."""
         return math.ceil(len(self.train[0]) / self.batch_size)
 
-    def rate(self, epoch: float) -> float:
-        """Return the learning rate at an epoch of the schedule; past its end, the rate at its end."""
-        at = min(epoch / self.epochs, 1.0)
+    def rate(self, epoch: float, *, of: float | None = None) -> float:
+        """Return the learning rate at an epoch of the schedule over `of` epochs; past its end, the rate at its end."""
+        at = min(epoch / (of or self.epochs), 1.0)
         if self.schedule == "cosine":
             return self.lr * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * at)) / 2)
         if self.schedule == "step":
@@ -121,7 +124,8 @@ class Trainer:
             TrainingError: the loss is not finite; the sentence says at which step.
         """
         begin = watch.schedule_from
-        budget = self.epochs if math.isinf(begin) else max(self.epochs - begin, 0.0)
+        whole = self._whole(watch)
+        budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
         total = max(round(budget * self.steps_per_epoch), 1)
         optimizer = self._optimizer(model)
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
@@ -134,6 +138,9 @@ class Trainer:
         finally:
             model.train(was)
 
+    def _whole(self, watch: Watch) -> float:
+        return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
+
     def _steps(
         self,
         model: nn.Module,
@@ -145,12 +152,12 @@ class Trainer:
         if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
             return
         per_epoch = self.steps_per_epoch
-        offset = watch.schedule_from
+        offset, whole = watch.schedule_from, self._whole(watch)
         model.train()
         losses: list[Tensor] = []
         for step in range(1, total + 1):
             inputs, labels = next(batches)
-            rate = self.rate(offset + (step - 1) / per_epoch)
+            rate = self.rate(offset + (step - 1) / per_epoch, of=whole)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             losses.append(self._step(model, optimizer, inputs, labels, step, watch))

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -23,11 +24,34 @@ NO_RULE = "no rule watches this level"
 OLDER_MASKS = 10  # as many earlier masks as any rule may ask for
 
 
+@dataclass
+class _Looks:
+    """What looks of one kind have cost."""
+
+    samples: int = 0
+    seconds: float = 0.0
+
+
+class _Timed:
+    """Adds the time spent inside to a ledger."""
+
+    def __init__(self, looks: _Looks) -> None:
+        self._looks = looks
+
+    def __enter__(self) -> _Looks:
+        self._started = time.perf_counter()
+        return self._looks
+
+    def __exit__(self, *error: object) -> None:
+        self._looks.seconds += time.perf_counter() - self._started
+
+
 class Watch:
     """Look at a network while it trains, and say when its flow is consistent with the dense network's.
 
     Call `look()` wherever the rule is to be asked, usually after an epoch; stop when its verdict says so.
-    The time between looks counts as training, the time inside a look as probing.
+    The time between looks counts as training. What a look measures counts as probing where the rule needs it, and as
+    recording where it does not.
 
     Args:
         model: the network in training; a look leaves it as it was.
@@ -41,6 +65,8 @@ class Watch:
         level: number of the level, for the records.
         every: how often a trainer that asks `due()` should look: epochs (1, 0.1) or steps ("50steps").
         before: whether `due()` asks for a look before any training.
+        go_on: called when the rule first stops; the verdict then says to train on to the full budget, so that the level's
+            ticket can be reported, and what follows is charged to the record.
         schedule_from: at which epoch of its schedule the trainer is to begin; infinity: to stay at its end.
         on_check: called with every check as it is made.
         on_step: called with (epoch, step) at every reported step and look.
@@ -75,6 +101,7 @@ class Watch:
         level: int = 0,
         every: float | str | Interval = 1.0,
         before: bool = False,
+        go_on: Callable[[], None] | None = None,
         schedule_from: float = 0.0,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
@@ -97,13 +124,16 @@ class Watch:
         self.step = 0
         self._next_masks = next_masks
         self._older: list[Masks] = []
+        self._go_on = go_on
         self._on_check = on_check
         self._on_step = on_step
         self._checks: list[Check] = []
         self._samples = 0
-        self._probe_samples = 0
         self._seconds = 0.0
-        self._probe_seconds = 0.0
+        self._probed = _Looks()
+        self._recorded = _Looks()
+        self._bucket = self._probed
+        self._stopped: Spent | None = None
         self._mark = time.perf_counter()
 
     @property
@@ -118,12 +148,27 @@ class Watch:
         return self._ledger(epoch)
 
     @property
+    def stopped(self) -> Spent | None:
+        """The ledger at the rule's stop, when the level went on after it; None otherwise."""
+        return self._stopped
+
+    @property
     def verdict(self) -> Verdict | None:
         """The last verdict, None before the first look."""
         return self._checks[-1].verdict if self._checks else None
 
     def _ledger(self, epoch: float) -> Spent:
-        return Spent(epoch, self.step, self._samples, self._seconds, self._probe_seconds, self._probe_samples)
+        probe, record = self._probed, self._recorded
+        return Spent(
+            epoch,
+            self.step,
+            self._samples,
+            self._seconds,
+            probe.seconds,
+            probe.samples,
+            record.seconds,
+            record.samples,
+        )
 
     def start(self) -> None:
         """Start the clock now: what has passed since the watch was made is not training."""
@@ -152,10 +197,9 @@ class Watch:
         at = 0.0 if last is None else last.epoch if self.every.unit == "epochs" else last.step
         return self.every.passed(epoch=self.epoch, step=self.step, times=int(at / self.every.amount + 1e-9) + 1)
 
-    def probed(self, samples: int, seconds: float = 0.0) -> None:
-        """Add samples (and seconds) to what probing cost: a validation pass made for a look, for instance."""
-        self._probe_samples += samples
-        self._probe_seconds += seconds
+    def probed(self, samples: int) -> None:
+        """Count samples that a look needed, from within the function given as `accuracy`."""
+        self._bucket.samples += samples
 
     def look(
         self,
@@ -167,7 +211,7 @@ class Watch:
         """Measure the flow, note it, and ask the rule.
 
         Args:
-            accuracy: validation accuracy in [0, 1], or a function that measures it: its time then counts as probing.
+            accuracy: validation accuracy in [0, 1], or a function that measures it, timed as part of the look.
             loss: mean training loss since the last look.
             epoch: epochs trained in this level so far, a fraction within one; by default one more than at the
                 last look, or what `stepped` was told. 0 is a look before any training.
@@ -179,8 +223,7 @@ class Watch:
             InputError: a value is out of range, or the rule needs one that was not given.
             TrainingError: the flow is not finite.
         """
-        started = time.perf_counter()
-        training = started - self._mark
+        training = time.perf_counter() - self._mark
         last = self._checks[-1].epoch if self._checks else 0.0
         now = epoch if epoch is not None else (self.epoch if self.epoch > last else last + 1.0)
         if not math.isfinite(now) or now < last:
@@ -188,15 +231,11 @@ class Watch:
         self.epoch = now
         if self._on_step is not None:
             self._on_step(self.epoch, self.step)
-        flow = measure(self.model, self._probe, self.meter, masks=self.masks) if self.meter is not None else None
-        number = accuracy() if callable(accuracy) else accuracy
-        if number is not None and not 0.0 <= number <= 1.0:
-            raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
-        changes = self._mask_changes()
         self._seconds += training
-        self._probe_samples += flow.samples if flow is not None else 0
-        self._probe_seconds += time.perf_counter() - started
-        verdict = self._note(flow, None if number is None else float(number), loss, changes)
+        flow = self._measured()
+        number = self._accuracy(accuracy)
+        changes = self._mask_changes()
+        verdict = self._note(flow, number, loss, changes)
         self._mark = time.perf_counter()
         return verdict
 
@@ -219,18 +258,49 @@ class Watch:
             spent=self._ledger(self.epoch),
         )
         verdict = Verdict(False, NO_RULE)
-        if self.rule is not None:
+        if self._stopped is not None:
+            verdict = Verdict(False, "trained on to its full budget after the rule's stop")
+        elif self.rule is not None:
             verdict = self.rule(History((*self._checks, check), self.reference, self.reference_accuracy))
         self._checks.append(dataclasses.replace(check, verdict=verdict))
         if self._on_check is not None:
             self._on_check(self._checks[-1])
+        if verdict.stop and self._go_on is not None:
+            self._stopped = self.spent
+            self._go_on()
+            return dataclasses.replace(verdict, stop=False)
         return verdict
+
+    def _charge(self, what: str) -> _Timed:
+        """Charge what follows to probing when the rule needs it, to the record otherwise.
+
+        The dense level has no rule; its flow is the reference, which rules need.
+        """
+        wants = self.rule.wants if self.rule is not None else frozenset({"flow"} if self.level == 0 else ())
+        self._bucket = self._probed if what in wants and self._stopped is None else self._recorded
+        return _Timed(self._bucket)
+
+    def _measured(self) -> Flow | None:
+        if self.meter is None:
+            return None
+        with self._charge("flow") as looks:
+            flow = measure(self.model, self._probe, self.meter, masks=self.masks)
+            looks.samples += flow.samples
+        return flow
+
+    def _accuracy(self, accuracy: float | Callable[[], float] | None) -> float | None:
+        with self._charge("accuracy"):
+            number = accuracy() if callable(accuracy) else accuracy
+        if number is not None and not 0.0 <= number <= 1.0:
+            raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
+        return None if number is None else float(number)
 
     def _mask_changes(self) -> tuple[float, ...]:
         if self.rule is None or "mask" not in self.rule.wants or self._next_masks is None:
             return ()
-        masks = self._next_masks()
-        changes = tuple(masks.change(older) for older in self._older)
+        with self._charge("mask"):
+            masks = self._next_masks()
+            changes = tuple(masks.change(older) for older in self._older)
         self._older = [masks, *self._older][:OLDER_MASKS]
         return changes
 

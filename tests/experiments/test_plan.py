@@ -60,7 +60,7 @@ def test_numbers_may_stand_for_words_and_whole_numbers_for_fractions():
 def test_all_problems_are_told_at_once():
     with pytest.raises(InputError) as error:
         Plan.from_mapping({"level": 3, "seed": "one", "augment": 1, "skip": "fc1"}, source="p.toml")
-    for part in ("p.toml", "did you mean 'levels'", "seed = 'one' must be a whole number", "augment = 1 must be true or false", "skip = 'fc1' must be a list"):
+    for part in ("p.toml", "did you mean 'levels'", "seed = 'one' must be a whole number", "augment = 1 must be true or false", "skip = 'fc1' must be a list, each a text"):
         assert part in str(error.value)
     with pytest.raises(InputError) as error:
         Plan(levels=0, sparsity=1.2, lr=-1.0).check()

@@ -20,7 +20,7 @@ def public():
     found = {name: getattr(incop, name) for name in names}
     for room in ("flow", "pruning", "stopping"):
         module = getattr(incop, room)
-        found |= {f"{room}.{name}": getattr(module, name) for name in module.__all__}
+        found |= {f"{room}.{name}": getattr(module, name) for name in module.__all__ if not name.isupper()}
     return found
 
 

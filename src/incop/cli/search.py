@@ -24,6 +24,7 @@ def search(
     *,
     out: Path | None = None,
     plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
+    dense: Path | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -39,6 +40,8 @@ def search(
         Folder of the run; it must not exist or be empty. Default: a new one under runs/.
     plan
         What the run is made of.
+    dense
+        Folder of a run whose dense level is used instead of training one. Default: train one.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -58,7 +61,7 @@ def search(
     full = runs.resolve(told)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
-        run = runs.execute(full, folder, runs.Progress(*listeners))
+        run = runs.execute(full, folder, runs.Progress(*listeners), dense=dense)
     summary = run.read_summary()
     console.print(
         level_table(summary.levels, title=f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed}")

@@ -34,7 +34,9 @@ RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "seed": (0, 2**31 - 1, True),
     "levels": (1, None, True),
     "sparsity": (0, 1, False),
+    "ticket_at": (0, 1, False),
     "max_epochs": (0, None, False),
+    "level_epochs": (0, None, False),
     "validation": (0, 1, False),
     "limit": (10, None, True),
     "probe_size": (2, None, True),
@@ -66,11 +68,17 @@ class Plan:
     sparsity: float | None = None
     """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last."""
 
+    ticket_at: tuple[float, ...] | None = None
+    """Sparsities on the way, in (0, 1), whose tickets are trained in full and reported too. Default: none."""
+
     seed: int | None = None
     """Seed of the network's weights, the validation split, the probe and the order of samples. Default: 0."""
 
     max_epochs: float | None = None
     """Epochs of the dense network, and of a level at most. Default: the model's recipe."""
+
+    level_epochs: float | None = None
+    """Epochs of a pruned level at most. Default: --max-epochs."""
 
     limit: int | None = None
     """Use only so many training images, and at most so many test images. Default: all."""
@@ -138,6 +146,9 @@ class Plan:
     rewind: str | None = None
     """What a level starts from: init, early:N, dense, rate or none. Default: the method's."""
 
+    keep: tuple[str, ...] | None = None
+    """Rewind points of the dense level to keep on disk, for runs that share it. Default: none."""
+
     last_level_full: bool | None = None
     """Give the last level its full budget. Default: on."""
 
@@ -188,8 +199,12 @@ class Plan:
         for key, value in self.told().items():
             if key not in RANGES:
                 continue
-            if not (_inside(value, *RANGES[key]) or (key == "levels" and value == 0 and self.method == "dense")):
-                problems.append(f"--{key.replace('_', '-')} {value} must be {_span(*RANGES[key])}")
+            dense = key == "levels" and value == 0 and self.method == "dense"
+            problems += [
+                f"--{key.replace('_', '-')} {one} must be {_span(*RANGES[key])}"
+                for one in (value if isinstance(value, tuple) else (value,))
+                if not _inside(one, *RANGES[key]) and not dense
+            ]
         if problems:
             raise InputError("; ".join(problems))
 
@@ -210,8 +225,9 @@ def _fitted(value: Any, hint: Any) -> Any:
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     for kind in kinds:
         if typing.get_origin(kind) is tuple:
-            if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
-                return tuple(value)
+            of = typing.get_args(kind)[0]
+            if isinstance(value, list | tuple) and all(_fitted(part, of | None) is not None for part in value):
+                return tuple(_fitted(part, of | None) for part in value)
         elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         elif kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -226,4 +242,4 @@ def _fitted(value: Any, hint: Any) -> Any:
 def _kind(hint: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    return names.get(kinds[0], "a list of texts")
+    return names.get(kinds[0], f"a list, each {names.get(next(iter(typing.get_args(kinds[0])), str))}")

@@ -16,24 +16,37 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import incop
-from incop import checkpoints
+from incop import checkpoints, observing
 from incop.errors import IncopError, InputError, unknown
 from incop.experiments import datasets, methods, models
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.flow import Meter
-from incop.loop import Ticket, search
+from incop.loop import Dense, Ticket, search
 from incop.masks import Masks
 from incop.pruning import Target
 from incop.records import Check, Interval, Level, Run, Spent
 from incop.rundir import RunDir
-from incop.snapshots import RewindPoint
+from incop.snapshots import RewindPoint, Snapshot
 from incop.stopping import Rule
 from incop.training import Trainer
 
-__all__ = ["Parts", "Progress", "default_out", "execute", "prepare", "put_weights", "rebuild", "resolve"]
+__all__ = [
+    "DENSE_KEYS",
+    "Parts",
+    "Progress",
+    "default_out",
+    "dense_plan",
+    "execute",
+    "prepare",
+    "put_weights",
+    "rebuild",
+    "resolve",
+    "shared_dense",
+]
 
 FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
 
@@ -152,6 +165,8 @@ def prepare(plan: Plan) -> Parts:
             "check_before": bool(plan.check_before),
             "last_level_full": plan.last_level_full is not False,
             "sparsity": None if isinstance(amount, Target) else plan.sparsity,
+            "ticket_at": plan.ticket_at or (),
+            "keep": plan.keep or (),
         },
     )
 
@@ -192,6 +207,7 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
         train,
         validation,
         epochs=float(plan.max_epochs or 1.0),
+        level_epochs=plan.level_epochs,
         batch_size=int(plan.batch_size or 1),
         optimizer=_said(plan.optimizer),
         lr=float(plan.lr or 0.0),
@@ -229,11 +245,20 @@ def default_out(plan: Plan) -> Path:
     return path
 
 
-def execute(plan: Plan, out: str | Path, progress: Progress | None = None) -> RunDir:
+def execute(
+    plan: Plan, out: str | Path, progress: Progress | None = None, *, dense: str | Path | None = None
+) -> RunDir:
     """Carry out a resolved plan and write its run folder.
 
-    The folder is made when everything is known to be usable. A run that fails or is interrupted keeps what it has, and its
-    summary says how it ended.
+    The folder is made when everything is known to be usable. A run that fails or is interrupted keeps what it has,
+    and its summary says how it ended.
+
+    Args:
+        plan: every key said; see `resolve`.
+        out: the folder to make.
+        progress: who is told.
+        dense: a run folder whose dense level is used instead of training one; its plan must agree in all that the dense
+            level depends on.
 
     Raises:
         InputError: the plan or the folder cannot be used; nothing has been written.
@@ -243,10 +268,12 @@ def execute(plan: Plan, out: str | Path, progress: Progress | None = None) -> Ru
     run = RunDir(out)
     run.refuse_existing()
     parts = prepare(plan)
+    given = None if dense is None else shared_dense(parts, RunDir.open(dense))
     tickets = search(
         parts.model,
         parts.trainer,
         **parts.arguments,
+        dense=given,
         on_check=_both(run.append, progress.on_check),
         on_step=progress.on_step,
     )
@@ -286,12 +313,102 @@ def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None
 
 def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
     """Read the test split, once for this ticket, and write the ticket down."""
-    level = dataclasses.replace(ticket.record, test_accuracy=parts.trainer.evaluate(parts.model, parts.test))
+    model = parts.model
+    known = ticket.record.test_accuracy  # of a dense level that was trained before
+    dense, left = _flops(parts, ticket.masks)
+    level = dataclasses.replace(
+        ticket.record,
+        test_accuracy=known if known is not None else _test_accuracy(parts, ticket, model),
+        flops=left,
+        dense_flops=dense,
+    )
     folder = run.level_dir(level.level)
     checkpoints.save_weights(folder, ticket.weights)
     checkpoints.save_masks(folder, ticket.masks)
+    for name in parts.plan.keep or ():
+        if name in ticket.points:
+            checkpoints.save_weights(folder / f"{POINT}{name.replace(':', '_')}", ticket.points[name].tensors)
     run.append(level)
     return level
+
+
+def _test_accuracy(parts: Parts, ticket: Ticket, model: nn.Module) -> float:
+    now = Snapshot.of(model)
+    Snapshot(ticket.weights).rewind(model)  # a reported level's ticket is not what the search goes on from
+    accuracy = parts.trainer.evaluate(model, parts.test)
+    now.rewind(model)
+    return accuracy
+
+
+def _flops(parts: Parts, masks: Masks) -> tuple[int, int]:
+    """Return the forward pass's operations for one sample, dense and over the weights that are left."""
+    sample = parts.probe[0][0][:1]
+    with observing.undisturbed(parts.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        parts.model(sample)
+    total = counter.get_total_flops()
+    root = type(parts.model).__name__
+    by_module = {name.removeprefix(f"{root}."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
+    saved = sum(
+        by_module.get(name.removesuffix(".weight"), 0) * sparsity for name, sparsity in masks.layer_sparsity().items()
+    )
+    return total, round(total - saved)
+
+
+POINT = "point-"  # folders of rewind points beside the dense level's weights
+DENSE_KEYS = (  # what the dense level depends on
+    "data",
+    "model",
+    "seed",
+    "max_epochs",
+    "limit",
+    "validation",
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+    "schedule",
+    "clip",
+    "augment",
+)
+
+
+def dense_plan(plan: Plan) -> Plan:
+    """Return the plan of the dense level alone that a resolved plan begins with."""
+    said = {key: getattr(plan, key) for key in (*DENSE_KEYS, "data_dir", "device", "threads")}
+    return Plan(**said, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None)
+
+
+def shared_dense(parts: Parts, run: RunDir) -> Dense:
+    """Read a dense level that another run has trained.
+
+    Raises:
+        InputError: that run has none, or its plan differs in something that the dense level depends on.
+    """
+    other = resolve(Plan.from_mapping(run.read_plan(), source=str(run.plan_file)))
+    for key in DENSE_KEYS:
+        mine, theirs = getattr(parts.plan, key), getattr(other, key)
+        if mine != theirs:
+            raise InputError(
+                f"the dense level of {str(run.path)!r} was trained with {key} = {theirs!r}, and this plan says {mine!r}: "
+                "they cannot share it"
+            )
+    records = [record for record in run.levels() if record.level == 0]
+    if not records:
+        raise InputError(f"the run {str(run.path)!r} has no finished dense level")
+    folder = run.level_dir(0)
+    points = {}
+    for path in sorted(folder.glob(f"{POINT}*")):
+        name = path.name.removeprefix(POINT).replace("_", ":")
+        points[name] = Snapshot(checkpoints.load_weights(path), _point_epoch(name, parts))
+    return Dense(records[0], Snapshot(checkpoints.load_weights(folder), records[0].epochs), points)
+
+
+def _point_epoch(name: str, parts: Parts) -> float:
+    after = RewindPoint.parse(name).after
+    if after is None:
+        return 0.0
+    return after.amount if after.unit == "epochs" else after.amount / parts.trainer.steps_per_epoch
 
 
 def _summary(

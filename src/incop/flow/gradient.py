@@ -10,11 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from incop import observing
 from incop.batches import Batch, output_tensor
 from incop.errors import InputError, TrainingError, unknown
 from incop.flow import meter as meter_room
-from incop.layers import module_of
+from incop.layers import hides_layers, module_of, reentrant
 
 __all__ = ["GradientFlow", "Gradients", "mean_loss"]
 
@@ -53,7 +52,8 @@ class GradientFlow:
     touched and frozen layers are measured too.
 
     Args:
-        loss: `loss(output, target)`, the mean over the batch (as torch's losses are by default).
+        loss: `loss(output, target)`, the mean over the batch's samples (as torch's losses are by default; with
+            class weights or ignored labels theirs is a weighted mean, and the flow depends on the batches).
         statistic: "norm" (Euclidean, as published) or "mean_abs" (mean absolute gradient). One is never
             compared with the other.
         chain: names of the layers to measure; by default those of the forward pass's chain.
@@ -82,14 +82,15 @@ class GradientFlow:
             raise unknown("statistic", str(statistic), get_args(Statistic))
         if not callable(loss):
             raise InputError(f"the loss is a {type(loss).__name__}: pass a function of (output, target)")
-        if getattr(loss, "reduction", "mean") != "mean":
+        options = getattr(loss, "keywords", {})  # of a functools.partial
+        if (reduction := getattr(loss, "reduction", options.get("reduction", "mean"))) != "mean":
             raise InputError(
-                f"the loss has reduction={loss.reduction!r}: gradient flow is that of the mean loss over the probe, "  # type: ignore[attr-defined]
+                f"the loss has reduction={reduction!r}: gradient flow is that of the mean loss over the probe, "
                 "whatever its batches; pass it with reduction='mean'"
             )
         object.__setattr__(self, "loss", loss)
         object.__setattr__(self, "statistic", statistic)
-        object.__setattr__(self, "layers", None if chain is None else tuple(chain))
+        object.__setattr__(self, "layers", meter_room.by_hand(chain))
 
     def __str__(self) -> str:
         """Name the statistic; flows of different statistics are never compared."""
@@ -125,12 +126,17 @@ class GradientFlow:
         for layer, name in names.items():
             weight = model.get_parameter(name)
             mask = None if masks is None else masks.get(name)
+            if mask is not None and mask.shape != weight.shape:
+                raise InputError(
+                    f"the mask of {name!r} has shape {tuple(mask.shape)} and the weight {tuple(weight.shape)}: pass "
+                    "the masks of this model"
+                )
             if mask is not None:
-                kept[layer] = mask.to(weight.device)
+                kept[layer] = mask.to(weight.device, torch.bool)
             statistics.counts[layer] = weight.numel() if mask is None else int(mask.sum())
         for batch in batches:
             gradients = self._gradients(model, batch, names)
-            gradients = {k: g * kept[k] if k in kept else g for k, g in gradients.items()}
+            gradients = {k: g.where(kept[k], 0) if k in kept else g for k, g in gradients.items()}
             statistics.add(gradients, batch.samples)
         return statistics
 
@@ -141,17 +147,14 @@ class GradientFlow:
             )
         weights = {name: model.get_parameter(name).detach() for name in names.values()}
         weights = {n: (w.float() if w.dtype.itemsize < 4 else w).requires_grad_() for n, w in weights.items()}
-        with torch.enable_grad():
-            output = observing.full_precision(model, batch, weights)
+
+        def backward(output: Any) -> tuple[Tensor | None, ...]:
             if not isinstance(output, Tensor):
                 output = output_tensor(output, where=type(model).__name__)
-            loss = mean_loss(self.loss, output, batch.target)
-            if not bool(torch.isfinite(loss)):
-                raise TrainingError(
-                    f"the loss on the probe is {loss.item()}: the training diverged or the probe holds NaN values; "
-                    "lower the learning rate, or check the data"
-                )
-            found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            return _gradients_of(mean_loss(self.loss, output, batch.target), weights)
+
+        with torch.enable_grad():
+            found = meter_room.forward(model, batch, weights, then=backward)
         return {
             layer: torch.zeros_like(weights[name]) if gradient is None else gradient
             for (layer, name), gradient in zip(names.items(), found, strict=True)
@@ -173,6 +176,23 @@ class GradientFlow:
                     f"the gradient of layer {layer!r} is not finite on the probe: lower the learning rate"
                 )
         return values
+
+
+def _gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> tuple[Tensor | None, ...]:
+    if not bool(torch.isfinite(loss)):
+        raise TrainingError(
+            f"the loss on the probe is {loss.item()}: the training diverged or the probe holds NaN values; "
+            "lower the learning rate, or check the data"
+        )
+    if not loss.requires_grad:
+        raise InputError(
+            f"the loss does not depend on any of the weights {', '.join(weights)}: does the model detach its output, "
+            "or the loss leave torch?"
+        )
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    if any(gradient is None for gradient in found) and hides_layers(loss):
+        raise reentrant()
+    return found
 
 
 def _weight_names(model: nn.Module, chain: Sequence[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from incop.batches import Batch
-from incop.errors import InputError, TrainingError, unknown
+from incop.errors import TrainingError, unknown
 from incop.flow import meter as meter_room
 from incop.flow.moments import CoMoments, Rows
 from incop.flow.taps import Taps
@@ -58,7 +58,7 @@ class InformationFlow:
             raise unknown("reduction", str(reduction), get_args(Reduction))
         object.__setattr__(self, "reduction", reduction)
         object.__setattr__(self, "alive_only", bool(alive_only))
-        object.__setattr__(self, "layers", None if chain is None else tuple(chain))
+        object.__setattr__(self, "layers", meter_room.by_hand(chain))
 
     def __str__(self) -> str:
         """Name the statistic; flows of different statistics are never compared."""
@@ -67,7 +67,7 @@ class InformationFlow:
 
     def chain(self, model: nn.Module, batch: Batch) -> tuple[str, ...]:
         """Return the layers whose neighbours are paired, in order."""
-        return meter_room.trace(model, batch, self.layers)
+        return meter_room.trace(model, batch, self.layers, each_sample=True)
 
     def collect(
         self,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 from incop import batches as batches_room
 from incop import layers, observing
 from incop.batches import Batch
-from incop.errors import InputError
+from incop.errors import IncopError, InputError
+from incop.flow.taps import Paths
 from incop.records import Flow
 
-__all__ = ["Meter", "State", "forward", "measure", "placed_batches"]
+__all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "trace"]
 
 
 class State(Protocol):
     """Statistics of part of a probe; parts measured apart can be merged."""
+
+    @property
+    def samples(self) -> int:
+        """Number of samples seen."""
 
     def merge(self, other: Any) -> Any:
         """Return the statistics of both parts together."""
@@ -38,7 +44,7 @@ class Meter(Protocol):
         chain: tuple[str, ...],
         masks: Mapping[str, Tensor] | None,
     ) -> Any:
-        """Run the model over the batches and return their statistics, which have `merge` and `samples`."""
+        """Run the model once over the batches and return their statistics, a `State`."""
 
     def flow(self, statistics: Any) -> dict[str, float]:
         """Turn statistics into named floats."""
@@ -61,7 +67,8 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
         The flow: `.values` {name: float} in the order of the forward pass, `.samples`, `.seconds`.
 
     Raises:
-        InputError: the model has no two layers to measure, the probe is empty or has an unusable form.
+        InputError: the model has no two layers to measure, takes other paths for other inputs or cannot be run on
+            the probe, or the probe is empty or has an unusable form.
         TrainingError: the flow is not finite, for instance after a diverged training.
 
     Example:
@@ -76,14 +83,16 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module: pass the module itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("the model is a ScriptModule, which hides its layers: pass the module it was made of")
     started = time.perf_counter()
-    with observing.undisturbed(model):
+    with torch.inference_mode(False), observing.undisturbed(model), Paths(model) as paths:
         source = placed_batches(model, batches)
         first = next(source, None)
         if first is None:
             raise InputError("the probe is empty: pass at least one batch")
         chain = meter.chain(model, first)
-        statistics = meter.collect(model, _with_first(first, source), chain, masks)
+        statistics = meter.collect(model, paths.same(itertools.chain([first], source)), chain, masks)
     if statistics.samples < 2:
         raise InputError("a flow needs a probe of at least 2 samples; some hundreds make it steady")
     values = meter.flow(statistics)
@@ -99,30 +108,88 @@ def placed_batches(model: nn.Module, batches: Any) -> Iterator[Batch]:
         yield batches_room.placed(batches_room.unpack(batch), device=device, dtype=dtype)
 
 
-def _with_first(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
-    yield first
-    yield from rest
+def by_hand(chain: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return a chain given by hand, or None for the one that is found.
+
+    Raises:
+        InputError: it is one string instead of several.
+    """
+    if isinstance(chain, str):
+        raise InputError(f"chain={chain!r} is one name: give the layers as a list, chain=[{chain!r}, …]")
+    return None if chain is None else tuple(chain)
 
 
-def forward(model: nn.Module, batch: Batch) -> Any:
-    """Call the model, in float32 when its weights are of half precision."""
-    if observing.half_precision(model):
-        return observing.full_precision(model, batch)
+def forward(
+    model: nn.Module,
+    batch: Batch,
+    weights: Mapping[str, Tensor] | None = None,
+    then: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Call the model, in float32 when its weights are of half precision.
+
+    Args:
+        model: the model.
+        batch: what it is called with.
+        weights: parameters to put in place of its own, by name.
+        then: what to return of the output instead of itself; called while `weights` are still in place.
+
+    Raises:
+        InputError: the model throws on this batch.
+    """
+    try:
+        return _run(model, batch, weights, then)
+    except (IncopError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} cannot be run on a batch of the probe, {_shapes(batch)} ({_said(error)}): give "
+            "batches as the model is called with them, see incop.batches.unpack"
+        ) from error
+
+
+def _run(
+    model: nn.Module,
+    batch: Batch,
+    weights: Mapping[str, Tensor] | None = None,
+    then: Callable[[Any], Any] | None = None,
+) -> Any:
+    if weights or then or observing.half_precision(model):
+        return observing.full_precision(model, batch, weights, then=then)
     return batches_room.call(model, batch)
 
 
-def trace(model: nn.Module, batch: Batch, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the chain of a model, found on the batch's first two samples (on all when two do not do)."""
+def _shapes(batch: Batch) -> str:
+    shapes = [str(tuple(t.shape)) for t in batches_room.walk((batch.args, batch.kwargs))]
+    return f"input{'s' if len(shapes) > 1 else ''} of shape {', '.join(shapes)}"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
+
+
+def trace(
+    model: nn.Module, batch: Batch, given: tuple[str, ...] | None, *, each_sample: bool = False
+) -> tuple[str, ...]:
+    """Return the chain of a model, found on the batch's first two samples (on all when two do not do).
+
+    Raises:
+        InputError: the model cannot be run, or its layers and their order cannot be found; see `layers.chain`.
+    """
 
     def run(part: Batch) -> Any:
-        return forward(model, part)
+        return _run(model, part)
 
     small = batches_room.first_samples(batch, 2)
-    try:
-        return layers.chain(model, small, given=given, forward=run)
-    except InputError:
-        raise
-    except Exception:  # a model may insist on its batch size; the whole batch then says what is wrong, if anything
-        if small is batch:
+    for part in (small,) if small is batch else (small, batch):  # a model may insist on its batch size
+        try:
+            return layers.chain(model, part, given=given, forward=run, each_sample=each_sample)
+        except (IncopError, torch.OutOfMemoryError):
             raise
-        return layers.chain(model, batch, given=given, forward=run)
+        except Exception as error:
+            failed = error
+    with torch.no_grad():
+        forward(model, batch)  # when the model itself is at fault, this says so
+    raise InputError(
+        f"the order of the layers cannot be read off {type(model).__name__}, whose forward pass runs alone but not "
+        f"under autograd ({_said(failed)}): name the layers with chain=[…]"
+    ) from failed

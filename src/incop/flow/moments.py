@@ -12,14 +12,21 @@ from torch import Tensor
 
 __all__ = ["CoMoments", "Rows", "varies"]
 
-# A unit whose standard deviation is below this share of its mean varies only by float32's rounding
-# (4 × 2⁻²³): its correlation would be that of rounding errors, so it counts as not varying.
-ROUNDING = 4 * 2.0**-23
+# The output of a unit whose inputs are constant is not quite constant in float32: other batch sizes take other
+# kernels, which add in another order. Its spread was seen up to 4 × 2⁻²³ of the size of the layer's outputs (and
+# up to hundreds of times its own mean's rounding, where terms cancel). Twice that counts as not varying.
+ROUNDING = 8 * 2.0**-23
 
 
 def varies(mean: Tensor, std: Tensor) -> Tensor:
-    """Say which units vary: True where the standard deviation is more than rounding. Shapes (M,) → (M,)."""
-    return std > ROUNDING * mean.abs()
+    """Say which units of a layer vary: True where the spread is more than rounding. Shapes (M,) → (M,).
+
+    Rounding is measured by the unit's own mean or, where that is smaller, by the size of the layer's outputs: the
+    median over its units that are not zero, which a few outliers do not move.
+    """
+    size = (mean.square() + std.square()).sqrt()
+    layer = size[size > 0].median() if bool((size > 0).any()) else size.new_zeros(())
+    return std > ROUNDING * torch.maximum(mean.abs(), layer)
 
 
 @dataclass

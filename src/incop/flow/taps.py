@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from incop.batches import output_tensor
 from incop.errors import InputError
-from incop.layers import module_of
+from incop.layers import LAYERS, folded, module_of
 
-__all__ = ["Taps", "pooled"]
+__all__ = ["Paths", "Taps", "pooled"]
 
-CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)
+UNITS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
+UNITS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 
 class Taps:
@@ -70,37 +72,90 @@ class Taps:
         """Return what the last forward pass gave, (n, M) by layer, and make ready for the next.
 
         Raises:
-            InputError: a layer of the chain did not run, ran another number of times than when the chain was
-                found, or returned another number of rows than there are samples.
+            InputError: a layer of the chain did not run, or returned another number of rows than there are samples.
         """
-        seen, counts = self._seen, self._counts
+        seen = self._seen
         self._seen, self._counts = {}, {}
         for call in self._chain:
-            name = module_of(call)
             if call not in seen:
                 raise InputError(
-                    f"layer {call!r} of the chain did not run on this batch: the model takes other paths for other inputs; "
-                    "pass the layers that always run as chain=[…]"
-                )
-            if (expected := sum(module_of(c) == name for c in self._chain)) != counts[name] and expected > 1:
-                raise InputError(
-                    f"layer {name!r} ran {counts[name]} times on this batch and {expected} times on another: "
-                    "a flow needs the same steps for every batch; pass batches of one length or chain=[…] without it"
+                    f"layer {call!r} of the chain did not run on this batch: the model takes other paths for other "
+                    "inputs, or never runs it; pass the layers that always run as chain=[…]"
                 )
             if seen[call].shape[0] != samples:
-                raise InputError(
-                    f"layer {call!r} returned {seen[call].shape[0]} rows for {samples} samples (is another dimension "
-                    "folded into the batch, or the batch not the first dimension?): pass chain=[…] without it"
-                )
+                raise folded(call, seen[call].shape[0], samples)
         return {call: seen[call] for call in self._chain}
+
+
+class Paths:
+    """Notice a model that takes other paths for other inputs: count which layers each forward pass runs.
+
+    Args:
+        model: the model to listen to, while this is entered.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._handles: list[Any] = []
+        self._running: dict[str, int] | None = None
+        self.last: dict[str, int] | None = None
+
+    def __enter__(self) -> Self:
+        self._handles.append(self._model.register_forward_pre_hook(self._begin))
+        for name, module in self._model.named_modules():
+            if isinstance(module, LAYERS):
+                self._handles.append(module.register_forward_hook(self._counter(name)))
+        self._handles.append(self._model.register_forward_hook(self._end))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        self._running = {}
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.last, self._running = self._running, None  # what checkpointing runs again afterwards does not count
+
+    def _counter(self, name: str) -> Any:
+        def count(module: nn.Module, args: Any, output: Any) -> None:
+            if self._running is not None:
+                self._running[name] = self._running.get(name, 0) + 1
+
+        return count
+
+    def same(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches; after each, hold the layers that ran against those of the last pass before the first.
+
+        Without such a pass (the chain was given by hand) nothing is held against anything.
+
+        Raises:
+            InputError: a layer ran another number of times on this batch.
+        """
+        expected = self.last
+        for batch in batches:
+            yield batch
+            if expected is None or self.last is None or self.last == expected:
+                continue
+            name = next(n for n in (*expected, *self.last) if expected.get(n, 0) != self.last.get(n, 0))
+            raise InputError(
+                f"layer {name!r} ran {self.last.get(name, 0)} times on one batch and {expected.get(name, 0)} times on "
+                "another: the model takes other paths for other inputs, and a flow needs the same steps for all; pass "
+                "batches of one length, or the layers that always run as chain=[…]"
+            )
 
 
 def pooled(module: nn.Module, output: Tensor, name: str = "") -> Tensor:
     """Average a layer's output over its spatial or token dimensions, f_l(x) of the method.
 
     Args:
-        module: the layer; convolutions and normalisations have their units in dimension 1, others in the last
-            (a module that is neither, with four dimensions or more: in dimension 1).
+        module: the layer. Convolutions, batch and group normalisation have their units in dimension 1; linear
+            and recurrent modules, layer normalisation and attention in the last; of any other module, with four
+            dimensions or more in dimension 1, with three in the last.
         output: (n, M, …) or (n, …, M).
         name: of the layer, for errors.
 
@@ -112,12 +167,12 @@ def pooled(module: nn.Module, output: Tensor, name: str = "") -> Tensor:
     """
     if output.dim() < 2 or not output.is_floating_point():
         raise InputError(
-            f"layer {name!r} returned {output.dtype} of shape {tuple(output.shape)}: a flow needs floating-point outputs "
-            "(samples, units); pass chain=[…] without it"
+            f"layer {name!r} returned {output.dtype} of shape {tuple(output.shape)}: a flow needs floating-point "
+            "outputs (samples, units); pass chain=[…] without it"
         )
     out = output.detach()
-    out = out.float() if out.dtype.itemsize < 4 else out
+    dtype = torch.float32 if out.dtype.itemsize < 4 else out.dtype
     if out.dim() == 2:
-        return out
-    first = isinstance(module, CHANNELS_FIRST) or (out.dim() >= 4 and not isinstance(module, nn.Linear))
-    return out.flatten(2).mean(2) if first else out.flatten(1, -2).mean(1)
+        return out.to(dtype, copy=True)  # a following ReLU(inplace=True) must not write into it
+    first = isinstance(module, UNITS_FIRST) or (out.dim() >= 4 and not isinstance(module, UNITS_LAST))
+    return out.mean(tuple(range(2, out.dim())) if first else tuple(range(1, out.dim() - 1)), dtype=dtype)

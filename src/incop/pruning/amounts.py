@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
+from incop.records import shortest
 
 __all__ = ["Amount", "Competition", "Fraction", "PQIndex", "Target"]
 
@@ -42,7 +43,7 @@ class Amount(Protocol):
 
 @dataclass(frozen=True)
 class Fraction:
-    """A fraction of the weights that are left, rounded to the nearest count.
+    """A fraction of the weights that are left, rounded to the nearest count (of two as near, the even one).
 
     Args:
         fraction: in [0, 1]; the lottery-ticket papers use 0.2.
@@ -64,7 +65,8 @@ class Fraction:
     def __post_init__(self) -> None:
         if not _in(self.fraction, 0.0, 1.0):
             raise InputError(
-                f"Fraction({self.fraction!r}): the fraction to prune must be in [0, 1] (0.2 cuts a fifth of what is left)"
+                f"Fraction({self.fraction!r}): the fraction to prune must be in [0, 1] "
+                "(0.2 cuts a fifth of what is left)"
             )
 
     def __call__(self, competition: Competition) -> int:
@@ -72,7 +74,7 @@ class Fraction:
         return round(self.fraction * _left(competition))
 
     def __str__(self) -> str:
-        return f"{self.fraction:g}"
+        return shortest(self.fraction)
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,11 @@ class Target:
 
     def __call__(self, competition: Competition) -> int:
         """Return what lies between what is left and what the level should leave."""
-        density = (1.0 - self.sparsity) ** (min(competition.level, self.levels) / self.levels)
+        density = math.pow(1.0 - self.sparsity, min(competition.level, self.levels) / self.levels)
         return max(_left(competition) - round(density * competition.total), 0)
 
     def __str__(self) -> str:
-        return f"to {self.sparsity:g} in {self.levels}"
+        return f"to {shortest(self.sparsity)} in {self.levels}"
 
 
 @dataclass(frozen=True)
@@ -156,34 +158,43 @@ class PQIndex:
             raise InputError(f"{given}: it needs eta ≥ 0, gamma > 0 and beta in (0, 1]")
 
     def index(self, weights: Tensor) -> float:
-        """Return the PQ index I of the weights, in [0, 1): 0 when all are of one size, near 1 when few carry everything."""
+        """Return the PQ index I of the weights, in [0, 1): 0 when all are of one size, near 1 when few carry all.
+
+        Example:
+            >>> import torch
+            >>> from incop.pruning import PQIndex
+            >>> PQIndex(p=1, q=2).index(torch.tensor([3.0, 0.0, 0.0, 0.0]))  # 1 - 1/√4
+            0.5
+        """
+        return -math.expm1(self._log_evenness(weights))
+
+    def _log_evenness(self, weights: Tensor) -> float:
+        """Return ln(1 − I), at most 0: the logarithm holds also where a norm of small order would overflow."""
         d = int(weights.numel())
         size = weights.detach().double().abs()
         largest = size.max() if d else torch.zeros(())
         if d == 0 or largest == 0:
             return 0.0
         size = size / largest  # the index does not depend on scale; this keeps powers from over- and underflowing
-        norm_p, norm_q = (float(size.pow(order).sum()) ** (1 / order) for order in (self.p, self.q))
-        return 1.0 - float(d ** (1 / self.q - 1 / self.p)) * norm_p / norm_q
+        log_p, log_q = (math.log(float(size.pow(order).sum())) / order for order in (self.p, self.q))
+        return min((1 / self.q - 1 / self.p) * math.log(d) + log_p - log_q, 0.0)
 
     def __call__(self, competition: Competition) -> int:
         """Return ⌊d · min(γ (1 − m/d), β)⌋."""
         d = _left(competition)
         if d == 0:
             return 0
-        density = max(1.0 - self.index(competition.weights), 0.0)
         gap = self.q - self.p
-        bound = d * float((1 + self.eta) ** (-self.q / gap)) * float(density ** (self.p * self.q / gap))
-        keep = min(math.ceil(bound - 1e-9 * d), d)  # 1e-9: a bound of exactly d must not round up past it
-        return math.floor(d * min(self.gamma * (1 - keep / d), self.beta) + 1e-9)
+        log_evenness = self._log_evenness(competition.weights)
+        bound = d * math.exp((self.p * log_evenness - math.log1p(self.eta)) * self.q / gap)
+        keep = min(max(math.ceil(bound - 1e-9 * d), 1), d)  # 1e-9: a bound of exactly m must not round up past it
+        return math.floor(min(self.gamma * (d - keep), self.beta * d) + 1e-9)
 
     def __str__(self) -> str:
-        rest = (
-            ""
-            if (self.eta, self.gamma, self.beta) == (0.0, 1.0, 0.9)
-            else f",{self.eta:g},{self.gamma:g},{self.beta:g}"
-        )
-        return f"pq:{self.p:g},{self.q:g}{rest}"
+        said = [self.p, self.q]
+        if (self.eta, self.gamma, self.beta) != (0.0, 1.0, 0.9):
+            said += [self.eta, self.gamma, self.beta]
+        return "pq:" + ",".join(shortest(number) for number in said)
 
 
 def _left(competition: Competition) -> int:

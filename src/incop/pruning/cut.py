@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -12,11 +13,11 @@ from incop.masks import Masks
 from incop.pruning.amounts import Amount, Competition, Fraction
 from incop.pruning.scores import Magnitude, Score
 from incop.pruning.selection import Global, NofM, Selection, checked, lowest
+from incop.records import shortest
 
 __all__ = ["prune"]
 
 
-@torch.no_grad()
 def prune(
     model: nn.Module,
     masks: Masks | None = None,
@@ -27,6 +28,7 @@ def prune(
     skip: Iterable[str | type[nn.Module]] = (),
     level: int = 1,
     damage: Callable[[Masks], float] | None = None,
+    at_most: float | None = None,
 ) -> Masks:
     """Choose the weights to cut and return the new masks. The model is not changed: `masks.apply(model)` does that.
 
@@ -38,14 +40,17 @@ def prune(
         selection: who competes with whom, by default all (`Global`).
         skip: layers to leave out when `masks` is not given; see `layers.prunable`.
         level: number of the level that begins with this cut, for amounts that follow a schedule.
-        damage: from trial masks to the harm they would do, for amounts that ask.
+        damage: from trial masks to the harm they would do, for amounts that ask. A trial shows what an answer of so
+            many would leave: the layers before as they are cut by then, those after it as they are.
+        at_most: a sparsity in [0, 1] the cut must not pass: of what it would cut beyond, the weights with the largest
+            scores stay, so that it ends exactly there. The pattern of `NofM` does not heed it.
 
     Returns:
         Masks that keep a subset of what was kept; the same for the same weights, every time.
 
     Raises:
         InputError: nothing is prunable, or the amount answers with a count that cannot be cut.
-        TrainingError: a weight is NaN.
+        TrainingError: a weight is not finite.
 
     Example:
         >>> import torch
@@ -55,46 +60,70 @@ def prune(
         >>> pruning.prune(net, masks, amount=pruning.Fraction(0.5)).remaining
         40
     """
-    amount = Fraction(float(amount)) if isinstance(amount, int | float) else amount
+    amount = Fraction(amount) if isinstance(amount, int | float) else amount
     score = score or Magnitude()
     selection = selection or Global()
     masks = masks if masks is not None else Masks.full(model, skip=skip)
-    parameters = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    scores = score(model, parameters)
-    checked(scores)
+    if at_most is not None and not 0 <= at_most <= 1:
+        raise InputError(f"at_most={at_most!r}: the sparsity not to pass is a fraction in [0, 1]")
+    if not masks:
+        raise InputError("there are no masks to prune in: leave masks out, or give those of Masks.full(model)")
+    weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
+    scores = checked(score(model, weights), weights)
     if isinstance(selection, NofM):
         new = {name: selection.cut(scores[name], masks[name].to(scores[name].device)) for name in masks}
         return masks.intersect(new)
-    kept = {name: masks[name] for name in masks}
+    kept = masks
     for names, share in selection.groups(list(masks)):
-        flat = _flat(parameters, masks, names)
-        flat_scores = _flat(scores, masks, names)
-
-        def trial(count: int, names: list[str] = names, flat_scores: Tensor = flat_scores) -> Masks:
-            return Masks({**kept, **_cut(masks, names, flat_scores, count)})
-
-        def harm(count: int, trial: Callable[[int], Masks] = trial) -> float:
-            assert damage is not None
-            return damage(trial(count))
-
+        trial = _trial(kept, names, _flat(scores, kept, names), share, amount)
+        flat = _flat(weights, kept, names)
         total = sum(masks[name].numel() for name in names)
-        count = amount(Competition(flat, total, level, harm if damage is not None else None))
-        kept = {
-            **kept,
-            **_cut(masks, names, flat_scores, _possible(round(count * share), flat.numel(), amount)),
-        }
+        kept = trial(amount(Competition(flat, total, level, _harm(trial, damage))))
+    if at_most is not None:
+        kept = _given_back(masks, kept, scores, round(at_most * masks.total))
     return masks.intersect(kept)
 
 
-def _possible(count: int, left: int, amount: Amount) -> int:
-    if not 0 <= count <= left:
-        raise InputError(f"the amount {amount} asks to cut {count} of {left} weights that are left")
-    return count
+def _given_back(before: Masks, after: Masks, scores: dict[str, Tensor], most: int) -> Masks:
+    """Return `after` with the highest-scored of the newly cut weights put back: no more than `most` are gone."""
+    excess = after.total - after.remaining - most
+    if excess <= 0:
+        return after
+    cut = Masks({name: before[name] & ~after[name] for name in before})
+    names = list(cut)
+    newly = _flat(scores, cut, names)
+    still = _cut(cut, names, newly, max(int(newly.numel()) - excess, 0))  # True: put back
+    return Masks({name: after[name] | still[name] for name in names})
+
+
+Trial = Callable[[int], Masks]
+
+
+def _trial(kept: Masks, names: list[str], scores: Tensor, share: float, amount: Amount) -> Trial:
+    """Return the function from an amount's answer to the masks it would leave; `kept` still holds this group whole."""
+
+    def trial(count: int) -> Masks:
+        gone = _possible(count, share, scores.numel(), amount)
+        return Masks({**kept, **_cut(kept, names, scores, gone)})
+
+    return trial
+
+
+def _harm(trial: Trial, damage: Callable[[Masks], float] | None) -> Callable[[int], float] | None:
+    return None if damage is None else lambda count: damage(trial(count))
+
+
+def _possible(count: float, share: float, left: int, amount: Amount) -> int:
+    if not (math.isfinite(count) and count == int(count) and 0 <= round(int(count) * share) <= left):
+        part = "" if share == 1.0 else f", of which this layer gives up {shortest(share)}"
+        raise InputError(f"the amount {amount} asks to cut {count} of {left} weights that are left{part}")
+    return round(int(count) * share)
 
 
 def _flat(tensors: dict[str, Tensor], masks: Masks, names: list[str]) -> Tensor:
     parts = [tensors[name][masks[name].to(tensors[name].device)] for name in names]
-    return torch.cat([part.float() if part.dtype.itemsize < 4 else part for part in parts])
+    home = parts[0].device  # a network may be spread over several
+    return torch.cat([(part.float() if part.dtype.itemsize < 4 else part).to(home) for part in parts])
 
 
 def _cut(masks: Masks, names: list[str], scores: Tensor, count: int) -> dict[str, Tensor]:

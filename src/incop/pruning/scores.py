@@ -63,9 +63,12 @@ class Random:
     seed: int = 0
 
     def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return uniform numbers in [0, 1)."""
+        """Return uniform numbers in [0, 1), float32 whatever the default: the same on every device."""
         generator = torch.Generator().manual_seed(self.seed)
-        return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
+        return {
+            name: torch.rand(w.shape, generator=generator, dtype=torch.float32).to(w.device)
+            for name, w in weights.items()
+        }
 
     def __str__(self) -> str:
         return "random"
@@ -80,7 +83,7 @@ class GradientTimesWeight:
         batches: data of the training split; see `incop.batches.unpack` for the forms.
 
     Raises:
-        InputError: a batch has no target.
+        InputError: the loss is no mean, there are no batches, or one has no target.
 
     Example:
         >>> import torch
@@ -97,24 +100,41 @@ class GradientTimesWeight:
     loss: Callable[[Any, Any], Tensor]
     batches: Any
 
+    def __post_init__(self) -> None:
+        if getattr(self.loss, "reduction", "mean") != "mean":
+            raise InputError("gradient × weight is that of the mean loss: pass the loss with reduction='mean'")
+
     def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return |w · ∂L/∂w|; the model is left as it was found."""
-        leaves = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+        """Return |w · ∂L/∂w|, half precision measured in float32; the model is left as it was found.
+
+        Raises:
+            InputError: there are no batches, one has no target, or the loss is not one number.
+        """
+        dtype = torch.float32 if observing.half_precision(model) else None
+        leaves = {name: _widened(w.detach()).clone().requires_grad_() for name, w in weights.items()}
         sums = {name: torch.zeros_like(w) for name, w in leaves.items()}
         samples = 0
         with observing.undisturbed(model), torch.enable_grad():
             for batch in batches_room.reusable(self.batches, what="the data of the score"):
-                part = batches_room.placed(unpack(batch), device=observing.device_of(model))
+                part = batches_room.placed(unpack(batch), device=observing.device_of(model), dtype=dtype)
                 if part.target is None:
                     raise InputError("gradient × weight needs targets: give (inputs, target) batches")
                 output = observing.full_precision(model, part, leaves)
                 value = self.loss(output_tensor(output, where=type(model).__name__), part.target)
+                if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                    raise InputError("the loss must return one number that depends on the weights")
                 found = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
                 for total, gradient in zip(sums.values(), found, strict=True):
                     if gradient is not None:
                         total.add_(gradient, alpha=part.samples)
                 samples += part.samples
-        return {name: (leaves[name].detach() * sums[name] / max(samples, 1)).abs() for name in leaves}
+        if samples == 0:
+            raise InputError("gradient × weight has no data to see: give it batches with samples")
+        return {name: (leaves[name].detach() * sums[name] / samples).abs() for name in leaves}
 
     def __str__(self) -> str:
         return "gradient × weight"
+
+
+def _widened(weight: Tensor) -> Tensor:
+    return weight.float() if weight.dtype.itemsize < 4 else weight

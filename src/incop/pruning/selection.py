@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, TrainingError, unknown
+from incop.records import shortest
 
 __all__ = ["Global", "Layerwise", "NofM", "Selection", "lowest"]
 
@@ -33,7 +34,8 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     d = scores.numel()
     if count <= 0 or count >= d:
         return torch.full_like(scores, count > 0, dtype=torch.bool)
-    threshold = scores.kthvalue(count).values
+    # On a GPU kthvalue is refused where deterministic algorithms are asked for; sort is not.
+    threshold = scores.kthvalue(count).values if scores.device.type == "cpu" else scores.sort().values[count - 1]
     chosen = scores < threshold
     ties = (scores == threshold).nonzero().squeeze(1)
     chosen[ties[: count - int(chosen.sum())]] = True
@@ -63,7 +65,8 @@ class Layerwise:
     """Every layer's weights compete among themselves, so that each layer gives up the amount.
 
     Args:
-        rates: what share of the amount a layer gives up, by parameter or layer name, at least 0; others give up all of it (1).
+        rates: what share of the amount a layer gives up, by parameter or layer name, at least 0; others give up all of
+            it (1). The amount is rounded to a count, and its share again.
         output: the share of the last layer; the lottery-ticket paper prunes it at half the rate (0.5).
 
     Raises:
@@ -97,15 +100,15 @@ class Layerwise:
         return [([name], rate) for name, rate in rates.items()]
 
     def __str__(self) -> str:
-        return "layer" if self.output == 1.0 else f"layer:{self.output:g}"
+        return "layer" if self.output == 1.0 else f"layer:{shortest(self.output)}"
 
 
 @dataclass(frozen=True)
 class NofM:
     """Of every M weights in a row along a layer's inputs, N stay: the pattern sparse tensor cores want (2 of 4).
 
-    The pattern fixes the count, so the amount has no say. A row's tail of fewer than M weights stays whole, and so does a
-    group that has no more than N left.
+    The pattern fixes the count, so the amount has no say. A row (dimension 0, flattened) may end in a tail of less than
+    M weights, which stays whole, and so does a group that has no more than N left.
 
     Args:
         n: how many stay, at least 1.
@@ -127,7 +130,8 @@ class NofM:
     m: int = 4
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.n, int) and isinstance(self.m, int) and 1 <= self.n < self.m):
+        whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.n, self.m))
+        if not whole or not 1 <= self.n < self.m:
             raise InputError(f"NofM({self.n!r}, {self.m!r}): n of m weights stay, with 1 ≤ n < m, such as 2 of 4")
 
     def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
@@ -136,12 +140,13 @@ class NofM:
 
     def cut(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Return the mask of one layer after the cut, of the same shape; rows are dimension 0."""
-        rows = scores.reshape(scores.shape[0], -1)
+        rows = scores.flatten(1)
         left = mask.reshape(rows.shape)
-        whole = rows.shape[1] // self.m * self.m
-        s_RGM = rows[:, :whole].reshape(rows.shape[0], -1, self.m).double()
+        groups = rows.shape[1] // self.m
+        whole = groups * self.m
+        s_RGM = rows[:, :whole].reshape(rows.shape[0], groups, self.m)
         k_RGM = left[:, :whole].reshape(s_RGM.shape)
-        s_RGM = s_RGM.masked_fill(~k_RGM, -torch.inf)
+        s_RGM = s_RGM.double().masked_fill(~k_RGM, -torch.inf)
         order = s_RGM.flip(-1).argsort(dim=-1, descending=True, stable=True)[..., : self.n]  # equals: the last stay
         stay_RGM = torch.zeros_like(k_RGM).scatter_(-1, self.m - 1 - order, True) & k_RGM
         new = left.clone()
@@ -152,15 +157,22 @@ class NofM:
         return f"{self.n}:{self.m}"
 
 
-def checked(scores: Mapping[str, Tensor]) -> None:
-    """Refuse scores that are not numbers.
+def checked(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scores of these weights, when they can be ranked.
 
     Raises:
-        TrainingError: a score is NaN.
+        InputError: a score is missing or not of its weight's shape.
+        TrainingError: a weight is not finite or a score is NaN.
     """
-    for name, score in scores.items():
-        if bool(score.isnan().any()):
+    for name, weight in weights.items():
+        if name not in scores:
+            raise InputError(f"the score says nothing of {name!r}: it must give every weight a number")
+        if scores[name].shape != weight.shape:
+            shapes = f"{tuple(scores[name].shape)} for {name!r} of shape {tuple(weight.shape)}"
+            raise InputError(f"the score has shape {shapes}: it must give every weight a number")
+        if not bool(weight.isfinite().all()) or bool(scores[name].isnan().any()):
             raise TrainingError(
-                f"weights of {name!r} have no score (NaN), so none can be chosen: the training diverged; "
-                "lower the learning rate"
+                f"weights of {name!r} or their scores are not finite (NaN or infinite), so none can be chosen: "
+                "the training diverged; lower the learning rate"
             )
+    return {name: scores[name].detach() for name in weights}

@@ -1,27 +1,15 @@
-"""Stop rules: pure functions of a level's history and the dense network's flow; each answer has a reason; no torch.
-
-| rule | in words | it stops when |
-|---|---|---|
-| `FlowRestored` | `flow within 0.05` | the flow is that near to the dense network's |
-| `FlowSettled` | `flow settled 0.05 for 3` | the distance has stopped falling |
-| `MaskSettled` | `mask settled 0.1 for 5` | the mask that would be cut now has stopped moving |
-| `AccuracyRestored` | `accuracy restored`, `accuracy within 0.005` | validation accuracy is back at the dense network's |
-| `LossPlateau` | `loss settled 0.01 for 3` | the training loss has stopped falling |
-| `AfterEpochs` | `after 20 epochs` | blindly, after so many epochs |
-
-`a | b` ("a or b") stops when either does, `a & b` ("a and b") when both do.
-"""
+"""The rules: each a frozen value that judges a history, holds no state, and says why."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
-from incop.errors import InputError
-from incop.records import History, Verdict
+from incop.errors import InputError, unknown
+from incop.records import History, Verdict, shortest
 
 __all__ = [
     "AccuracyRestored",
@@ -33,10 +21,10 @@ __all__ = [
     "LossPlateau",
     "MaskSettled",
     "Rule",
-    "parse",
 ]
 
-SLACK = 1e-9  # epochs are sums of fractions
+SLACK = 1e-9  # epochs are sums of fractions, accuracies differences of them
+NEEDS = ("flow", "reference", "accuracy", "loss", "mask")
 
 
 class Rule:
@@ -87,6 +75,8 @@ class Rule:
             "mask": "give the watch the next cut as next_masks=",
         }
         for need in sorted(self.wants):
+            if need not in has:
+                raise unknown("need of a rule", need, NEEDS)
             if not has[need]:
                 raise InputError(f"the rule {str(self)!r} needs what this check does not hold: {how[need]}")
 
@@ -105,12 +95,23 @@ def _flat(rule: Rule, kind: type[Any]) -> tuple[Rule, ...]:
     return rule.rules if isinstance(rule, kind) else (rule,)
 
 
-def _number(rule: str, name: str, value: float, *, least: float, most: float = math.inf, whole: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
-    if not fits or not math.isfinite(value) or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
+def _number(rule: str, name: str, value: float, *, above: bool = False, most: float = math.inf) -> None:
+    """Refuse what is no finite number in [0, most], or (0, most] with `above`."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    if not fits or not math.isfinite(value) or (above and value == 0):
+        low = "above 0" if above else "of at least 0"
         top = "" if most == math.inf else f" and at most {most:g}"
-        raise InputError(f"{rule}({name}={value!r}): it must be {kind} of at least {least:g}{top}")
+        raise InputError(f"{rule}({name}={value!r}): it must be a number {low}{top}")
+
+
+def _count(rule: Rule, name: str, *, most: float = math.inf) -> None:
+    """Refuse what is no whole number in [1, most]; keep 2.0 as 2."""
+    value = getattr(rule, name)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= most
+    if not fits or value == math.inf or value != int(value):
+        top = "" if most == math.inf else f" and at most {most:g}"
+        raise InputError(f"{type(rule).__name__}({name}={value!r}): it must be a whole number of at least 1{top}")
+    object.__setattr__(rule, name, int(value))
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class FlowRestored(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"flow", "reference"})
 
     def __post_init__(self) -> None:
-        _number("FlowRestored", "within", self.within, least=1e-12)
+        _number("FlowRestored", "within", self.within, above=True)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the distance to the reference with `within`."""
@@ -148,11 +149,11 @@ class FlowRestored(Rule):
         distance = history.now.flow.distance(history.reference, relative=self.relative)
         unit = " relative" if self.relative else ""
         if distance < self.within:
-            return True, f"flow within {self.within:g}{unit} of dense ({distance:.3g})"
-        return False, f"flow {distance:.3g}{unit} from dense, not within {self.within:g}"
+            return True, f"flow within {shortest(self.within)}{unit} of dense ({distance:.3g})"
+        return False, f"flow {distance:.3g}{unit} from dense, not within {shortest(self.within)}"
 
     def __str__(self) -> str:
-        return f"flow within {self.within:g}{' relative' if self.relative else ''}"
+        return f"flow within {shortest(self.within)}{' relative' if self.relative else ''}"
 
 
 @dataclass(frozen=True)
@@ -160,8 +161,9 @@ class FlowSettled(Rule):
     """Stop when the flow's distance to the dense network's has stopped falling.
 
     It has when, in each of the last `patience` checks, it fell by less than `less_than` of what it was at the level's
-    first check: d_{t−1} − d_t < less_than · d_1. At high sparsity a floor remains that no training removes, so waiting for a
-    distance would be waiting for ever.
+    first check, or not at all: d_{t−1} − d_t < less_than · d_1. A check before any training does not count: what the
+    first steps do to the distance says nothing of where it settles. At high sparsity a floor remains that no training
+    removes, so waiting for a distance would be waiting for ever.
 
     Args:
         patience: checks in a row, at least 1.
@@ -183,26 +185,27 @@ class FlowSettled(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"flow", "reference"})
 
     def __post_init__(self) -> None:
-        _number("FlowSettled", "patience", self.patience, least=1, whole=True)
-        _number("FlowSettled", "less_than", self.less_than, least=1e-12, most=1.0)
+        _count(self, "patience")
+        _number("FlowSettled", "less_than", self.less_than, above=True, most=1.0)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the last steps of the distance with the first distance."""
         assert history.reference is not None
-        distances = [c.flow.distance(history.reference) for c in history.checks if c.flow is not None]
+        trained = [c.flow for c in history.checks if c.flow is not None and c.number > 0]
+        distances = [flow.distance(history.reference) for flow in trained]
         if len(distances) <= self.patience:
             return False, f"{len(distances)} of the {self.patience + 1} checks needed to see the flow settle"
-        falls = [a - b for a, b in zip(distances, distances[1:], strict=False)][-self.patience :]
+        falls = [before - after for before, after in pairwise(distances[-self.patience - 1 :])]
         limit = self.less_than * distances[0]
-        if all(fall < limit or limit == 0.0 for fall in falls):
-            return (
-                True,
-                f"flow settled: its distance {distances[-1]:.3g} fell by less than {limit:.3g} in {self.patience} checks",
-            )
+        if not all(math.isfinite(number) for number in (*falls, limit)):
+            return False, f"flow not settled: a distance of the last {self.patience} checks is not finite"
+        if all(fall < limit or fall <= 0.0 for fall in falls):
+            fell = f"its distance {distances[-1]:.3g} fell by less than {limit:.3g}"
+            return True, f"flow settled: {fell} in {self.patience} checks"
         return False, f"flow not settled: its distance fell by {max(falls):.3g} within {self.patience} checks"
 
     def __str__(self) -> str:
-        return f"flow settled {self.less_than:g} for {self.patience:g}"
+        return f"flow settled {shortest(self.less_than)} for {self.patience}"
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,8 @@ class MaskSettled(Rule):
         >>> from incop.records import Check, History
         >>> from incop.stopping import MaskSettled
         >>> rule = MaskSettled(less_than=0.1, checks=2)
-        >>> rule(History((Check(1, 0, 0), Check(1, 1, 1, mask_changes=(0.3,)), Check(1, 2, 2, mask_changes=(0.05, 0.08))))).stop
+        >>> looks = Check(1, 0, 0), Check(1, 1, 1, mask_changes=(0.3,)), Check(1, 2, 2, mask_changes=(0.05, 0.08))
+        >>> rule(History(looks)).stop
         True
 
     Source: You et al. 2020, "Drawing early-bird tickets", section 3; Zhang et al. 2021 (PrAC).
@@ -231,26 +235,23 @@ class MaskSettled(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"mask"})
 
     def __post_init__(self) -> None:
-        _number("MaskSettled", "less_than", self.less_than, least=1e-12, most=1.0)
-        _number("MaskSettled", "checks", self.checks, least=1, most=10, whole=True)
+        _number("MaskSettled", "less_than", self.less_than, above=True, most=1.0)
+        _count(self, "checks", most=10)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the largest change against the last checks with `less_than`."""
-        changes = history.now.mask_changes[: int(self.checks)]
+        if history.now.number == 0:
+            return False, "no training yet that could have moved the mask"
+        changes = history.now.mask_changes[: self.checks]
         if len(changes) < self.checks:
             return False, f"{len(changes)} of the {self.checks} earlier masks needed to see it settle"
-        if max(changes) < self.less_than:
-            return (
-                True,
-                f"mask settled: it moved by {max(changes):.3g}, less than {self.less_than:g}, in {self.checks} checks",
-            )
-        return (
-            False,
-            f"mask moved by {max(changes):.3g} in {self.checks} checks, not less than {self.less_than:g}",
-        )
+        most, limit = max(changes), shortest(self.less_than)
+        if all(change < self.less_than for change in changes):
+            return True, f"mask settled: it moved by {most:.3g}, less than {limit}, in {self.checks} checks"
+        return False, f"mask moved by {most:.3g} in {self.checks} checks, not less than {limit}"
 
     def __str__(self) -> str:
-        return f"mask settled {self.less_than:g} for {self.checks:g}"
+        return f"mask settled {shortest(self.less_than)} for {self.checks}"
 
 
 @dataclass(frozen=True)
@@ -274,19 +275,19 @@ class AccuracyRestored(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"accuracy"})
 
     def __post_init__(self) -> None:
-        _number("AccuracyRestored", "drop", self.drop, least=0.0, most=1.0)
+        _number("AccuracyRestored", "drop", self.drop, most=1.0)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the accuracy now with the dense network's."""
         assert history.now.accuracy is not None
         assert history.reference_accuracy is not None
         goal = history.reference_accuracy - self.drop
-        if history.now.accuracy >= goal:
+        if history.now.accuracy >= goal - SLACK:
             return True, f"accuracy {history.now.accuracy:.4f} back at {goal:.4f}"
         return False, f"accuracy {history.now.accuracy:.4f} not back at {goal:.4f}"
 
     def __str__(self) -> str:
-        return f"accuracy within {self.drop:g}" if self.drop else "accuracy restored"
+        return f"accuracy within {shortest(self.drop)}" if self.drop else "accuracy restored"
 
 
 @dataclass(frozen=True)
@@ -313,24 +314,28 @@ class LossPlateau(Rule):
     needs: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     def __post_init__(self) -> None:
-        _number("LossPlateau", "patience", self.patience, least=1, whole=True)
-        _number("LossPlateau", "less_than", self.less_than, least=0.0, most=1.0)
+        _count(self, "patience")
+        _number("LossPlateau", "less_than", self.less_than, most=1.0)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the last losses with the best before them."""
-        losses = [c.loss for c in history.checks if c.loss is not None]
+        losses = [c.loss for c in history.checks if c.loss is not None and c.number > 0]
         if len(losses) <= self.patience:
             return False, f"{len(losses)} of the {self.patience + 1} checks needed to see the loss settle"
-        best, last = min(losses[: -self.patience]), min(losses[-self.patience :])
+        best, last = _least(losses[: -self.patience]), _least(losses[-self.patience :])
+        if not (math.isfinite(best) and math.isfinite(last)):
+            return False, f"loss not settled: of the last {len(losses)} losses some are not finite"
         if last >= best - self.less_than * abs(best):
-            return (
-                True,
-                f"loss settled at {last:.3g}: no better than {best:.3g} by {self.less_than:g} for {self.patience} checks",
-            )
+            better = f"no better than {best:.3g} by {shortest(self.less_than)} for {self.patience} checks"
+            return True, f"loss settled at {last:.3g}: {better}"
         return False, f"loss still falling ({best:.3g} to {last:.3g})"
 
     def __str__(self) -> str:
-        return f"loss settled {self.less_than:g} for {self.patience:g}"
+        return f"loss settled {shortest(self.less_than)} for {self.patience}"
+
+
+def _least(losses: Sequence[float]) -> float:
+    return math.nan if any(math.isnan(loss) for loss in losses) else min(losses)
 
 
 @dataclass(frozen=True)
@@ -353,28 +358,47 @@ class AfterEpochs(Rule):
     epochs: float
 
     def __post_init__(self) -> None:
-        _number("AfterEpochs", "epochs", self.epochs, least=0.0)
+        _number("AfterEpochs", "epochs", self.epochs)
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Compare the epochs trained with `epochs`."""
+        trained = shortest(round(history.now.epoch, 4))
         if history.now.epoch >= self.epochs - SLACK:
-            return True, f"after {round(history.now.epoch, 4):g} epochs"
-        return False, f"{round(history.now.epoch, 4):g} of {self.epochs:g} epochs"
+            return True, f"after {trained} epochs"
+        return False, f"{trained} of {shortest(self.epochs)} epochs"
 
     def __str__(self) -> str:
-        return f"after {self.epochs:g} epochs"
+        return f"after {shortest(self.epochs)} epochs"
 
 
 @dataclass(frozen=True)
-class Either(Rule):
-    """Stop when any of the rules stops; the reason is that of the first that does. Made by `a | b`."""
+class _Joined(Rule):
+    """Two rules or more, joined."""
 
     rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        flat = tuple(part for rule in self.rules for part in _flat(rule, type(self)))
+        if len(flat) < 2:
+            raise InputError(f"{type(self).__name__} joins at least two rules, not {len(flat)}")
+        object.__setattr__(self, "rules", flat)
 
     @property
     def wants(self) -> frozenset[str]:
         """What any of the rules needs."""
         return frozenset().union(*(rule.wants for rule in self.rules))
+
+
+@dataclass(frozen=True)
+class Either(_Joined):
+    """Stop when any of the rules stops; the reason is that of the first that does. Made by `a | b`.
+
+    Args:
+        rules: two or more.
+
+    Raises:
+        InputError: there are fewer, or one of them is no rule.
+    """
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Judge every rule."""
@@ -387,15 +411,15 @@ class Either(Rule):
 
 
 @dataclass(frozen=True)
-class Both(Rule):
-    """Stop when all of the rules stop. Made by `a & b`."""
+class Both(_Joined):
+    """Stop when all of the rules stop. Made by `a & b`.
 
-    rules: tuple[Rule, ...]
+    Args:
+        rules: two or more.
 
-    @property
-    def wants(self) -> frozenset[str]:
-        """What any of the rules needs."""
-        return frozenset().union(*(rule.wants for rule in self.rules))
+    Raises:
+        InputError: there are fewer, or one of them is no rule.
+    """
 
     def judge(self, history: History) -> tuple[bool, str]:
         """Judge every rule."""
@@ -405,96 +429,3 @@ class Both(Rule):
 
     def __str__(self) -> str:
         return " and ".join(f"({rule})" if isinstance(rule, Either) else str(rule) for rule in self.rules)
-
-
-NUMBER = r"(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)"
-PHRASES: tuple[tuple[str, str, Callable[[re.Match[str]], Rule]], ...] = (
-    (
-        rf"flow within {NUMBER}( relative)?",
-        "flow within X [relative]",
-        lambda m: FlowRestored(float(m[1]), bool(m[2])),
-    ),
-    (
-        rf"flow settled {NUMBER} for {NUMBER}",
-        "flow settled X for N",
-        lambda m: FlowSettled(_int(m[2]), float(m[1])),
-    ),
-    (
-        rf"mask settled {NUMBER} for {NUMBER}",
-        "mask settled X for N",
-        lambda m: MaskSettled(float(m[1]), _int(m[2])),
-    ),
-    (r"accuracy restored", "accuracy restored", lambda m: AccuracyRestored()),
-    (rf"accuracy within {NUMBER}", "accuracy within X", lambda m: AccuracyRestored(float(m[1]))),
-    (
-        rf"loss settled {NUMBER} for {NUMBER}",
-        "loss settled X for N",
-        lambda m: LossPlateau(_int(m[2]), float(m[1])),
-    ),
-    (rf"after {NUMBER} epochs?", "after N epochs", lambda m: AfterEpochs(float(m[1]))),
-)
-
-
-def _int(text: str) -> int:
-    value = float(text)
-    return int(value) if value == int(value) else value  # type: ignore[return-value]  # refused by the rule, with its name
-
-
-def parse(text: str) -> Rule:
-    """Read a rule in words, as `str(rule)` writes it.
-
-    Phrases are joined by `or` and `and`; `and` binds closer; parentheses group.
-
-    Args:
-        text: such as "flow within 0.11 or accuracy restored or after 20 epochs".
-
-    Returns:
-        The rule.
-
-    Raises:
-        InputError: a phrase is unknown or a number out of range.
-
-    Example:
-        >>> from incop import stopping
-        >>> stopping.parse("flow within 0.05 or after 20 epochs")
-        Either(rules=(FlowRestored(within=0.05, relative=False), AfterEpochs(epochs=20.0)))
-    """
-    tokens = [t.strip() for t in re.split(r"(\(|\)|\bor\b|\band\b|\||&)", text.strip()) if t.strip()]
-    words = {"|": "or", "&": "and"}
-    tokens = [words.get(t, t) for t in tokens]
-    rule, rest = _parse_or(tokens, text)
-    if rest:
-        raise InputError(f"the rule {text!r} cannot be read at {rest[0]!r}")
-    return rule
-
-
-def _parse_or(tokens: list[str], text: str) -> tuple[Rule, list[str]]:
-    rule, rest = _parse_and(tokens, text)
-    while rest and rest[0] == "or":
-        other, rest = _parse_and(rest[1:], text)
-        rule = rule | other
-    return rule, rest
-
-
-def _parse_and(tokens: list[str], text: str) -> tuple[Rule, list[str]]:
-    rule, rest = _parse_phrase(tokens, text)
-    while rest and rest[0] == "and":
-        other, rest = _parse_phrase(rest[1:], text)
-        rule = rule & other
-    return rule, rest
-
-
-def _parse_phrase(tokens: list[str], text: str) -> tuple[Rule, list[str]]:
-    if tokens and tokens[0] == "(":
-        rule, rest = _parse_or(tokens[1:], text)
-        if not rest or rest[0] != ")":
-            raise InputError(f"the rule {text!r} has a parenthesis that is not closed")
-        return rule, rest[1:]
-    if tokens:
-        phrase = re.sub(r"\s+", " ", tokens[0])
-        for pattern, _, make in PHRASES:
-            if match := re.fullmatch(pattern, phrase):
-                return make(match), tokens[1:]
-    forms = ", ".join(f"'{form}'" for _, form, _ in PHRASES)
-    shown = repr(tokens[0]) if tokens else "its end"
-    raise InputError(f"the rule {text!r} cannot be read at {shown}: a rule is one of {forms}, joined by 'or' and 'and'")

@@ -1,0 +1,77 @@
+"""What masks cost in training: a step with `incop.hold` against the same step without.
+
+Two copies of one network with the same weights take turns, step by step, on the same batches of real images. One of them
+is held at 90 % sparsity. The control has nothing held on either side: how far its median is from 1 is what the method
+cannot tell apart.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from contextlib import nullcontext
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
+
+import torch
+from side_by_side import arguments, images, side_by_side, write
+from torch import nn
+from torch.nn import functional
+
+import incop
+from incop.experiments import models
+
+NAME = "mask-cost"
+GOAL = 1.03
+SPARSITY = 0.9
+CASES = [  # network, data, batch, pairs to time, whether the goal is for it
+    ("lenet-300-100", "fashion-mnist", 60, 2001, False),
+    ("lenet-5", "fashion-mnist", 60, 1001, True),
+    ("resnet-20", "cifar10", 128, 61, True),
+]
+OPTIMIZERS = {
+    "SGD with momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4),
+    "Adam": lambda model: torch.optim.Adam(model.parameters(), lr=1e-4),
+}
+
+
+class Stepper:
+    """One network in training; every call is a step on its next batch."""
+
+    def __init__(self, model: nn.Module, optimizer: str, batches: list) -> None:
+        self.model, self.batches, self.at = model.train(), batches, 0
+        self.optimizer = OPTIMIZERS[optimizer](model)
+
+    def __call__(self) -> None:
+        """Train one step."""
+        x, y = self.batches[self.at % len(self.batches)]
+        self.at += 1
+        self.optimizer.zero_grad()
+        functional.cross_entropy(self.model(x), y).backward()
+        self.optimizer.step()
+
+
+def main() -> None:
+    options = arguments(NAME, __doc__)
+    torch.set_num_threads(1)
+    rows = []
+    for name, data, batch, repeats, goal in CASES:
+        x, y = images(data, 12 * batch)
+        batches = list(zip(x.split(batch), y.split(batch), strict=True))
+        model = models.build(name, channels=x.shape[1], size=tuple(x.shape[2:]), classes=10, seed=0)
+        masks = incop.prune(model, amount=SPARSITY)
+        masks.apply(model)  # both copies begin with the same weights
+        for optimizer in OPTIMIZERS:
+            for control in (False, True):
+                a, b = (Stepper(copy.deepcopy(model), optimizer, batches) for _ in range(2))
+                with nullcontext() if control else incop.hold(masks, a.model, a.optimizer):
+                    spread = side_by_side(a, b, options.repeats or repeats)
+                what = f"{optimizer}, batch {batch}{', control' if control else ''}"
+                rows.append({"model": name, "data": data, "what": what, "goal": goal and not control, **spread})
+                print(f"{name}: {what}: {spread['median']:.4f}", flush=True)
+    title = f"A training step with masks held at {SPARSITY:.0%} sparsity, per step without masks."
+    write(options, NAME, title, GOAL, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""`incop report`: a run or a comparison as one page, or as plain tables."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from incop import reports
+from incop.errors import InputError
+from incop.rundir import write_atomically
+
+__all__ = ["report"]
+
+
+def report(
+    folder: Path,
+    /,
+    *more: Path,
+    format: Literal["html", "csv", "md", "json"] = "html",  # noqa: A002  # the flag is called --format
+    out: Path | None = None,
+    margin: float = reports.MARGIN,
+    debug: bool = False,
+) -> None:
+    """Report a run or a comparison: one self-contained HTML page, or its tables.
+
+    Parameters
+    ----------
+    folder
+        Folder of a run or of a comparison.
+    more
+        Further runs, to be set side by side with the first.
+    format
+        html is written to FOLDER/report.html, the others to standard output, unless --out says where.
+    out
+        File to write.
+    margin
+        Accuracy that may be lost and still be called no loss; 0.005 is half a point.
+    debug
+        Show where an error came from.
+    """
+    if format == "html" and out is None:
+        if more:
+            raise InputError("several runs have no folder in common for their page: say --out FILE")
+        out = folder / "report.html"
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{str(out)!r} cannot be written: there is no folder {str(out.parent)!r}")
+    if out is not None and out.is_dir():
+        raise InputError(f"{str(out)!r} is a folder: --out names the file to write")
+    if not 0 < margin < 1:
+        raise InputError(f"--margin {margin:g} is no fraction of accuracy: half a point is 0.005")
+    for path in (folder, *more):
+        if not path.is_dir():
+            raise InputError(f"there is no folder {str(path)!r}: name a run or a comparison")
+    subject = reports.read([folder, *more])
+    content = _content(subject, format, margin)
+    if out is None:
+        sys.stdout.write(content)
+        return
+    write_atomically(out, content.encode("utf-8", "replace"))
+    print(f"report: {out}")
+
+
+def _content(subject: reports.Recorded | reports.Comparison, format_: str, margin: float) -> str:
+    if format_ == "html":
+        return reports.html(subject, margin=margin)
+    parts = reports.tables(subject, margin=margin)
+    if format_ == "json":
+        return reports.as_json(subject, parts)
+    return reports.as_markdown(parts) if format_ == "md" else reports.as_csv(next(iter(parts.values())))

@@ -1,0 +1,187 @@
+"""Controls: runs that answer whether something simpler would have done as well, at the same cost.
+
+| control | what it does |
+|---|---|
+| `fixed:k[=M]` | M's search with k epochs a level, blindly |
+| `fixed:match=M` | the same with M's own total, spread evenly over its levels |
+| `oneshot=M` | one cut, then learning-rate rewinding for as long as M took in all |
+| `gradual=M` | gradual magnitude pruning in one run as long as M's |
+| `mask-settled[=M]` | M's search, a level ending when the mask that would be cut has settled |
+| `random=M` | `fixed:match` with weights cut at random |
+
+M is a method of the same comparison; where it can be left out, `incop-if` lends its amount, selection and rewind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from incop.errors import InputError
+from incop.experiments.methods import METHODS, method
+from incop.experiments.plan import Plan
+from incop.records import Level, Spent, shortest
+
+__all__ = ["Cost", "Label", "default_controls"]
+
+GRADUAL_CUTS = 20  # Zhu & Gupta prune every 100 to 1000 steps; 20 cuts follow their cubic to 1 % of its range
+BASE = "incop-if"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method's run cost, as its controls need it.
+
+    Args:
+        search: epochs of all search levels (all but the one that ends at the sparsity), probing included.
+        search_levels: how many those are.
+        total: epochs of the search and of the last level's full training.
+    """
+
+    search: float
+    search_levels: int
+    total: float
+
+    @classmethod
+    def of(cls, levels: Sequence[Level], sparsity: float) -> Cost:
+        """Count what a run spent until its ticket of a sparsity, in epochs, each probed sample like a trained one.
+
+        Raises:
+            InputError: the run has no such ticket.
+        """
+        reached = [level for level in levels if level.level > 0 and abs(level.sparsity - sparsity) < 5e-3]
+        if not reached:
+            raise InputError(f"the run reached no ticket of sparsity {sparsity:g}")
+        end = reached[0]
+        searched = [level for level in levels if 0 < level.level < end.level]
+        per_epoch = end.samples / end.epochs if end.epochs else 1.0
+        search = sum(_epochs(level.searched, per_epoch) for level in searched)
+        return cls(search, len(searched), search + _epochs(end.spent, per_epoch))
+
+
+def _epochs(spent: Spent, per_epoch: float) -> float:
+    return spent.epochs + spent.probe_samples / per_epoch
+
+
+@dataclass(frozen=True)
+class Label:
+    """A method or a control, as the user names it.
+
+    Args:
+        text: "lth", "fixed:2", "fixed:match=incop-gf", …
+        kind: method, fixed, oneshot, gradual, mask-settled or random.
+        of: the method it controls or borrows from; for a method, itself.
+        epochs: k of `fixed:k`, else None.
+    """
+
+    text: str
+    kind: str
+    of: str
+    epochs: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Label:
+        """Read a label.
+
+        Raises:
+            InputError: it is neither a method nor a control.
+
+        Example:
+            >>> from incop.experiments.controls import Label
+            >>> Label.parse("fixed:match=incop-gf").of
+            'incop-gf'
+        """
+        if text in METHODS and text != "dense":
+            return cls(text, "method", text)
+        form, _, of = text.partition("=")
+        if match := re.fullmatch(r"fixed:(\d+(?:\.\d+)?|\.\d+)", form):
+            found = cls(text, "fixed", of or BASE, float(match[1]))
+        elif form == "mask-settled":
+            found = cls(text, "mask-settled", of or BASE)
+        elif form in ("fixed:match", "oneshot", "gradual", "random") and of:
+            found = cls(text, form.partition(":")[0], of)
+        else:
+            known = [name for name in METHODS if name != "dense"]
+            raise InputError(
+                f"unknown method or control {text!r}: methods are {', '.join(known)}; controls are fixed:k, fixed:match=M, "
+                "oneshot=M, gradual=M, mask-settled and random=M, with M one of the methods"
+            )
+        if found.of not in METHODS or found.of == "dense":
+            raise InputError(f"the control {text!r} belongs to {of!r}, which is no method")
+        return found
+
+    @property
+    def needs_cost(self) -> bool:
+        """Whether its plan depends on what the method it controls has cost."""
+        return self.kind in ("oneshot", "gradual", "random") or (self.kind == "fixed" and self.epochs is None)
+
+    @property
+    def each_sparsity(self) -> bool:
+        """Whether every sparsity takes a run of its own."""
+        return self.kind in ("oneshot", "gradual")
+
+    def plan(self, cost: Cost | None, sparsity: float) -> Plan:
+        """Return the plan's keys that make this label, at a sparsity and for a cost where it depends on them."""
+        row = Plan(method=self.of, **method(self.of))
+        if self.kind == "method":
+            return row
+        if self.kind == "mask-settled":
+            return Plan(rule="mask settled 0.1 for 5", meter="none", check_every="1").over(row)
+        return Plan(meter="none").over(_MATCHED[self.kind](self, cost, sparsity)).over(row)
+
+
+def _each_level(label: Label, cost: Cost | None, sparsity: float) -> Plan:
+    epochs = label.epochs
+    if epochs is None:
+        assert cost is not None
+        epochs = cost.search / max(cost.search_levels, 1)
+    words = shortest(round(epochs, 4))
+    return Plan(rule=f"after {words} epochs", check_every=words if epochs > 0 else "1", check_before=epochs == 0)
+
+
+def _oneshot(label: Label, cost: Cost | None, sparsity: float) -> Plan:
+    assert cost is not None
+    return Plan(
+        levels=1, amount=f"to {sparsity!r} in 1", rewind="rate", rule="none", level_epochs=cost.total, check_every="1"
+    )
+
+
+def _gradual(label: Label, cost: Cost | None, sparsity: float) -> Plan:
+    assert cost is not None
+    words = shortest(round(cost.search / (GRADUAL_CUTS - 1), 4))
+    return Plan(
+        levels=GRADUAL_CUTS,
+        amount=f"cubic to {sparsity!r} in {GRADUAL_CUTS}",
+        selection="global",
+        rewind="rate",
+        rule=f"after {words} epochs",
+        check_every=words,
+    )
+
+
+def _random(label: Label, cost: Cost | None, sparsity: float) -> Plan:
+    return Plan(score="random").over(_each_level(label, cost, sparsity))
+
+
+_MATCHED: dict[str, Callable[[Label, Cost | None, float], Plan]] = {
+    "fixed": _each_level,
+    "oneshot": _oneshot,
+    "gradual": _gradual,
+    "random": _random,
+}
+
+
+def default_controls(methods: Sequence[str]) -> list[str]:
+    """Return the controls that the InCoP methods among these are set against.
+
+    Example:
+        >>> from incop.experiments.controls import default_controls
+        >>> default_controls(["lth", "incop-if"])[:3]
+        ['fixed:match=incop-if', 'oneshot=incop-if', 'fixed:1']
+    """
+    watched = [name for name in methods if Label.parse(name).kind == "method" and METHODS[name]["rule"] != "none"]
+    if not watched:
+        return []
+    own = [f"{control}={name}" for name in watched for control in ("fixed:match", "oneshot")]
+    return [*own, "fixed:1", "mask-settled", f"gradual={watched[0]}", f"random={watched[0]}"]

@@ -1,0 +1,213 @@
+"""The figures of a comparison: accuracy against sparsity and against what was spent, epochs and cost of each method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from incop.reports.compare import Comparison, Recorded, Row
+from incop.reports.page import Figure
+from incop.reports.plots import Point, Series, Style, bars, lines, points
+from incop.reports.statistics import Analysis, Estimate, Summary
+from incop.reports.tables import Table
+
+__all__ = ["across", "styles"]
+
+Place = tuple[str, str]
+
+
+def styles(comparison: Comparison) -> dict[str, Style]:
+    """Return how each method and control looks, the same in every picture."""
+    controls = comparison.controls
+    return {name: Style.of(n, control=name in controls) for n, name in enumerate(comparison.labels)}
+
+
+def across(comparison: Comparison, analysis: Analysis, place: Place, key: str) -> list[Figure]:
+    """Return the figures that compare the methods on one data set and model.
+
+    Args:
+        comparison: what was read.
+        analysis: what is said of it.
+        place: data set and model.
+        key: what the names of the pictures start with, unique on the page.
+    """
+    look = styles(comparison)
+    summaries = [s for s in analysis.summaries if (s.data, s.model) == place]
+    rows = [r for r in comparison.rows if (r.data, r.model) == place]
+    if not summaries:
+        return []
+    figures = [_against_sparsity(summaries, look, key)]
+    targets = sorted({s.target for s in summaries})
+    for number, target in enumerate(targets):
+        figures.append(_against_spent([s for s in summaries if s.target == target], look, f"{key}-spent{number}"))
+    runs = [r for r in comparison.runs if (r.job.data, r.job.model) == place]
+    figures.append(_epochs(runs, look, key))
+    figures.append(_split([r for r in rows if r.target == targets[-1]], look, key))
+    return figures
+
+
+def _interval(value: Estimate) -> str:
+    bounds = "–" if value.low is None or value.high is None else f"{value.low:.4f} … {value.high:.4f}"
+    return bounds
+
+
+def _against_sparsity(summaries: Sequence[Summary], look: Mapping[str, Style], key: str) -> Figure:
+    labels = [label for label in look if any(s.label == label for s in summaries)]
+    targets = sorted({s.target for s in summaries})
+    step = min((b - a for a, b in zip(targets, targets[1:], strict=False)), default=0.1)
+    series = []
+    for n, label in enumerate(labels):
+        own = sorted((s for s in summaries if s.label == label), key=lambda s: s.target)
+        aside = 0.3 * step * (n / max(len(labels) - 1, 1) - 0.5)  # so that intervals lie beside one another
+        series.append(
+            Series(
+                label,
+                [s.target + aside for s in own],
+                [s.accuracy.mean for s in own],
+                look[label],
+                [s.accuracy.low for s in own],
+                [s.accuracy.high for s in own],
+            )
+        )
+    dense = [s.dense.mean for s in summaries if s.dense is not None]
+    rows: list[Mapping[str, Any]] = [
+        {
+            "method": s.label,
+            "sparsity": s.target,
+            "n": s.accuracy.n,
+            "test accuracy": s.accuracy.mean,
+            "95 % interval": _interval(s.accuracy),
+            "dense network": s.dense.mean if s.dense else None,
+        }
+        for s in summaries
+    ]
+    return Figure(
+        "Accuracy against sparsity",
+        "Mean over seeds with its 95 % bootstrap interval; methods at one sparsity are drawn side by side. "
+        "Controls are hollow.",
+        picture=lines(
+            f"{key}-accuracy",
+            f"Line chart of test accuracy of {len(labels)} methods against sparsity; the numbers are in the table below.",
+            series,
+            x_label="sparsity: fraction of prunable weights that are zero",
+            y_label="test accuracy, fraction",
+            level=("dense network", sum(dense) / len(dense)) if dense else None,
+        ),
+        table=Table("Accuracy against sparsity", rows),
+    )
+
+
+def _against_spent(summaries: Sequence[Summary], look: Mapping[str, Style], key: str) -> Figure:
+    target = summaries[0].target
+    rows: list[Mapping[str, Any]] = [
+        {
+            "method": s.label,
+            "control of": s.control_of,
+            "epochs after level 0": s.total_epochs.mean,
+            "of the search": s.search_epochs.mean,
+            "seconds": s.total_seconds.mean,
+            "test accuracy": s.accuracy.mean,
+            "95 % interval": _interval(s.accuracy),
+            "on the front": s.on_front,
+        }
+        for s in sorted(summaries, key=lambda s: s.total_epochs.mean)
+    ]
+    return Figure(
+        f"Accuracy against spent, at sparsity {target:g}",
+        "Everything after the dense network, probing included; up and to the left is better.",
+        picture=points(
+            key,
+            f"Scatter chart of test accuracy against epochs spent for {len(summaries)} methods at sparsity {target:g}; "
+            "the numbers are in the table below.",
+            [
+                Point(
+                    s.label,
+                    s.total_epochs.mean,
+                    s.accuracy.mean,
+                    look[s.label],
+                    s.accuracy.low,
+                    s.accuracy.high,
+                    s.on_front,
+                )
+                for s in summaries
+            ],
+            x_label="epochs after the dense network, probing included",
+            y_label="test accuracy, fraction",
+        ),
+        table=Table(f"Accuracy and cost at sparsity {target:g}", rows),
+    )
+
+
+def _epochs(runs: Sequence[Recorded], look: Mapping[str, Style], key: str) -> Figure:
+    series, rows = [], []
+    for label, style in look.items():
+        own = [r for r in runs if r.job.label == label]
+        highest = max((r.job.sparsity for r in own if r.job.sparsity is not None), default=None)
+        own = [r for r in own if r.job.sparsity in (None, highest)]
+        levels: dict[int, list[float]] = {}
+        for recorded in own:
+            for level in recorded.levels:
+                if level.level > 0:
+                    levels.setdefault(level.level, []).append(level.searched.epochs)
+        if not levels:
+            continue
+        means = {number: sum(values) / len(values) for number, values in sorted(levels.items())}
+        series.append(Series(label, [float(n) for n in means], list(means.values()), style))
+        rows.append({"method": label, "runs": len(own)} | {f"level {n}": mean for n, mean in means.items()})
+    return Figure(
+        "Epochs of each level",
+        "Mean over runs of what the search trained at each level, without what was trained on only to report a ticket.",
+        picture=lines(
+            f"{key}-epochs",
+            f"Line chart of epochs over levels for {len(series)} methods; the numbers are in the table below.",
+            series,
+            x_label="level",
+            y_label="epochs",
+            whole=True,
+        ),
+        table=Table("Epochs of each level", rows),
+    )
+
+
+def _split(rows: Sequence[Row], look: Mapping[str, Style], key: str) -> Figure:
+    parts, table = [], []
+    for label in look:
+        own = [row for row in rows if row.label == label]
+        if not own:
+            continue
+        n = len(own)
+        search = sum(row.search.epochs for row in own) / n
+        training = sum(row.total.epochs for row in own) / n
+        probing = sum(row.total.probe_epochs for row in own) / n
+        flops = [row.total.flops for row in own if row.total.flops is not None]
+        dense = [row.total.dense_flops for row in own if row.total.dense_flops is not None]
+        parts.append((label, (search, training - search, probing)))
+        table.append(
+            {
+                "method": label,
+                "training in the search, epochs": search,
+                "training of the ticket, epochs": training - search,
+                "probing, in epochs": probing,
+                "training, s": sum(row.total.seconds for row in own) / n,
+                "probing, s": sum(row.total.probe_seconds for row in own) / n,
+                "samples": sum(row.total.samples for row in own) / n,
+                "samples probed": sum(row.total.probe_samples for row in own) / n,
+                "with the dense network, epochs": sum(row.in_all.charged_epochs for row in own) / n,
+                "training FLOPs, masked": sum(flops) / n if len(flops) == n else None,
+                "training FLOPs, dense": sum(dense) / n if len(dense) == n else None,
+                "only for the record, s": sum(row.total.record_seconds for row in own) / n,
+            }
+        )
+    target = rows[0].target
+    return Figure(
+        f"What was spent, to sparsity {target:g}",
+        "Mean over seeds, after the dense network. What was measured only for the record is not charged.",
+        picture=bars(
+            f"{key}-split",
+            f"Bar chart of epochs spent by {len(parts)} methods in training and probing; the numbers are in the table below.",
+            parts,
+            parts=("training in the search", "training of the ticket", "probing"),
+            x_label="epochs",
+        ),
+        table=Table(f"What was spent, to sparsity {target:g}", table),
+    )

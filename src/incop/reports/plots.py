@@ -1,0 +1,406 @@
+"""Plots: plain numbers to inline SVG that takes its colours from the page, so that it suits light and dark.
+
+A picture is drawn in placeholder colours, which are then replaced by the page's CSS variables. Text stays text, ids are
+the picture's own, and the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from incop.reports.extras import load
+
+__all__ = ["COLOURS", "Key", "Picture", "Point", "Series", "Style", "Track", "bars", "distances", "lines", "points"]
+
+COLOURS = 8  # series colours of the page, --s0 … --s7, told apart by the colour-blind
+INK, MUTED, GRID, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
+PLACEHOLDERS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card"} | {
+    f"#fe02{number:02x}": f"--s{number}" for number in range(COLOURS)
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
+SHAPES = {  # the same markers for the legend, in a box of 10 × 10
+    "o": "M5 1A4 4 0 1 1 5 9A4 4 0 1 1 5 1Z",
+    "s": "M1.5 1.5H8.5V8.5H1.5Z",
+    "^": "M5 1L9 8.5H1Z",
+    "D": "M5 .5L9.5 5L5 9.5L.5 5Z",
+    "v": "M5 9L9 1.5H1Z",
+    "P": "M3.5 1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1V3.5H3.5Z",
+    "X": "M3 1L5 3L7 1L9 3L7 5L9 7L7 9L5 7L3 9L1 7L3 5L1 3Z",
+    "p": "M5 .8L9.2 4L7.6 9H2.4L.8 4Z",
+}
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
+    "svg.hashsalt": "incop",
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # the widest of the usual fonts: what fits in it fits in the page's
+    "font.size": 9,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "text.color": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "patch.linewidth": 0,
+}
+WIDTH, HEIGHT = 5.2, 3.3  # inches; narrow, so that the text is readable on a phone
+MOST_POINTS = 2000  # of one line; more cannot be told apart on paper
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a series looks: colour and marker together are its own, a control is hollow and dashed."""
+
+    colour: int
+    marker: str
+    control: bool = False
+
+    @classmethod
+    def of(cls, number: int, *, control: bool = False) -> Style:
+        """Return the style of the series with this number."""
+        return cls(number % COLOURS, MARKERS[(number + number // COLOURS) % len(MARKERS)], control)
+
+
+@dataclass(frozen=True)
+class Key:
+    """One entry of a legend, for the page to show.
+
+    Args:
+        name: what it stands for.
+        shape: an SVG path in a box of 10 × 10.
+        colour: number of the series colour; None: the ink.
+        hollow: only the outline.
+        dashed: the line is dashed.
+    """
+
+    name: str
+    shape: str
+    colour: int | None = None
+    hollow: bool = False
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn picture.
+
+    Args:
+        svg: markup, safe to put into a page as it is.
+        legend: what the lines and marks stand for.
+    """
+
+    svg: str
+    legend: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: its name, its points, and where known their intervals."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    style: Style
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Point:
+    """A method as one point: what it has cost, what it reached, with the interval, and whether it is on the front."""
+
+    name: str
+    x: float
+    y: float
+    style: Style
+    low: float | None = None
+    high: float | None = None
+    on_front: bool = False
+
+
+@dataclass(frozen=True)
+class Track:
+    """The distances of one level: epochs since the dense network, distances, and the index of where it stopped.
+
+    Args:
+        level: the level.
+        x: epochs since the dense network.
+        y: distances; what is not finite is left out.
+        stop: index of the check that ended the search of the level.
+        by_rule: a rule ended it; False: its budget.
+    """
+
+    level: int
+    x: Sequence[float]
+    y: Sequence[float]
+    stop: int
+    by_rule: bool
+
+
+def lines(
+    name: str,
+    alt: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    level: tuple[str, float] | None = None,
+    whole: bool = False,
+) -> Picture:
+    """Draw lines with intervals.
+
+    Args:
+        name: of the picture, unique on its page.
+        alt: what it shows, for those who do not see it.
+        series: the lines.
+        x_label: title of the axis, with the unit.
+        y_label: title of the axis, with the unit.
+        level: a name and a value to draw as a horizontal line, such as the dense network's accuracy.
+        whole: the x axis counts whole things.
+    """
+    with _sheet(name, alt) as (axes, finish):
+        for one in series:
+            _line(axes, one)
+        keys = [_key(one.name, one.style) for one in series]
+        if level is not None and math.isfinite(level[1]):
+            axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
+            keys.append(Key(level[0], "M0 4.5H2V5.5H0ZM4 4.5H6V5.5H4ZM8 4.5H10V5.5H8Z"))
+        if whole:
+            _whole(axes)
+        axes.set(xlabel=x_label, ylabel=y_label)
+    return Picture(finish(), tuple(keys))
+
+
+def points(name: str, alt: str, given: Sequence[Point], *, x_label: str, y_label: str) -> Picture:
+    """Draw methods as points of cost and accuracy, those on the front ringed, and the best mean so far as a line."""
+    with _sheet(name, alt) as (axes, finish):
+        best, steps = -math.inf, []
+        for one in sorted(given, key=lambda p: (p.x, -p.y)):
+            if one.y > best:
+                best = one.y
+                steps.append((one.x, one.y))
+        positive = all(one.x > 0 for one in given)
+        widest = max((one.x for one in given), default=1.0)
+        if steps:
+            xs, ys = [x for x, _ in steps] + [widest], [y for _, y in steps] + [best]
+            axes.step(xs, ys, where="post", color=MUTED, linewidth=1, linestyle=(0, (4, 2)), zorder=1)
+        for one in given:
+            _point(axes, one)
+        if positive and given and widest > 5 * min(one.x for one in given):
+            axes.set_xscale("log")
+            _plain_ticks(axes.xaxis)
+        axes.margins(0.08)
+        axes.set(xlabel=x_label, ylabel=y_label)
+    keys = [_key(one.name, one.style) for one in given]
+    if any(one.on_front for one in given):
+        keys.append(Key("on the front: no method as cheap is significantly better", SHAPES["o"], None, hollow=True))
+    keys.append(Key("best mean accuracy for so much", "M0 4.5H4V5.5H0ZM6 4.5H10V5.5H6Z"))
+    return Picture(finish(), tuple(keys))
+
+
+def distances(name: str, alt: str, tracks: Sequence[Track], *, within: float | None, x_label: str) -> Picture:
+    """Draw the flow's distance to the dense network's over the checks, the threshold, and where each level stopped."""
+    with _sheet(name, alt) as (axes, finish):
+        finite = [y for track in tracks for y in track.y if math.isfinite(y)]
+        for track in tracks:
+            style = {"color": _colour(track.level % 2 * 5)}
+            kept = [(x, y) for x, y in zip(track.x, track.y, strict=True) if math.isfinite(y)]
+            kept = _thinned(kept)
+            axes.plot([x for x, _ in kept], [y for _, y in kept], marker=".", markersize=4, **style)
+            if track.y and math.isfinite(track.y[track.stop]):
+                fill = style["color"] if track.by_rule else PAPER
+                axes.plot(
+                    [track.x[track.stop]],
+                    [track.y[track.stop]],
+                    marker="o",
+                    markersize=7,
+                    markerfacecolor=fill,
+                    markeredgecolor=style["color"],
+                    linestyle="none",
+                )
+        if within is not None:
+            axes.axhline(within, color=INK, linewidth=1, linestyle=(0, (4, 2)))
+        drawn = [*finite, *([within] if within is not None else [])]
+        if drawn and min(drawn) > 0 and max(drawn) > 5 * min(drawn):
+            axes.set_yscale("log")
+            _plain_ticks(axes.yaxis)
+        _level_names(axes, tracks)
+        axes.set(xlabel=x_label, ylabel="distance of the flow, ‖Δ − Δ_ref‖₂")
+    keys = [
+        Key("stopped by its rule", SHAPES["o"], 0),
+        Key("ended by its budget", SHAPES["o"], 0, hollow=True),
+    ]
+    if within is not None:
+        keys.append(Key(f"threshold {within:.3g}", "M0 4.5H4V5.5H0ZM6 4.5H10V5.5H6Z"))
+    return Picture(finish(), tuple(keys))
+
+
+def bars(
+    name: str, alt: str, rows: Sequence[tuple[str, Sequence[float]]], *, parts: Sequence[str], x_label: str
+) -> Picture:
+    """Draw stacked horizontal bars, one a row, the first at the top.
+
+    Args:
+        name: of the picture, unique on its page.
+        alt: what it shows.
+        rows: a name and one number for each part.
+        parts: what the numbers are.
+        x_label: title of the axis, with the unit.
+    """
+    colours = (0, 4, 2, 3)
+    with _sheet(name, alt, height=max(1.6, 0.75 + 0.27 * len(rows))) as (axes, finish):
+        for place, (_, values) in enumerate(rows):
+            left = 0.0
+            for part, value in enumerate(values):
+                axes.barh(place, value, left=left, height=0.62, color=_colour(colours[part]))
+                left += value
+        axes.set_yticks(range(len(rows)), [_short(label, 26) for label, _ in rows])
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=x_label)
+    return Picture(finish(), tuple(Key(part, SHAPES["s"], colours[number]) for number, part in enumerate(parts)))
+
+
+@contextmanager
+def _sheet(name: str, alt: str, *, height: float = HEIGHT) -> Any:
+    """Give the axes of a new picture, and what finishes it as markup once the block is left."""
+    purpose = "the pictures of a report"
+    matplotlib = load("matplotlib", extra="report", purpose=purpose)
+    figures = load("matplotlib.figure", extra="report", purpose=purpose)
+    done: list[str] = []
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a glyph that the measuring font lacks: the reader's font draws it
+        figure = figures.Figure(figsize=(WIDTH, height), layout="constrained")
+        figure.patch.set_alpha(0.0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0.0)
+        axes.tick_params(length=0)
+        yield axes, lambda: done[0]
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
+        done.append(_inline(out.getvalue(), name, alt))
+
+
+def _inline(markup: str, name: str, alt: str) -> str:
+    """Turn a standalone SVG into one for a page: no prologue, its own ids, the page's colours and font."""
+    body = markup[markup.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
+    box = re.search(r'viewBox="([\d. -]+)"', body)
+    assert box is not None
+    body = body[body.index(">") + 1 :]
+    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'url\(#([^")]+)\)', rf"url(#{prefix}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}-\1"', body)
+    body = re.sub(r"font-family: [^;\"]*; ", "", body)
+    body = re.sub(r' transform="rotate\(-0 [^)]*\)"|<g/>', "", body)
+    for placeholder, variable in PLACEHOLDERS.items():
+        body = body.replace(placeholder, f"var({variable})")
+    body = re.sub(r"\n\s*", "\n", body)
+    return f'<svg viewBox="{box[1]}" role="img" aria-label="{_attribute(alt)}">{body.strip()}'
+
+
+def _attribute(text: str) -> str:
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(sign, safe)
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """Leave out what no markup may hold: control characters and half surrogates."""
+    return "".join(" " if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
+
+
+def _short(text: str, most: int) -> str:
+    text = _clean(text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _colour(number: int) -> str:
+    return f"#fe02{number % COLOURS:02x}"
+
+
+def _key(name: str, style: Style) -> Key:
+    return Key(name, SHAPES[style.marker], style.colour, hollow=style.control, dashed=style.control)
+
+
+def _look(style: Style) -> dict[str, Any]:
+    colour = _colour(style.colour)
+    return {
+        "color": colour,
+        "marker": style.marker,
+        "markerfacecolor": PAPER if style.control else colour,
+        "markeredgecolor": colour,
+        "linestyle": (0, (3, 2)) if style.control else "-",
+        "linewidth": 1.1 if style.control else 1.8,
+    }
+
+
+def _line(axes: Any, one: Series) -> None:
+    kept = [i for i, y in enumerate(one.y) if y is not None and math.isfinite(y)]
+    kept = _thinned(kept)
+    axes.plot([one.x[i] for i in kept], [one.y[i] for i in kept], **_look(one.style))
+    for i in kept:
+        low = one.low[i] if i < len(one.low) else None
+        high = one.high[i] if i < len(one.high) else None
+        if low is not None and high is not None:
+            axes.plot([one.x[i]] * 2, [low, high], color=_colour(one.style.colour), linewidth=1.2, alpha=0.75)
+
+
+def _point(axes: Any, one: Point) -> None:
+    colour = _colour(one.style.colour)
+    if one.low is not None and one.high is not None:
+        axes.plot([one.x] * 2, [one.low, one.high], color=colour, linewidth=1.2, alpha=0.75, zorder=2)
+    if one.on_front:
+        axes.plot([one.x], [one.y], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, zorder=3)
+    axes.plot([one.x], [one.y], **(_look(one.style) | {"linestyle": "none", "markersize": 6.5}), zorder=4)
+
+
+def _thinned(given: list[Any]) -> list[Any]:
+    stride = max(1, math.ceil(len(given) / MOST_POINTS))
+    return given if stride == 1 else [*given[::stride], given[-1]]
+
+
+def _whole(axes: Any) -> None:
+    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Label a logarithmic axis with plain numbers, at 1, 2 and 5 of each decade."""
+    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    plain: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731
+    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(ticker.FuncFormatter(plain))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
+def _level_names(axes: Any, tracks: Iterable[Track]) -> None:
+    """Write each level's number above its stretch; of many levels only some."""
+    given = [track for track in tracks if track.x]
+    every = max(1, math.ceil(len(given) / 12))
+    for track in given[::every]:
+        middle = (track.x[0] + track.x[-1]) / 2
+        above = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": MUTED, "size": 8}
+        axes.text(middle, 1.01, str(track.level), **above)
+    if given:
+        axes.text(-0.005, 1.01, "level", transform=axes.transAxes, ha="right", color=MUTED, size=8)

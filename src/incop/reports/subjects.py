@@ -1,0 +1,259 @@
+"""What goes on the page of a run and on the page of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from incop.reports.across import across
+from incop.reports.compare import Comparison, Recorded, reported
+from incop.reports.costs import costs_of_ticket
+from incop.reports.inside import accuracies, inside, spending
+from incop.reports.page import Fact, Page, Section, render
+from incop.reports.statistics import MARGIN, Analysis, analyse
+from incop.reports.tables import Table, level_table, shown
+from incop.reports.verdict import of_comparison, of_run, points
+
+__all__ = ["html", "page_of"]
+
+MOST_INSIDE = 8  # runs whose inside is drawn on a page; each takes two pictures
+
+Replay = Sequence[Mapping[str, Any]]
+
+
+def html(subject: Recorded | Comparison, *, margin: float = MARGIN, replay: Replay = ()) -> str:
+    """Return the page of a run or a comparison.
+
+    Args:
+        subject: what was read.
+        margin: accuracy that may be lost and still be called no loss, a fraction.
+        replay: rows of what another rule would have done, as plain values, for a section of their own.
+
+    Raises:
+        MissingExtra: a package of the extra "report" or "stats" is not installed.
+    """
+    return render(page_of(subject, margin=margin, replay=replay))
+
+
+def page_of(subject: Recorded | Comparison, *, margin: float = MARGIN, replay: Replay = ()) -> Page:
+    """Return what goes on the page; see `html`."""
+    again = (
+        [
+            Section(
+                "Replay",
+                (
+                    "What another rule would have done on the recorded checks, without training. "
+                    "Levels after the first that differs are estimates.",
+                ),
+                tables=(Table("Replay", replay),),
+            )
+        ]
+        if replay
+        else []
+    )
+    return _of_run(subject, again) if isinstance(subject, Recorded) else _of_comparison(subject, margin, again)
+
+
+def _pairs(title: str, values: Mapping[str, Any]) -> Table:
+    return Table(title, [{"key": key, "value": value} for key, value in values.items()])
+
+
+def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
+    run = recorded.run
+    sections = []
+    if run.levels:
+        sections.append(Section("Accuracy and cost", figures=(accuracies(recorded), *spending(recorded))))
+    figures = inside(recorded, "run")
+    if figures:
+        sections.append(Section("Flow and layers", figures=figures))
+    sections += again
+    if run.levels:
+        sections.append(Section("All numbers", folded=(level_table(recorded),)))
+    told = [_pairs("Plan", recorded.plan)] + ([_pairs("Environment", run.environment)] if run.environment else [])
+    sections.append(Section("Settings", tables=told))
+    return Page(
+        f"{run.method} on {run.data}",
+        f"{run.model} · seed {run.seed} · {run.status}",
+        of_run(recorded),
+        _run_facts(recorded),
+        [notice for level in run.levels for notice in (f"level {level.level}: {text}" for text in level.notices)],
+        sections,
+        [run.command] if run.command else [],
+    )
+
+
+def _run_facts(recorded: Recorded) -> list[Fact]:
+    tickets = reported(recorded.levels)
+    if not tickets:
+        return []
+    ticket = tickets[-1]
+    search, total, in_all = costs_of_ticket(recorded.levels, ticket.level)
+    dense = recorded.run.dense.get("test_accuracy")
+    assert ticket.test_accuracy is not None
+    gap = f"{points(ticket.test_accuracy - dense)} points against dense" if isinstance(dense, int | float) else ""
+    return [
+        Fact("test accuracy", f"{ticket.test_accuracy:.4f}", gap),
+        Fact("sparsity", f"{ticket.sparsity:.4f}", f"{ticket.model_sparsity:.4f} of all parameters"),
+        Fact("epochs of the search", f"{search.epochs:.4g}", f"and probing worth {search.probe_epochs:.3g}"),
+        Fact("epochs after level 0", f"{total.epochs:.4g}", f"and probing worth {total.probe_epochs:.3g}"),
+        Fact("time after level 0", f"{total.charged_seconds:.3g} s", f"of which probing {total.probe_seconds:.3g} s"),
+        Fact("epochs in all", f"{in_all.epochs:.4g}", "with the dense network"),
+    ]
+
+
+def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Section]) -> Page:
+    analysis = analyse(comparison, margin=margin)
+    places = list(dict.fromkeys((job.data, job.model) for job in comparison.jobs))
+    sections = []
+    if analysis.differences:
+        sections.append(
+            Section(
+                "Differences",
+                (
+                    "Paired over seeds, first minus second, in points of test accuracy, with a 95 % bootstrap interval. "
+                    "p is of the sign-flip permutation test; adjusted p after Benjamini and Hochberg over all rows here.",
+                ),
+                tables=_differences(analysis),
+            )
+        )
+    for number, place in enumerate(places):
+        figures = across(comparison, analysis, place, f"p{number}")
+        if figures:
+            sections.append(Section(f"{place[0]} · {place[1]}", figures=figures))
+    sections += _insides(comparison)
+    sections += again
+    sections.append(Section("All numbers", folded=(_tickets(comparison), _runs(comparison))))
+    environment = next((r.run.environment for r in comparison.runs if r.run.environment), {})
+    told = [_pairs("Comparison", comparison.settings)] if comparison.settings else []
+    told += [_pairs("Environment of the first run", environment)] if environment else []
+    sections.append(Section("Settings", tables=told))
+    return Page(
+        comparison.title,
+        " · ".join(f"{data}, {model}" for data, model in places),
+        of_comparison(comparison, analysis),
+        _comparison_facts(comparison, analysis),
+        comparison.notices,
+        sections,
+        _commands(comparison),
+    )
+
+
+def _commands(comparison: Comparison) -> list[str]:
+    command = comparison.settings.get("command")
+    if isinstance(command, str) and command:
+        return [command]
+    return (
+        list(dict.fromkeys(r.run.command for r in comparison.runs if r.run.command)) if not comparison.settings else []
+    )
+
+
+def _differences(analysis: Analysis) -> list[Table]:
+    titles = {
+        "reference": f"Against {analysis.reference}, at a margin of {100 * analysis.margin:g} points",
+        "control": "Against the controls",
+    }
+    found = []
+    for role, title in titles.items():
+        rows = []
+        for d in analysis.differences:
+            if d.role != role:
+                continue
+            gap = d.accuracy
+            none = gap.low is None or gap.high is None
+            rows.append(
+                {
+                    "method": d.label,
+                    "against": d.against,
+                    "data": d.data,
+                    "model": d.model,
+                    "sparsity": d.target,
+                    "n": gap.n,
+                    "points": points(gap.mean),
+                    "95 % interval": "–" if none else f"{points(gap.low or 0.0)} … {points(gap.high or 0.0)}",
+                    "p": d.p,
+                    "adjusted p": d.p_adjusted,
+                }
+                | ({"verdict": d.verdict} if role == "reference" else {})
+                | {"difference": d.outcome}
+            )
+        if rows:
+            found.append(Table(title, rows))
+    return found
+
+
+def _insides(comparison: Comparison) -> list[Section]:
+    """Draw the inside of one run for each method, data set and model: the lowest seed that has a flow."""
+    chosen: dict[tuple[str, str, str], Recorded] = {}
+    for recorded in sorted(comparison.runs, key=lambda r: (r.job.seed, -(r.job.sparsity or 0.0))):
+        job = recorded.job
+        if job.control_of is None and any(level.flow is not None for level in recorded.levels):
+            chosen.setdefault((job.data, job.model, job.label), recorded)
+    ordered = [recorded for _, recorded in sorted(chosen.items())]
+    sections = []
+    for number, recorded in enumerate(ordered[:MOST_INSIDE]):
+        job = recorded.job
+        sections.append(
+            Section(
+                f"Inside {job.label} on {job.data} · {job.model}, seed {job.seed}",
+                ("One run as an example; every run folder has its own report.",),
+                figures=inside(recorded, f"i{number}"),
+            )
+        )
+    return sections
+
+
+def _tickets(comparison: Comparison) -> Table:
+    rows = [
+        {
+            "method": row.label,
+            "data": row.data,
+            "model": row.model,
+            "seed": row.seed,
+            "target": row.target,
+            "sparsity": row.sparsity,
+            "of all parameters": row.model_sparsity,
+            "test accuracy": row.test_accuracy,
+            "validation": row.val_accuracy,
+            "dense test": row.dense_test_accuracy,
+            "epochs of the levels": ", ".join(shown(round(value, 3)) for value in row.epochs),
+            "search, charged epochs": row.search.charged_epochs,
+            "after level 0": row.total.charged_epochs,
+            "in all": row.in_all.charged_epochs,
+            "after level 0, s": row.total.charged_seconds,
+        }
+        for row in comparison.rows
+    ]
+    return Table("Every reported ticket", rows)
+
+
+def _runs(comparison: Comparison) -> Table:
+    rows = [
+        {
+            "method": job.label,
+            "control of": job.control_of,
+            "data": job.data,
+            "model": job.model,
+            "seed": job.seed,
+            "sparsity": job.sparsity,
+            "state": job.state,
+            "error": job.error,
+            "folder": job.folder,
+        }
+        for job in comparison.jobs
+    ]
+    return Table("Every run", rows)
+
+
+def _comparison_facts(comparison: Comparison, analysis: Analysis) -> list[Fact]:
+    done, seeds = len(comparison.runs), sorted({job.seed for job in comparison.jobs})
+    names = comparison.labels
+    controls = len(comparison.controls)
+    targets = sorted({s.target for s in analysis.summaries})
+    first = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}" if seeds else "none"
+    return [
+        Fact("runs finished", f"{done} of {len(comparison.jobs)}"),
+        Fact("methods", str(len(names) - controls), f"and {controls} controls"),
+        Fact("seeds", str(len(seeds)), first),
+        Fact("sparsities", str(len(targets)), ", ".join(f"{t:g}" for t in targets[:6])),
+        Fact("held against", analysis.reference or "nothing", f"margin {100 * analysis.margin:g} points"),
+    ]

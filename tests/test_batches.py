@@ -1,0 +1,170 @@
+"""Batches: every usual form is unpacked alike, and what is no batch is refused in a sentence."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from incop.batches import Batch, first_samples, mapped, output_tensor, placed, reusable, unpack, walk
+from incop.errors import InputError
+
+X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 0, 1])
+CPU = torch.device("cpu")
+
+
+def test_inputs_alone():
+    for form in (X, [X], (X,), Batch((X,), {}, None, 4)):
+        batch = unpack(form)
+        assert batch.args == (X,)
+        assert (batch.kwargs, batch.target, batch.samples) == ({}, None, 4)
+
+
+def test_input_and_target():
+    for form in ((X, Y), [X, Y]):
+        batch = unpack(form)
+        assert batch.args[0] is X
+        assert batch.target is Y
+
+
+def test_several_inputs_by_place_and_by_name():
+    batch = unpack(((X, Y), Y))
+    assert [a is b for a, b in zip(batch.args, (X, Y), strict=True)] == [True, True]
+    batch = unpack(({"a": X, "b": Y}, Y))
+    assert (list(batch.kwargs), batch.args, batch.target is Y) == (["a", "b"], (), True)
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "target", "targets", "y"])
+def test_dictionary_with_target(key):
+    batch = unpack(OrderedDict({"x": X, key: Y}))
+    assert list(batch.kwargs) == ["x"]
+    assert batch.target is Y
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ((X, Y, Y), "a batch of 3 parts is ambiguous"),
+        ("abc", "holds no input tensor"),
+        (None, "holds no input tensor"),
+        ([], "a batch of 0 parts"),
+        (torch.tensor(3.0), "holds no input tensor"),
+        ({"labels": Y}, "holds no input tensor"),
+        (torch.zeros(0, 3), "no sample at all"),
+    ],
+)
+def test_no_batch_is_refused(form, said):
+    with pytest.raises(InputError, match=said):
+        unpack(form)
+
+
+def test_walk_finds_every_tensor_in_order():
+    @dataclass
+    class Out:
+        first: torch.Tensor
+        rest: dict
+
+    found = list(walk([X, {"a": Y, "b": ("text", Out(X, {"c": Y}))}, 3]))
+    assert [id(t) for t in found] == [id(t) for t in (X, Y, X, Y)]
+    assert list(walk(Out)) == []  # the class itself holds nothing
+
+
+def test_mapped_keeps_the_form():
+    Pair = namedtuple("Pair", "a b")
+    changed = mapped({"p": Pair(X, 2), "l": [X], "s": "text"}, lambda t: t + 1)
+    assert isinstance(changed["p"], Pair)
+    assert changed["p"].b == 2
+    assert torch.equal(changed["l"][0], X + 1)
+    assert changed["s"] == "text"
+
+
+def test_placed_changes_the_type_of_floating_inputs_only():
+    batch = placed(unpack(({"x": X, "ids": Y}, X)), device=CPU, dtype=torch.float64)
+    assert batch.kwargs["x"].dtype == torch.float64
+    assert batch.kwargs["ids"].dtype == torch.int64
+    assert batch.target.dtype == torch.float32
+    assert placed(unpack((X, X.half())), device=CPU, dtype=torch.float32).target.dtype == torch.float32
+    assert placed(unpack((X.half(), Y)), device=CPU).args[0].dtype == torch.float16
+
+
+def test_placed_makes_ordinary_tensors_of_inference_tensors():
+    with torch.inference_mode():
+        batch = unpack((X + 1, Y))
+    assert batch.args[0].is_inference()
+    assert not placed(batch, device=CPU).args[0].is_inference()
+
+
+@dataclass
+class Answer:
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+@dataclass(slots=True)
+class Slots:
+    hidden: torch.Tensor
+
+
+class Plain:
+    def __init__(self, **parts):
+        self.__dict__.update(parts)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [X, (X, Y), [X], {"a": X, "b": Y}, {"loss": Y, "logits": X}, Answer(Y, X), Slots(X), Plain(n=1, a=(X, Y)),
+     Plain(loss=Y, logits=X), ((X,), Y)],
+)  # fmt: skip
+def test_output_tensor(output):
+    assert output_tensor(output, where="the model") is X
+
+
+@pytest.mark.parametrize("output", [None, "text", (), {"a": 1}, Plain(n=1)])
+def test_output_without_a_tensor_is_refused(output):
+    with pytest.raises(InputError, match=r"the model returned a .* without a tensor"):
+        output_tensor(output, where="the model")
+
+
+@pytest.mark.parametrize(
+    "one", [X, {"x": X}, (X, Y), [X, Y], ((X, X), Y), ({"x": X}, Y), [X.long(), Y], Batch((X,), {}, None, 4)]
+)
+def test_one_batch_is_a_probe(one):
+    (batch,) = reusable(one)
+    assert batch is one
+
+
+def test_two_batches_are_two():
+    for two in ([X, X], [(X, Y), (X, Y)], ((X, Y), (X, Y)), [X, X[:1]], [Y, Y]):
+        assert len(list(reusable(two))) == 2
+
+
+def test_a_data_loader_is_gone_through_again_and_again():
+    loader = reusable(DataLoader(TensorDataset(X, Y), batch_size=3))
+    assert [len(list(loader)) for _ in range(2)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("probe", "said"),
+    [
+        ([], "the probe is empty"),
+        ((b for b in [X]), "can be read only once"),
+        (iter([X]), "can be read only once"),
+        (3, "the probe is a int"),
+        (TensorDataset(X, Y), "the probe is a TensorDataset: pass a data loader"),
+    ],
+)
+def test_no_probe_is_refused(probe, said):
+    with pytest.raises(InputError, match=said):
+        reusable(probe)
+
+
+def test_first_samples():
+    small = first_samples(unpack(({"x": X, "ids": Y}, Y)), 2)
+    assert (small.samples, len(small.kwargs["x"]), len(small.kwargs["ids"]), len(small.target)) == (2, 2, 2, 2)
+    assert first_samples(unpack(X), 9).samples == 4
+
+
+def test_first_samples_leaves_alone_what_it_cannot_cut():
+    graph = unpack(((X, torch.zeros(2, 7)), Y))  # nodes and edges
+    assert first_samples(graph, 2) is graph

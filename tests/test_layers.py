@@ -1,0 +1,510 @@
+"""Layers: their order is read off the forward pass, shortcuts are left out, and what can be pruned is named."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
+
+from incop.batches import unpack
+from incop.errors import InputError
+from incop.experiments import models
+from incop.flow import InformationFlow, measure
+from incop.layers import calls, chain, left_out, module_of, prunable
+
+
+def conv(a, b, size=3, **more):
+    return nn.Conv2d(a, b, size, padding=size // 2, **more)
+
+
+IMAGE = unpack(torch.randn(2, 3, 8, 8))
+ROW = unpack(torch.randn(2, 6))
+
+
+def steps(model, batch=IMAGE, **more):
+    return list(chain(model.eval(), batch, **more))
+
+
+# ---- the order
+
+
+class Upside(nn.Module):
+    """Declared in another order than they run in, and one not at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.unused, self.first = nn.Linear(4, 2), nn.Linear(9, 9), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.last(self.first(x))
+
+
+def test_order_is_that_of_the_forward_pass():
+    assert steps(Upside(), ROW) == ["first", "last"]
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 4), nn.Linear(4, 1)
+
+    def forward(self, a, b):
+        return self.head((self.body(a) - self.body(b)).abs())
+
+
+def test_a_layer_that_runs_twice_is_two_steps():
+    two = unpack(((torch.randn(2, 6), torch.randn(2, 6)), torch.zeros(2)))
+    assert steps(Siamese(), two) == ["body", "body#2", "head"]
+    assert [module_of(c) for c in ("body#2", "head")] == ["body", "head"]
+
+
+def test_a_module_under_two_names_has_its_first():
+    shared = nn.Linear(6, 6)
+    assert steps(nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(6, 2)), ROW) == ["0", "0#2", "3"]
+
+
+@dataclass
+class Answer:
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [lambda t: (t, 1), lambda t: {"logits": t}, lambda t: [t], Answer])
+def test_outputs_of_any_form(form):
+    class Model(Upside):
+        def forward(self, x):
+            return form(super().forward(x))
+
+    assert steps(Model(), ROW) == ["first", "last"]
+
+
+def test_a_layer_may_return_a_tuple():
+    class Pair(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.side, self.pair, self.after = nn.Linear(6, 6), Pair(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.side(x) + self.after(self.pair(x)[0])
+
+    assert steps(Model(), ROW) == ["pair", "after"]
+
+
+def test_inputs_by_name():
+    class Model(Siamese):
+        def forward(self, *, left, right):
+            return super().forward(left, right)
+
+    assert steps(Model(), unpack({"left": ROW.args[0], "right": ROW.args[0]})) == ["body", "body#2", "head"]
+
+
+def test_other_dimensions_and_transposed():
+    one = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.ConvTranspose1d(4, 3, 3))
+    three = nn.Sequential(nn.Conv3d(1, 2, 1), nn.ConvTranspose3d(2, 1, 1), nn.ConvTranspose3d(1, 1, 1))
+    assert steps(one, unpack(torch.randn(2, 3, 9))) == ["0", "2"]
+    assert steps(three, unpack(torch.randn(2, 1, 2, 2, 2))) == ["0", "1", "2"]
+    assert steps(nn.Sequential(nn.ConvTranspose2d(3, 4, 2), conv(4, 2))) == ["0", "1"]
+
+
+def test_recurrent_layers_between():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.inside = nn.Embedding(9, 6), nn.Linear(6, 5)
+            self.lstm, self.head = nn.LSTM(5, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, ids):
+            return self.head(self.lstm(self.inside(self.words(ids)))[0][:, -1])
+
+    ids = unpack(torch.randint(9, (2, 7)))
+    assert steps(Model(), ids) == ["inside", "head"]
+    assert {c.name: c.sources for c in calls(Model(), ids)} == {
+        "inside": {"<words>"},
+        "head": {"inside"},
+        "": {"head"},
+    }
+
+
+def test_transformer_encoder():
+    encoder = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2, enable_nested_tensor=False
+    )
+    tokens = torch.randn(8, 5, 6)
+    expected = [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    assert steps(encoder, unpack(tokens)) == expected
+    assert list(measure(encoder, tokens, InformationFlow()).values) == [f"{a}->{b}" for a, b in pairwise(expected)]
+
+
+# ---- shortcuts
+
+
+class Block(nn.Module):
+    """A residual block of chosen parts; the shortcut is a projection when the widths differ."""
+
+    def __init__(self, a, b, *, pre=False, bottleneck=False, squeeze=False, shortcut_first=False, inplace=True):
+        super().__init__()
+        self.pre, self.first = pre, shortcut_first
+        self.norm = nn.BatchNorm2d(a)
+        self.relu = nn.ReLU(inplace=inplace)
+        self.one = conv(a, b, 1 if bottleneck else 3)
+        self.two = conv(b, b)
+        self.three = conv(b, b, 1) if bottleneck else nn.Identity()
+        self.down = conv(a, b, 1) if a != b else nn.Identity()
+        self.squeeze = nn.Sequential(nn.Linear(b, 2), nn.ReLU(), nn.Linear(2, b), nn.Sigmoid()) if squeeze else None
+
+    def forward(self, x):
+        x = self.relu(self.norm(x)) if self.pre else x
+        side = self.down(x) if self.first else None
+        out = self.three(self.relu(self.two(self.relu(self.one(x)))))
+        if self.squeeze is not None:
+            out = out * self.squeeze(out.mean((2, 3)))[:, :, None, None]
+        out += self.down(x) if side is None else side
+        return out if self.pre else self.relu(out)
+
+
+def residual(**options):
+    return nn.Sequential(
+        conv(3, 4), Block(4, 4, **options), Block(4, 6, **options), Block(6, 6, **options), Block(6, 8, **options)
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"pre": True}, {"bottleneck": True}, {"squeeze": True}, {"inplace": False}])
+@pytest.mark.parametrize("first", [False, True])
+def test_projections_of_residual_blocks_are_left_out(options, first):
+    inner = ["one", "two", *(["three"] if options.get("bottleneck") else [])]
+    inner += ["squeeze.0", "squeeze.2"] if options.get("squeeze") else []
+    assert steps(residual(**options, shortcut_first=first)) == [
+        "0",
+        *(f"{block}.{name}" for block in range(1, 5) for name in inner),
+    ]
+
+
+@pytest.mark.parametrize(("name", "left"), [("resnet-20", 20), ("resnet-18", 18)])
+def test_networks_of_the_literature(name, left):
+    net = models.build(name, channels=3, size=(32, 32), classes=10)
+    found = chain(net.eval(), unpack(torch.randn(2, 3, 32, 32)))
+    layers = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(found) == left
+    projections = [n for n in layers if n not in found]
+    assert all(net.get_submodule(n).kernel_size == (1, 1) for n in projections)
+    assert list(found) == [n for n in layers if n not in projections]  # they are declared in the order they run
+
+
+def test_two_projections_of_one_place_are_both_left_out_of_the_last_block():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.down = nn.Sequential(conv(3, 4), conv(4, 4)), conv(3, 4, 1)
+
+        def forward(self, x):
+            return {"features": self.main(x) + self.down(x)}  # the addition is the output itself
+
+    assert steps(Model()) == ["main.0", "main.1"]
+
+
+class Of(nn.Module):
+    """A model of a function of (layers, x)."""
+
+    def __init__(self, layers, run):
+        super().__init__()
+        self.l, self.run = nn.ModuleDict(layers), run
+
+    def forward(self, *x):
+        return self.run(self.l, *x)
+
+
+def names(found):
+    return [name.removeprefix("l.") for name in found]
+
+
+def test_no_branch_of_equal_length_is_a_shortcut():
+    attention = Of(
+        {n: nn.Linear(6, 6) for n in ("q", "k", "v", "out")},
+        lambda m, x: m.out(m.q(x) + m.k(x) + m.v(x)),
+    )
+    assert names(steps(attention, ROW)) == ["q", "k", "v", "out"]
+
+
+def test_concatenation_leaves_nothing_out():
+    dense = Of(
+        {"a": conv(3, 4), "b": conv(7, 4), "c": conv(11, 4)},
+        lambda m, x: m.c(torch.cat([x, (a := m.a(x)), m.b(torch.cat([x, a], 1))], 1)),
+    )
+    inception = Of(
+        {"a": conv(3, 2, 1), "b1": conv(3, 2, 1), "b2": conv(2, 2), "c": conv(3, 2), "out": conv(6, 3)},
+        lambda m, x: m.out(torch.cat([m.a(x), m.b2(m.b1(x)), m.c(x)], 1)),
+    )
+    assert names(steps(dense)) == ["a", "b", "c"]
+    assert names(steps(inception)) == ["a", "b1", "b2", "c", "out"]
+
+
+def test_unet_keeps_its_layers():
+    def run(m, x, join):
+        high = torch.relu(m.enter(x))
+        low = torch.relu(m.bottom(F.max_pool2d(high, 2)))
+        return m.leave(join(high, m.up(low)))
+
+    def net(width):
+        return {
+            "enter": conv(3, 4),
+            "bottom": conv(4, 8),
+            "up": nn.ConvTranspose2d(8, 4, 2, 2),
+            "leave": conv(width, 2),
+        }
+
+    for width, join in ((8, lambda a, b: torch.cat([a, b], 1)), (4, torch.add)):
+        model = Of(net(width), lambda m, x, join=join: run(m, x, join))
+        assert names(steps(model)) == ["enter", "bottom", "up", "leave"]
+
+
+def test_towers_of_different_inputs_are_no_shortcuts():
+    model = Of(
+        {"image": nn.Linear(6, 4), "time1": nn.Linear(6, 5), "time2": nn.Linear(5, 4), "out": nn.Linear(4, 2)},
+        lambda m, x, t: m.out(m.image(x) + m.time2(torch.relu(m.time1(t)))),
+    )
+    two = unpack(((torch.randn(2, 6), torch.randn(2, 6)), torch.zeros(2)))
+    assert names(steps(model, two)) == ["image", "time1", "time2", "out"]
+
+
+def test_towers_of_constants_and_words_are_no_shortcuts():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.place = nn.Embedding(9, 6), nn.Embedding(9, 6)
+            self.a, self.b1, self.b2, self.c = (nn.Linear(6, 6) for _ in range(4))
+
+        def forward(self, ids):
+            where = self.place(torch.arange(ids.shape[1]))
+            return self.c(self.a(self.words(ids)) + self.b2(self.b1(where)))
+
+    assert steps(Model(), unpack(torch.randint(9, (2, 4)))) == ["a", "b1", "b2", "c"]
+
+
+def test_parts_without_gradients_are_read_too():
+    class Frozen(nn.Module):
+        def __init__(self, switch):
+            super().__init__()
+            self.body, self.head, self.switch = residual(), conv(8, 2), switch
+
+        def forward(self, x):
+            with self.switch:
+                x = self.body(x)
+            return self.head(x)
+
+    expected = [f"body.{name}" for name in steps(residual())] + ["head"]
+    for switch in (torch.no_grad(), torch.enable_grad(), torch.set_grad_enabled(False)):
+        torch.set_grad_enabled(True)
+        assert steps(Frozen(switch)) == expected
+    with torch.no_grad():
+        assert steps(Frozen(torch.enable_grad())) == expected
+
+
+def test_detached_parts_keep_their_place():
+    model = Of(
+        {"a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "c": nn.Linear(6, 6)},
+        lambda m, x: m.c(m.a(x) + m.b(m.a(x).detach())),
+    )
+    assert names(steps(model, ROW)) == ["a", "a#2", "b", "c"]
+
+
+def test_gradient_checkpointing():
+    class Model(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.enter, self.block, self.reentrant = conv(3, 4), Block(4, 6), reentrant
+
+        def forward(self, x):
+            return checkpoint(self.block, self.enter(x), use_reentrant=self.reentrant)
+
+    assert steps(Model(reentrant=False)) == ["enter", "block.one", "block.two"]
+    with pytest.raises(InputError, match="use_reentrant=True, which hides its layers"):
+        steps(Model(reentrant=True))
+
+
+def test_thousands_of_identity_blocks_are_walked_without_recursion():
+    layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def run(m, x):
+        x = m.a(x)
+        for _ in range(3000):
+            x = x + 1.0
+        return m.b(x)
+
+    assert names(steps(Of({"a": layers[0], "b": layers[1]}, run), ROW)) == ["a", "b"]
+
+
+def test_the_look_leaves_no_hooks():
+    model = residual().eval()
+    steps(model)
+    with pytest.raises(RuntimeError):
+        chain(model, unpack(torch.randn(2, 5, 8, 8)))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_forward_pass_is_the_usual_one():
+    model = residual().eval()
+    seen = []
+    chain(model, IMAGE, forward=lambda batch: seen.append(model(*batch.args)) or seen[-1])
+    with torch.no_grad():
+        assert torch.equal(seen[0], model(*IMAGE.args))
+
+
+# ---- the chain by hand, and what is refused
+
+
+def test_chain_by_hand():
+    assert steps(residual(), given=["1.relu", "0", "4.down"]) == ["1.relu", "0", "4.down"]
+    assert steps(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)), ROW, given=("1", "0")) == ["1", "0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["0", "1.two", "1.thre"], "unknown layer in the chain '1.thre': did you mean '1.three'"),
+        (["0"], "at least two different layers"),
+        ([], "at least two different layers"),
+        (["0", "0"], "at least two different layers"),
+    ],
+)
+def test_chain_by_hand_is_checked(given, said):
+    with pytest.raises(InputError, match=said):
+        steps(residual(), given=given)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Linear(6, 2)), r"Sequential runs 1 \(0\): name the modules"),
+        (nn.ReLU(), "ReLU runs 0: name the modules"),
+        (nn.Linear(6, 2), "Linear runs 0: name the modules"),
+    ],
+)
+def test_fewer_than_two_layers_are_refused(model, said):
+    with pytest.raises(InputError, match=said):
+        steps(model, ROW)
+
+
+def test_rows_that_are_no_samples_are_refused_when_asked():
+    folded = Of({"a": nn.Linear(6, 6), "b": nn.Linear(3, 2)}, lambda m, x: m.b(m.a(x).reshape(-1, 3)))
+    assert len(steps(folded, ROW)) == 2
+    with pytest.raises(InputError, match=r"layer 'l.b' returned 4 rows for 2 samples"):
+        steps(folded, ROW, each_sample=True)
+
+
+# ---- what can be pruned
+
+
+def test_prunable_weights_in_declared_order():
+    net = nn.Sequential(
+        nn.Conv1d(1, 1, 1), nn.BatchNorm1d(1), nn.ConvTranspose2d(1, 1, 1), nn.Embedding(3, 3), nn.LayerNorm(3),
+        nn.Linear(3, 3), nn.LSTM(3, 3), nn.PReLU(),
+    )  # fmt: skip
+    found = prunable(net)
+    assert list(found) == ["0.weight", "2.weight", "5.weight"]
+    assert found["5.weight"] is net[5].weight
+    assert list(prunable(nn.Linear(2, 2))) == ["weight"]
+
+
+def test_tied_weights_once_and_embeddings_never():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Embedding(9, 4), nn.Linear(4, 9, bias=False))
+    net[1].weight, net[3].weight = net[0].weight, net[2].weight
+    assert list(prunable(net)) == ["0.weight"]
+    bag = nn.ModuleDict({"out": nn.Linear(4, 9), "bag": nn.EmbeddingBag(9, 4), "fc": nn.Linear(4, 4)})
+    bag["out"].weight = bag["bag"].weight
+    assert list(prunable(bag)) == ["fc.weight"]
+
+
+def test_frozen_weights_are_left_out():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[0].weight.requires_grad_(False)
+    assert list(prunable(net)) == ["1.weight"]
+    with pytest.raises(InputError, match="Sequential has no prunable weights"):
+        prunable(net.requires_grad_(False))
+
+
+def tree():
+    return nn.ModuleDict(
+        {
+            "encoder": nn.Sequential(nn.Linear(4, 4), nn.TransformerEncoderLayer(4, 1, 4)),
+            "conv1": conv(3, 3),
+            "conv2": conv(3, 3),
+            "conv": conv(3, 3),
+        }
+    )
+
+
+INSIDE = ["encoder.1.self_attn.out_proj", "encoder.1.linear1", "encoder.1.linear2"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "gone"),
+    [
+        (["conv1"], ["conv1"]),
+        ("conv", ["conv"]),
+        (["conv?"], ["conv1", "conv2"]),
+        (["encoder"], ["encoder.0", *INSIDE]),
+        (["encoder.1"], INSIDE),
+        (["encoder.*.linear*"], INSIDE[1:]),
+        ([nn.Conv2d], ["conv1", "conv2", "conv"]),
+        (nn.Conv2d, ["conv1", "conv2", "conv"]),
+        (["Conv2d", "encoder.0"], ["encoder.0", "conv1", "conv2", "conv"]),
+        ([nn.TransformerEncoderLayer], INSIDE),
+        (["MultiheadAttention"], INSIDE[:1]),
+        ((n for n in ("conv", "conv2")), ["conv2", "conv"]),
+        ((), []),
+    ],
+)
+def test_skip(skip, gone):
+    everything = prunable(tree())
+    skip = tuple(skip) if not isinstance(skip, str | type) else skip
+    assert left_out(tree(), skip) == set(gone)
+    assert [n for n in everything if n not in prunable(tree(), skip=skip)] == [f"{n}.weight" for n in gone]
+
+
+@pytest.mark.parametrize(
+    ("skip", "said"),
+    [
+        (["conv3"], "unknown layer to skip 'conv3': did you mean 'conv'"),
+        ([nn.Conv3d], "unknown layer to skip 'Conv3d'"),
+        ([3], "skip holds 3: give names"),
+        (["*"], r"no prunable weights.*, and skip=\['\*'\] leaves none"),
+        ("*", r"no prunable weights.*, and skip=\['\*'\] leaves none"),
+    ],
+)
+def test_skip_is_checked(skip, said):
+    with pytest.raises(InputError, match=said):
+        prunable(tree(), skip=skip)
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x
+
+
+def parametrized(layer):
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda layer: nn.LazyLinear(4), "layer '0' is lazy and has no weight yet: run one batch"),
+        (parametrizations.weight_norm, "no plain weight .*remove_parametrizations"),
+        (parametrizations.spectral_norm, "no plain weight"),
+        (parametrized, "no plain weight"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "torch.nn.utils.prune.remove"),
+    ],
+)
+def test_weights_that_are_not_plain_are_refused(change, said):
+    net = nn.Sequential(change(nn.Linear(4, 4)), nn.Linear(4, 4))
+    with pytest.raises(InputError, match=said):
+        prunable(net)
+    assert list(prunable(net, skip=["0"])) == ["1.weight"]
