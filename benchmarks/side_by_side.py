@@ -47,8 +47,8 @@ def seconds(run: Callable[[], object]) -> float:
 def side_by_side(a: Callable[[], object], b: Callable[[], object], n: int) -> dict[str, float]:
     """Time n pairs of calls and return the spread of the ratio a / b within a pair.
 
-    The two of a pair run right after each other, so a busy or throttled machine slows both alike; who goes first alternates,
-    so neither always finds the caches warmed by the other.
+    The two of a pair run right after each other, so a busy or throttled machine slows both alike; who goes first
+    alternates, so neither always finds the caches warmed by the other.
     """
     pairs = []
     for pair in range(WARM_UP + n):

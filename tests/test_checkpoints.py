@@ -119,39 +119,55 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 BYTES = torch.zeros(2, dtype=torch.uint8)
 
 
+def said(shape, remaining=0):
+    return {"w": {"shape": shape, "remaining": remaining}}
+
+
 @pytest.mark.parametrize(
-    ("tensors", "shapes", "remaining"),
+    ("tensors", "masks"),
     [
-        ({"w": BYTES}, {"w": [17]}, {"w": 0}),
-        ({"w": BYTES}, {"w": [8]}, {"w": 0}),
-        ({"w": BYTES}, {"w": [-1, -16]}, {"w": 0}),
-        ({"w": BYTES}, {"w": [2**40, 2**40]}, {"w": 0}),
-        ({"w": BYTES}, {"w": [16.0]}, {"w": 0}),
-        ({"w": BYTES}, {"w": 16}, {"w": 0}),
-        ({"w": BYTES}, {"w": [16]}, {"w": 1}),
-        ({"w": BYTES}, {}, {}),
-        ({"w": BYTES}, {"w": [16]}, {}),
-        ({}, {"w": [16]}, {"w": 0}),
-        ({"w": BYTES}, ["w"], {"w": 0}),
-        ({"w": BYTES}, [["w", 16]], {"w": 0}),
-        ({"w": BYTES}, None, None),
-        ({"w": torch.zeros(2)}, {"w": [16]}, {"w": 0}),
-        ({"w": torch.zeros(2, dtype=torch.bfloat16)}, {"w": [16]}, {"w": 0}),
-        ({"w": BYTES.reshape(1, 2)}, {"w": [16]}, {"w": 0}),
+        ({"w": BYTES}, said([17])),
+        ({"w": BYTES}, said([8])),
+        ({"w": BYTES}, said([-1, -16])),
+        ({"w": BYTES}, said([2**40, 2**40])),
+        ({"w": BYTES}, said([16.0])),
+        ({"w": BYTES}, said(16)),
+        ({"w": BYTES}, said([16], 1)),
+        ({"w": BYTES}, {"w": {"shape": [16]}}),
+        ({"w": BYTES}, {"w": {"remaining": 0}}),
+        ({"w": BYTES}, {"w": 3}),
+        ({"w": BYTES}, {}),
+        ({}, said([16])),
+        ({"w": BYTES}, ["w"]),
+        ({"w": BYTES}, "w"),
+        ({"w": BYTES}, None),
+        ({"w": torch.zeros(2)}, said([16])),
+        ({"w": torch.zeros(2, dtype=torch.bfloat16)}, said([16])),
+        ({"w": BYTES.reshape(1, 2)}, said([16])),
     ],
 )
-def test_foreign_or_damaged_masks(tmp_path, tensors, shapes, remaining):
-    said = {"shapes": json.dumps(shapes), "remaining": json.dumps(remaining)}
-    save_file(tensors, tmp_path / "masks.safetensors", metadata=said)
-    with pytest.raises(InputError, match="holds no masks of incop, or is damaged: "):
+def test_foreign_or_damaged_masks(tmp_path, tensors, masks):
+    save_file(tensors, tmp_path / "masks.safetensors", metadata={"masks": json.dumps(masks)})
+    with pytest.raises(InputError, match=r"holds no masks of incop, or is damaged: "):
         load_masks(tmp_path)
 
 
-@pytest.mark.parametrize("said", [None, {}, {"shapes": "{"}, {"shapes": "{}"}])
-def test_masks_without_their_shapes(tmp_path, said):
-    save_file({"w": BYTES}, tmp_path / "masks.safetensors", metadata=said)
-    with pytest.raises(InputError, match="holds no masks of incop, or is damaged: "):
+@pytest.mark.parametrize("metadata", [None, {}, {"shapes": "{}"}, {"masks": "{"}, {"masks": ""}])
+def test_masks_without_their_shapes(tmp_path, metadata):
+    save_file({"w": BYTES}, tmp_path / "masks.safetensors", metadata=metadata)
+    with pytest.raises(InputError, match=r"holds no masks of incop, or is damaged: "):
         load_masks(tmp_path)
+
+
+def test_the_same_masks_are_the_same_bytes(tmp_path):
+    """Written many times: an order that is drawn anew each time shows only in some of them."""
+    masks = Masks({name: torch.eye(3) > 0 for name in ("b.weight", "a.weight", "c.weight")})
+    written = set()
+    for _ in range(20):
+        save_masks(tmp_path, masks)
+        save_weights(tmp_path, {name: m.float() for name, m in masks.items()})
+        written.add((tmp_path / "masks.safetensors").read_bytes() + (tmp_path / "weights.safetensors").read_bytes())
+    assert len(written) == 1
 
 
 def test_writing_below_a_file(tmp_path):

@@ -312,6 +312,11 @@ def test_detached_parts_keep_their_place():
         lambda m, x: m.c(m.a(x) + m.b(m.a(x).detach())),
     )
     assert names(steps(model, ROW)) == ["a", "a#2", "b", "c"]
+    towers = Of(  # neither tower is known to begin where the other does
+        {n: nn.Linear(6, 6) for n in "abcd"},
+        lambda m, x: m.d(m.a(x.detach()) + m.c(m.b(torch.ones_like(x)))),
+    )
+    assert names(steps(towers, ROW)) == ["a", "b", "c", "d"]
 
 
 def test_gradient_checkpointing():

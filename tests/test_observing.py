@@ -129,6 +129,10 @@ def test_signed_zeros_and_nans_come_back():
     with undisturbed(model):
         model.a.zero_()
     assert str(model.a.tolist()) == "[-0.0, nan]"
+    model.a = torch.tensor([-0.0])  # equal to 0.0, in other bits
+    with undisturbed(model):
+        model.a.zero_()
+    assert str(model.a.tolist()) == "[-0.0]"
 
 
 def test_an_unchanged_tensor_is_not_written_to():

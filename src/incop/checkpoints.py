@@ -52,7 +52,9 @@ def save_masks(folder: Path, masks: Masks) -> None:
     _make(folder)
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
     # one key: the order of several is not the same in every process, and equal masks are to be equal files
-    about = json.dumps({name: {"shape": list(m.shape), "remaining": masks.remaining_in(name)} for name, m in masks.items()})
+    about = json.dumps(
+        {name: {"shape": list(m.shape), "remaining": masks.remaining_in(name)} for name, m in masks.items()}
+    )
     write_atomically(folder / MASKS, save(packed, metadata={"masks": about}))
 
 

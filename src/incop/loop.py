@@ -233,7 +233,9 @@ def _validate(parts: _Search) -> None:
         if value is not None and not 0 < value < 1:
             raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
     if parts.rule is not None and not isinstance(parts.rule, Rule):
-        raise InputError(f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)")
+        raise InputError(
+            f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
+        )
     if parts.selection is not None:
         parts.selection.groups(list(parts.masks))
     budget = budget_of(parts.trainer)
@@ -334,7 +336,9 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
     parts.points.update({**dense.points, "dense": dense.weights})
     if parts.rewind.restores and str(parts.rewind) not in parts.points:
         have = ", ".join(parts.points)
-        raise InputError(f"the dense level given has no rewind point {str(parts.rewind)!r}: it has {have}; train it with keep=")
+        raise InputError(
+            f"the dense level given has no rewind point {str(parts.rewind)!r}: it has {have}; train it with keep="
+        )
     dense.weights.rewind(parts.model)
     if parts.meter is not None:
         parts.reference = measure(parts.model, parts.probe, parts.meter, masks=parts.masks)
@@ -370,9 +374,7 @@ def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> 
     )
 
 
-def _sparse(
-    parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool, report: bool
-) -> Ticket:
+def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool, report: bool) -> Ticket:
     point = parts.points[str(parts.rewind)] if parts.rewind.restores else Snapshot.of(parts.model)
     point.rewind(parts.model, masks)  # proves itself
     full = last and parts.last_level_full

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
@@ -39,19 +39,15 @@ class Record:
                 f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "
                 "the file is damaged or was edited"
             )
-        known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        if strange := sorted(set(map(str, data)) - set(known)):
+        readers, needed = _readers(cls)
+        if strange := [key for key in data if key not in readers]:
             raise InputError(
-                f"a {cls.__name__} record has the unknown key {strange[0]!r}: "
+                f"a {cls.__name__} record has the unknown key {min(map(str, strange))!r}: "
                 "it was written by another version of incop, or edited"
             )
-        needed = {
-            n for n, f in known.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        if missing := sorted(needed - set(data)):
-            raise InputError(f"a {cls.__name__} record lacks the key {missing[0]!r}: the file was cut short or edited")
-        hints = _hints(cls)  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
-        return cls(**{name: _revive(f"{cls.__name__}.{name}", hints[name], value) for name, value in data.items()})
+        if missing := [name for name in needed if name not in data]:
+            raise InputError(f"a {cls.__name__} record lacks the key {min(missing)!r}: the file was cut short or edited")
+        return cls(**{name: readers[name](value) for name, value in data.items()})
 
 
 def _plain(value: object) -> object:
@@ -66,38 +62,56 @@ def _plain(value: object) -> object:
     return value
 
 
+Reader = Callable[[Any], Any]
+
+
 @functools.cache
-def _hints(record: type[Record]) -> dict[str, Any]:
-    return typing.get_type_hints(record)
+def _readers(record: type[Record]) -> tuple[dict[str, Reader], tuple[str, ...]]:
+    """Return how each field is read from its JSON value, and which fields must be there.
+
+    Made once a class: a run has tens of thousands of records, and looking at types again for each took longer than
+    reading the file.
+    """
+    hints = typing.get_type_hints(record)
+    fields = dataclasses.fields(record)  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    needed = tuple(f.name for f in fields if f.default is missing and f.default_factory is missing)
+    return {f.name: _reader(f"{record.__name__}.{f.name}", hints[f.name]) for f in fields}, needed
 
 
-def _revive(where: str, hint: Any, value: Any) -> Any:
-    """Return a JSON value as its field's type asks: lists as tuples, "nan" as NaN only where a float belongs."""
+def _reader(where: str, hint: Any) -> Reader:
+    """Return the function that reads a field's type: lists as tuples, "nan" as NaN only where a float belongs."""
     kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return lambda value: value
     if kind in (types.UnionType, typing.Union):
-        return None if value is None else _revive(where, next(p for p in parts if p is not types.NoneType), value)
-    if kind is tuple and isinstance(value, list | tuple):
-        return tuple(_revive(where, parts[0], v) for v in value)
-    if kind is Mapping and isinstance(value, Mapping):
-        return {str(k): _revive(f"{where}.{k}", parts[1], v) for k, v in value.items()}
-    if isinstance(hint, type) and issubclass(hint, Record) and isinstance(value, Mapping):
-        return hint.from_json(value)
-    if hint is float and isinstance(value, str) and value in ("nan", "inf", "-inf"):
-        return float(value)
-    if hint is Any or _is(hint, value):
+        inner = _reader(where, next(p for p in parts if p is not types.NoneType))
+        return lambda value: None if value is None else inner(value)
+    if kind is tuple:
+        each = _reader(where, parts[0])
+        return lambda value: tuple(map(each, value)) if isinstance(value, list | tuple) else _refuse(where, "tuple", value)
+    if kind is Mapping:
+        one = _reader(where, parts[1])
+        return lambda value: (
+            {str(k): one(v) for k, v in value.items()} if isinstance(value, Mapping) else _refuse(where, "Mapping", value)
+        )
+    if isinstance(hint, type) and issubclass(hint, Record):
+        return lambda value: hint.from_json(value) if isinstance(value, Mapping) else _refuse(where, hint.__name__, value)
+    return functools.partial(_plain_value, where, hint)
+
+
+def _plain_value(where: str, hint: Any, value: Any) -> Any:
+    if type(value) is hint or (hint is float and type(value) is int):
         return value
-    wanted = getattr(kind or hint, "__name__", str(hint))
+    if hint is float and value in ("nan", "inf", "-inf"):
+        return float(value)
+    return _refuse(where, getattr(hint, "__name__", str(hint)), value)
+
+
+def _refuse(where: str, wanted: str, value: Any) -> Any:
     raise InputError(
         f"a record holds {value!r} under {where!r}, where {wanted} belongs: the file is damaged or was edited"
     )
-
-
-def _is(hint: Any, value: Any) -> bool:
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return hint in (str, bool) and isinstance(value, hint)
 
 
 def shortest(number: float) -> str:
@@ -364,8 +378,8 @@ class Level(Record):
         notices: anything a reader should know, such as a layer that lost all its weights.
         record_seconds: time of looks that no rule needed, made only for the record.
         record_samples: samples of such looks.
-        search: the ledger up to where the rule ended the level, when the level was then trained on to its full budget so
-            that its ticket could be reported; None when the whole level belongs to the search.
+        search: the ledger up to where the rule ended the level, when the level was then trained on to its full budget
+            so that its ticket could be reported; None when the whole level belongs to the search.
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
     """

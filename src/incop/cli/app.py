@@ -8,8 +8,11 @@ import traceback
 from cyclopts import App, CycloptsError
 
 import incop
+from incop.cli.compare import compare
 from incop.cli.list_ import list_
 from incop.cli.measure import measure
+from incop.cli.replay import replay
+from incop.cli.report import report
 from incop.cli.search import search
 from incop.cli.show import show
 from incop.errors import IncopError, InputError, MissingExtra
@@ -23,6 +26,9 @@ Start with `incop search`: it needs no data and ends in seconds.
 
 app = App(name="incop", help=HELP, version=incop.__version__, help_format="plaintext")
 app.command(search, name="search")
+app.command(compare, name="compare")
+app.command(replay, name="replay")
+app.command(report, name="report")
 app.command(measure, name="measure")
 app.command(show, name="show")
 app.command(list_, name="list")

@@ -17,7 +17,7 @@ def report(
     folder: Path,
     /,
     *more: Path,
-    format: Literal["html", "csv", "md", "json"] = "html",  # noqa: A002  # the flag is called --format
+    format: Literal["html", "csv", "md", "json"] = "html",
     out: Path | None = None,
     margin: float = reports.MARGIN,
     debug: bool = False,

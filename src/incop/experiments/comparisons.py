@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import multiprocessing
 import os
+import re
 import shutil
-import subprocess
-import sys
+import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,19 @@ from incop.errors import IncopError, InputError
 from incop.experiments import runs
 from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.plan import Plan
+from incop.masks import Masks
 from incop.rundir import RunDir, write_atomically
+from incop.watch import Watch
 
-__all__ = ["Comparison", "Job", "compare", "jobs_of"]
+__all__ = ["Comparison", "Job", "compare", "estimates", "jobs_of", "seconds_per_epoch"]
 
+GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
+TIMED_STEPS = 20
+# A fork of a server that has imported torch once starts in milliseconds; importing it in every run takes seconds.
+# Forking this process itself would carry over its threads' locks.
+PROCESSES = multiprocessing.get_context(
+    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+)
 NOT_IDENTITY = ("data_dir", "threads")  # where the data lie and how many cores work do not change what a run is
 MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
@@ -62,14 +75,18 @@ class Comparison:
         if not 1 <= self.seeds <= 1000:
             problems.append(f"--seeds {self.seeds} must be between 1 and 1000")
         if not self.sparsities or any(not 0 < s < 1 for s in self.sparsities):
-            problems.append(f"--sparsities {', '.join(map(str, self.sparsities))} must lie between 0 and 1, both excluded")
+            problems.append(
+                f"--sparsities {', '.join(map(str, self.sparsities))} must lie between 0 and 1, both excluded"
+            )
         if len(set(self.methods)) < len(self.methods):
             problems.append("a method is named twice in --methods")
         for text in self.labels() if self.methods else ():
             label = Label.parse(text)
             if label.needs_cost and label.of not in self.methods:
                 problems.append(f"the control {text!r} needs {label.of} among the methods, whose cost it matches")
-        strange = [k for k in ("data", "model", "method", "sparsity", "ticket_at", "keep") if getattr(self.plan, k) is not None]
+        strange = [
+            k for k in ("data", "model", "method", "sparsity", "ticket_at", "keep") if getattr(self.plan, k) is not None
+        ]
         if strange:
             problems.append(f"the key {strange[0]!r} is the comparison's own: use --pairs, --methods or --sparsities")
         if problems:
@@ -78,14 +95,15 @@ class Comparison:
             for text in self.methods:
                 label = Label.parse(text)
                 if not label.needs_cost:
-                    runs.resolve(self._plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
+                    runs.resolve(self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
 
     def labels(self) -> list[str]:
         """Return methods and controls by name, in order."""
         more = default_controls(self.methods) if self.controls else []
         return list(dict.fromkeys([*self.methods, *more]))
 
-    def _plan_of(self, label: Label, cost: Cost | None, sparsity: float, data: str, model: str, seed: int) -> Plan:
+    def plan_of(self, label: Label, cost: Cost | None, sparsity: float, data: str, model: str, seed: int) -> Plan:
+        """Return the plan of one run: what is said for all runs, over the label's own keys."""
         own = label.plan(cost, sparsity)
         paths = {} if label.each_sparsity else {"ticket_at": tuple(sorted(self.sparsities))[:-1] or None}
         frame = Plan(data=data, model=model, seed=seed, sparsity=sparsity, **paths)
@@ -120,7 +138,11 @@ class Comparison:
             "plan": lambda v: isinstance(v, dict),
         }
         problems = [f"unknown key {key!r}" for key in values if key not in known]
-        problems += [f"{key} = {values[key]!r} has the wrong type" for key in known if key in values and not known[key](values[key])]
+        problems += [
+            f"{key} = {values[key]!r} has the wrong type"
+            for key in known
+            if key in values and not known[key](values[key])
+        ]
         if problems:
             raise InputError(f"{source}: {'; '.join(problems)} (known: {', '.join(known)})")
         told = dict(values)
@@ -218,7 +240,7 @@ class _Work:
     dense: dict[tuple[str, str, int], str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
-    running: set[subprocess.Popen[str]] = field(default_factory=set)
+    running: set[BaseProcess] = field(default_factory=set)
 
 
 def compare(
@@ -244,6 +266,8 @@ def compare(
     work = _Work(comparison, folder, jobs_of(comparison), max(cores // jobs, 1), tell or (lambda job, done, of: None))
     write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
     _write_jobs(work)
+    if hasattr(PROCESSES, "set_forkserver_preload"):
+        PROCESSES.set_forkserver_preload(["incop.experiments.runs"])
     with ThreadPoolExecutor(jobs) as pool:
         try:
             _carry_out(work, pool)
@@ -308,7 +332,7 @@ def _dense(work: _Work, place: tuple[str, str, int]) -> None:
     plan = Plan()
     for text in work.comparison.labels():
         label = Label.parse(text)
-        full = runs.resolve(work.comparison._plan_of(label, Cost(1.0, 1, 1.0), max(work.comparison.sparsities), data, model, seed))
+        full = runs.resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
         plan = runs.dense_plan(full)
         keep.update(dict.fromkeys(plan.keep or ()))
     plan = runs.resolve(Plan(keep=tuple(keep) or None).over(plan))
@@ -345,7 +369,7 @@ def _plan(work: _Work, job: Job) -> Plan:
         if other.state != "done":
             raise InputError(f"{other.label.text}, whose cost it matches, failed: {other.error}")
         cost = Cost.of(RunDir.open(work.out / other.folder).levels(), sparsity)
-    return work.comparison._plan_of(job.label, cost, sparsity, job.data, job.model, job.seed)
+    return work.comparison.plan_of(job.label, cost, sparsity, job.data, job.model, job.seed)
 
 
 def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> str | None:
@@ -355,27 +379,38 @@ def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> st
             return None
         if folder.exists():
             shutil.rmtree(folder)  # a run of this comparison that was cut off
-    file = work.out / "runs" / f".{folder.name}.toml"
-    told = dataclasses.replace(plan, threads=plan.threads or work.threads).told()
-    write_atomically(file, tomli_w.dumps(told).encode())
-    words = [sys.executable, "-m", "incop", "search", str(file), "--out", str(folder), "--progress", "off"]
-    words += ["--dense", str(dense)] if dense is not None else []
-    environment = {**os.environ, "OMP_NUM_THREADS": str(plan.threads or work.threads)}
-    process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, stdin=subprocess.DEVNULL
-    )
-    work.running.add(process)
+    plan = dataclasses.replace(plan, threads=plan.threads or work.threads)
+    ours, theirs = PROCESSES.Pipe(duplex=False)
+    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, theirs), daemon=True)
+    with work.lock:
+        process.start()
+        work.running.add(process)
+    theirs.close()
     try:
         if work.stopping.is_set():
             process.terminate()
-        _, said = process.communicate()
+        error = ours.recv() if ours.poll(None) else None
+    except EOFError:
+        error = "its process ended without a word"
     finally:
+        process.join()
         work.running.discard(process)
-        file.unlink(missing_ok=True)
-    if process.returncode == 0 and _finished(folder):
-        return None
-    last = said.strip().splitlines()[-1].removeprefix("incop: ") if said.strip() else ""
-    return last or f"its process ended with status {process.returncode}"
+    if error is None and not _finished(folder):
+        return f"its process ended with status {process.exitcode}"
+    return f"{error} (status {process.exitcode})" if error == "its process ended without a word" else error
+
+
+def _alone(plan: Plan, folder: Path, dense: Path | None, tell: Connection) -> None:
+    """Carry out one plan, in a process of its own, and tell in a sentence what went wrong."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle: it ends this process
+    try:
+        runs.execute(plan, folder, dense=dense)
+        tell.send(None)
+    except IncopError as error:
+        tell.send(str(error))
+    except BaseException as error:
+        tell.send(f"unexpected {type(error).__name__}: {error}")
+        raise
 
 
 def _finished(folder: Path) -> bool:
@@ -391,27 +426,35 @@ def _write_jobs(work: _Work) -> None:
         write_atomically(work.out / "jobs.json", (json.dumps(entries, indent=1) + "\n").encode())
 
 
-def estimate(comparison: Comparison) -> Iterator[tuple[Job, float]]:
-    """Yield every job with the most epochs it may take after the dense level, before anything has run."""
+def estimates(comparison: Comparison) -> list[tuple[Job, float]]:
+    """Return every job with the most epochs it may take after the dense level, before anything has run."""
+    found = []
     for job in jobs_of(comparison):
         end = job.sparsity if job.sparsity is not None else max(comparison.sparsities)
-        guess = Cost(1.0, 1, 1.0)
-        plan = runs.resolve(comparison._plan_of(job.label, guess, end, job.data, job.model, job.seed))
-        yield job, _most_epochs(plan, end)
+        plan = runs.resolve(comparison.plan_of(job.label, GUESS, end, job.data, job.model, job.seed))
+        found.append((job, _most_epochs(job.label, plan, end)))
+    return found
 
 
-def _most_epochs(plan: Plan, sparsity: float) -> float:
-    budget = float(plan.level_epochs or plan.max_epochs or 1.0)
-    levels, left = 0, 1.0
-    share = float(plan.amount) if plan.amount and plan.amount.replace(".", "", 1).isdigit() else 0.12  # PQ: 5 to 40 %
-    while left > 1 - sparsity and levels < (plan.levels or 1):
-        left, levels = left * (1 - share), levels + 1
-    per_level = budget
-    if plan.rule and plan.rule.startswith("after "):
-        per_level = min(float(plan.rule.split()[1]), budget)
-    return per_level * max(levels - 1, 0) + budget * (1 + len(plan.ticket_at or ()))
+def _most_epochs(label: Label, plan: Plan, sparsity: float) -> float:
+    budget = float(plan.max_epochs or 1.0)
+    share = 0.12  # by the PQ index 5 to 40 % of what is left goes at a level, more at first
+    if plan.amount and re.fullmatch(r"[\d.]+", plan.amount):
+        share = float(plan.amount)
+    levels = math.ceil(math.log(1 - sparsity) / math.log(1 - share)) if 0 < share < 1 else 1
+    per_level = float(plan.rule.split()[1]) if plan.rule and plan.rule.startswith("after ") else budget
+    if label.needs_cost:
+        per_level = 2.0  # matched to a rule that usually stops at its first check
+    return min(per_level, budget) * max(levels - 1, 0) + budget * (1 + len(plan.ticket_at or ()))
 
 
-def estimates(comparison: Comparison) -> Sequence[tuple[Job, float]]:
-    """Return all estimates."""
-    return list(estimate(comparison))
+def seconds_per_epoch(comparison: Comparison, data: str, model: str) -> float:
+    """Return how long an epoch takes on this machine, by a few timed steps of the first method."""
+    label = Label.parse(comparison.methods[0])
+    plan = comparison.plan_of(label, GUESS, max(comparison.sparsities), data, model, comparison.plan.seed or 0)
+    parts = runs.prepare(runs.resolve(plan))
+    trainer = dataclasses.replace(parts.trainer, epochs=TIMED_STEPS / parts.trainer.steps_per_epoch)
+    watch = Watch(parts.model)
+    watch.start()
+    trainer.fit(parts.model, Masks.full(parts.model), watch)
+    return watch.spent.seconds / TIMED_STEPS * parts.trainer.steps_per_epoch

@@ -50,10 +50,9 @@ class Cost:
         Raises:
             InputError: the run has no such ticket.
         """
-        reached = [level for level in levels if level.level > 0 and abs(level.sparsity - sparsity) < 5e-3]
-        if not reached:
+        end = min((x for x in levels if x.level > 0), key=lambda level: abs(level.sparsity - sparsity), default=None)
+        if end is None or abs(end.sparsity - sparsity) > 5e-3:
             raise InputError(f"the run reached no ticket of sparsity {sparsity:g}")
-        end = reached[0]
         searched = [level for level in levels if 0 < level.level < end.level]
         per_epoch = end.samples / end.epochs if end.epochs else 1.0
         search = sum(_epochs(level.searched, per_epoch) for level in searched)
@@ -161,7 +160,11 @@ def _gradual(label: Label, cost: Cost | None, sparsity: float) -> Plan:
 
 
 def _random(label: Label, cost: Cost | None, sparsity: float) -> Plan:
-    return Plan(score="random").over(_each_level(label, cost, sparsity))
+    # An amount that reads the weights (PQ index) would cut more of weights that were cut at random: levels are matched.
+    assert cost is not None
+    levels = cost.search_levels + 1
+    own = Plan(score="random", amount=f"to {sparsity!r} in {levels}", selection="global", levels=levels)
+    return own.over(_each_level(label, cost, sparsity))
 
 
 _MATCHED: dict[str, Callable[[Label, Cost | None, float], Plan]] = {

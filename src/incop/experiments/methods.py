@@ -111,7 +111,7 @@ def rule(text: str) -> stopping.Rule | None:
 
 
 def amount(text: str) -> Amount:
-    """Read an amount: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]) or "to 0.98 in 10".
+    """Read an amount: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]), "to 0.98 in 10" or "cubic to 0.98 in 10".
 
     Raises:
         InputError: it is none of these, or out of range.
@@ -125,8 +125,8 @@ def amount(text: str) -> Amount:
         if text.startswith("pq:"):
             p, q, *rest = (float(part) for part in text[3:].split(","))
             return PQIndex(p, q, *rest)
-        if match := re.fullmatch(r"to (\S+) in (\d+)", text):
-            return Target(float(match[1]), int(match[2]))
+        if match := re.fullmatch(r"(cubic )?to (\S+) in (\d+)", text):
+            return Target(float(match[2]), int(match[3]), "cubic" if match[1] else "even")
         return Fraction(float(text))
     except InputError:
         raise

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from incop.errors import InputError
+from incop.errors import InputError, unknown
 from incop.records import shortest
 
 __all__ = ["Amount", "Competition", "Fraction", "PQIndex", "Target"]
@@ -79,11 +79,15 @@ class Fraction:
 
 @dataclass(frozen=True)
 class Target:
-    """The same fraction at every level, such that the last reaches a sparsity: density_k = (1 − sparsity)^(k / levels).
+    """A schedule to a sparsity in so many levels.
+
+    "even": the same fraction of what is left at every level, density_k = (1 − sparsity)^(k / levels).
+    "cubic": fast at first and gently at the end, sparsity_k = sparsity · (1 − (1 − k / levels)³).
 
     Args:
         sparsity: to be reached, in [0, 1).
         levels: in how many levels, at least 1; later levels cut nothing more.
+        path: "even" or "cubic".
 
     Raises:
         InputError: an argument is out of range.
@@ -93,10 +97,13 @@ class Target:
         >>> from incop.pruning import Competition, Target
         >>> Target(0.99, levels=2)(Competition(torch.ones(1000), total=1000, level=1))
         900
+
+    Source: even — Frankle & Carbin 2019, reached in a given number of levels; cubic — Zhu & Gupta 2018, Eq. (1).
     """
 
     sparsity: float
     levels: int
+    path: Literal["even", "cubic"] = "even"
 
     def __post_init__(self) -> None:
         if not _in(self.sparsity, 0.0, 1.0) or self.sparsity == 1.0:
@@ -107,14 +114,20 @@ class Target:
             raise InputError(
                 f"Target(levels={self.levels!r}): the number of levels must be a whole number of at least 1"
             )
+        if self.path not in ("even", "cubic"):
+            raise unknown("path", str(self.path), ["even", "cubic"])
 
     def __call__(self, competition: Competition) -> int:
         """Return what lies between what is left and what the level should leave."""
-        density = math.pow(1.0 - self.sparsity, min(competition.level, self.levels) / self.levels)
+        at = min(competition.level, self.levels) / self.levels
+        if self.path == "even":
+            density = math.pow(1.0 - self.sparsity, at)
+        else:
+            density = 1.0 - self.sparsity * (1.0 - (1.0 - at) ** 3)
         return max(_left(competition) - round(density * competition.total), 0)
 
     def __str__(self) -> str:
-        return f"to {shortest(self.sparsity)} in {self.levels}"
+        return f"{'cubic ' if self.path == 'cubic' else ''}to {shortest(self.sparsity)} in {self.levels}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reports: what run folders say, as tables, statistics and one page; reads folders only, never trains, needs no torch."""
+"""Reports: what run folders say, as tables, statistics and one page; never trains, and needs no torch."""
 
 from incop.reports.compare import Comparison, Job, Recorded, Row, read
 from incop.reports.statistics import MARGIN, Analysis, Difference, Estimate, Summary, analyse

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from incop.reports.compare import Comparison, Recorded, Row
-from incop.reports.page import Figure
-from incop.reports.plots import Point, Series, Style, bars, lines, points
-from incop.reports.statistics import Analysis, Estimate, Summary
+from incop.reports.page import Figure, Heat
+from incop.reports.plots import Gap, Point, Series, Style, bars, gaps, lines, points
+from incop.reports.statistics import Analysis, Difference, Estimate, Summary
 from incop.reports.tables import Table
+from incop.reports.verdict import points as signed
 
 __all__ = ["across", "styles"]
 
@@ -36,25 +38,100 @@ def across(comparison: Comparison, analysis: Analysis, place: Place, key: str) -
     rows = [r for r in comparison.rows if (r.data, r.model) == place]
     if not summaries:
         return []
-    figures = [_against_sparsity(summaries, look, key)]
+    figures = [
+        *_differences([d for d in analysis.differences if (d.data, d.model) == place], analysis, key),
+        _against_sparsity(summaries, look, key),
+    ]
     targets = sorted({s.target for s in summaries})
     for number, target in enumerate(targets):
         figures.append(_against_spent([s for s in summaries if s.target == target], look, f"{key}-spent{number}"))
     runs = [r for r in comparison.runs if (r.job.data, r.job.model) == place]
-    figures.append(_epochs(runs, look, key))
     figures.append(_split([r for r in rows if r.target == targets[-1]], look, key))
+    figures.append(_epochs(runs, look))
     return figures
 
 
+def _differences(given: Sequence[Difference], analysis: Analysis, key: str) -> list[Figure]:
+    captions = {
+        "reference": (
+            f"Difference to {analysis.reference}",
+            "Test accuracy, paired over seeds, with its 95 % bootstrap interval. "
+            f"An interval right of the margin of {100 * analysis.margin:g} points is non-inferior.",
+        ),
+        "control": (
+            "Difference to the controls",
+            "Test accuracy of the method minus its control's, paired over seeds; right of 0 the method is better.",
+        ),
+    }
+    figures = []
+    for role, (title, caption) in captions.items():
+        own = [d for d in given if d.role == role]
+        if not own:
+            continue
+        targets = sorted({d.target for d in own})
+        picture = gaps(
+            f"{key}-{role}",
+            f"Interval chart of {len(own)} paired differences of test accuracy; the numbers are in the table below.",
+            [
+                Gap(
+                    d.label if role == "reference" else d.against,
+                    targets.index(d.target),
+                    100 * d.accuracy.mean,
+                    None if d.accuracy.low is None else 100 * d.accuracy.low,
+                    None if d.accuracy.high is None else 100 * d.accuracy.high,
+                    d.outcome in ("better", "worse"),
+                )
+                for d in own
+            ],
+            groups=[f"sparsity {target:g}" for target in targets],
+            margin=100 * analysis.margin if role == "reference" else None,
+            x_label="difference of test accuracy, points",
+        )
+        figures.append(Figure(title, caption, picture=picture, table=_difference_table(title, own)))
+    return figures
+
+
+def _difference_table(title: str, own: Sequence[Difference]) -> Table:
+    rows: list[Mapping[str, Any]] = [
+        {
+            "method": d.label,
+            "against": d.against,
+            "sparsity": d.target,
+            "n": d.accuracy.n,
+            "points": signed(d.accuracy.mean),
+            "95 % interval": "–"
+            if d.accuracy.low is None or d.accuracy.high is None
+            else f"{signed(d.accuracy.low)} … {signed(d.accuracy.high)}",
+            "p": d.p,
+            "adjusted p": d.p_adjusted,
+            "difference": d.outcome,
+            "verdict": d.verdict,
+        }
+        for d in own
+    ]
+    note = "p: sign-flip permutation test; adjusted after Benjamini and Hochberg over all differences of the page."
+    return Table(title, rows, note)
+
+
 def _interval(value: Estimate) -> str:
-    bounds = "–" if value.low is None or value.high is None else f"{value.low:.4f} … {value.high:.4f}"
-    return bounds
+    return "–" if value.low is None or value.high is None else f"{value.low:.4f} … {value.high:.4f}"
+
+
+def _floor(summaries: Sequence[Summary]) -> float | None:
+    """Return where the axis of accuracies begins when a control lies so low that it would press the others together."""
+    core = [s.accuracy for s in summaries if s.control_of is None]
+    if not core:
+        return None
+    low = min(value.mean if value.low is None else value.low for value in core)
+    high = max(value.mean if value.high is None else value.high for value in core)
+    floor = low - max(0.5 * (high - low), 0.005)
+    return floor if min(s.accuracy.mean for s in summaries) < floor else None
 
 
 def _against_sparsity(summaries: Sequence[Summary], look: Mapping[str, Style], key: str) -> Figure:
     labels = [label for label in look if any(s.label == label for s in summaries)]
     targets = sorted({s.target for s in summaries})
-    step = min((b - a for a, b in zip(targets, targets[1:], strict=False)), default=0.1)
+    step = min((b - a for a, b in itertools.pairwise(targets)), default=0.1)
     series = []
     for n, label in enumerate(labels):
         own = sorted((s for s in summaries if s.label == label), key=lambda s: s.target)
@@ -87,10 +164,11 @@ def _against_sparsity(summaries: Sequence[Summary], look: Mapping[str, Style], k
         "Controls are hollow.",
         picture=lines(
             f"{key}-accuracy",
-            f"Line chart of test accuracy of {len(labels)} methods against sparsity; the numbers are in the table below.",
+            f"Line chart of accuracy against sparsity of {len(labels)} methods; the numbers are in the table below.",
             series,
             x_label="sparsity: fraction of prunable weights that are zero",
             y_label="test accuracy, fraction",
+            floor=_floor(summaries),
             level=("dense network", sum(dense) / len(dense)) if dense else None,
         ),
         table=Table("Accuracy against sparsity", rows),
@@ -133,39 +211,33 @@ def _against_spent(summaries: Sequence[Summary], look: Mapping[str, Style], key:
             ],
             x_label="epochs after the dense network, probing included",
             y_label="test accuracy, fraction",
+            floor=_floor(summaries),
         ),
         table=Table(f"Accuracy and cost at sparsity {target:g}", rows),
     )
 
 
-def _epochs(runs: Sequence[Recorded], look: Mapping[str, Style], key: str) -> Figure:
-    series, rows = [], []
-    for label, style in look.items():
+def _epochs(runs: Sequence[Recorded], look: Mapping[str, Style]) -> Figure:
+    rows: dict[str, list[float | None]] = {}
+    last = max((level.level for recorded in runs for level in recorded.levels), default=0)
+    for label in look:
         own = [r for r in runs if r.job.label == label]
         highest = max((r.job.sparsity for r in own if r.job.sparsity is not None), default=None)
         own = [r for r in own if r.job.sparsity in (None, highest)]
         levels: dict[int, list[float]] = {}
         for recorded in own:
             for level in recorded.levels:
-                if level.level > 0:
-                    levels.setdefault(level.level, []).append(level.searched.epochs)
-        if not levels:
-            continue
-        means = {number: sum(values) / len(values) for number, values in sorted(levels.items())}
-        series.append(Series(label, [float(n) for n in means], list(means.values()), style))
-        rows.append({"method": label, "runs": len(own)} | {f"level {n}": mean for n, mean in means.items()})
+                levels.setdefault(level.level, []).append(level.searched.epochs)
+        if levels:
+            rows[label] = [
+                sum(levels[number]) / len(levels[number]) if number in levels else None for number in range(1, last + 1)
+            ]
+    most = max((value for values in rows.values() for value in values if value is not None), default=1.0)
     return Figure(
         "Epochs of each level",
-        "Mean over runs of what the search trained at each level, without what was trained on only to report a ticket.",
-        picture=lines(
-            f"{key}-epochs",
-            f"Line chart of epochs over levels for {len(series)} methods; the numbers are in the table below.",
-            series,
-            x_label="level",
-            y_label="epochs",
-            whole=True,
-        ),
-        table=Table("Epochs of each level", rows),
+        "Mean over runs of what the search trained at each level, without what was trained on only to report a ticket; "
+        "the last level is trained in full.",
+        heat=Heat(range(1, last + 1), rows, span=most or 1.0),
     )
 
 
@@ -204,7 +276,7 @@ def _split(rows: Sequence[Row], look: Mapping[str, Style], key: str) -> Figure:
         "Mean over seeds, after the dense network. What was measured only for the record is not charged.",
         picture=bars(
             f"{key}-split",
-            f"Bar chart of epochs spent by {len(parts)} methods in training and probing; the numbers are in the table below.",
+            f"Bar chart of epochs spent by {len(parts)} methods; the numbers are in the table below.",
             parts,
             parts=("training in the search", "training of the ticket", "probing"),
             x_label="epochs",

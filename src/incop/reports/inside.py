@@ -21,7 +21,7 @@ MOST_CHECKS = 300  # rows of the table of checks on a page
 
 
 def threshold(recorded: Recorded) -> float | None:
-    """Return the distance below which the run's rule calls the flow restored, as its plan says; None without such a rule.
+    """Return the distance below which the rule of the run's plan calls the flow restored; None without such a rule.
 
     A relative one is turned into a distance by the norm of the dense network's flow.
     """
@@ -235,7 +235,7 @@ def spending(recorded: Recorded) -> list[Figure]:
     return [
         Figure(
             "Epochs of each level",
-            "Training, what a level was trained on to report its ticket, and probing as passes over the training split.",
+            "Training, training on to report the ticket, and probing as passes over the training split.",
             picture=bars(
                 "epochs",
                 f"{alt}, in epochs; the numbers are in the table below.",

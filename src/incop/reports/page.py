@@ -65,6 +65,7 @@ class Section:
         figures: its figures.
         tables: tables that are shown openly.
         folded: tables that are opened by the reader.
+        link: what the list of sections calls it; None: its title; empty: it is not listed.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     folded: Sequence[Table] = ()
+    link: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def render(page: Page) -> str:
     )
     environment.filters["shown"] = _text
     environment.filters["drawing"] = lambda picture: markup(picture.svg)
-    environment.tests["numeric"] = _numeric
+    environment.tests["narrow"] = _narrow
     style = markup((folder / "page.css").read_text(encoding="utf-8"))
     html: str = environment.get_template("page.html").render(page=page, style=style)
     return html
@@ -136,5 +138,6 @@ def _text(value: Any) -> str:
     return shown(value).encode("utf-8", "replace").decode("utf-8")
 
 
-def _numeric(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _narrow(value: Any) -> bool:
+    """Say whether a cell fits on one line."""
+    return len(shown(value)) <= 24

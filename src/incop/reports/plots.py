@@ -18,7 +18,21 @@ from typing import Any
 
 from incop.reports.extras import load
 
-__all__ = ["COLOURS", "Key", "Picture", "Point", "Series", "Style", "Track", "bars", "distances", "lines", "points"]
+__all__ = [
+    "COLOURS",
+    "Gap",
+    "Key",
+    "Picture",
+    "Point",
+    "Series",
+    "Style",
+    "Track",
+    "bars",
+    "distances",
+    "gaps",
+    "lines",
+    "points",
+]
 
 COLOURS = 8  # series colours of the page, --s0 … --s7, told apart by the colour-blind
 INK, MUTED, GRID, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
@@ -42,10 +56,10 @@ SETTINGS: dict[str, Any] = {
     "text.parse_math": False,  # a dollar sign in a name is a dollar sign
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # the widest of the usual fonts: what fits in it fits in the page's
-    "font.size": 9,
+    "font.size": 9.5,
     "axes.edgecolor": GRID,
     "axes.labelcolor": INK,
-    "axes.labelsize": 9,
+    "axes.labelsize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -61,7 +75,7 @@ SETTINGS: dict[str, Any] = {
     "lines.markersize": 5,
     "patch.linewidth": 0,
 }
-WIDTH, HEIGHT = 5.2, 3.3  # inches; narrow, so that the text is readable on a phone
+WIDTH, HEIGHT = 4.8, 3.1  # inches; narrow, so that the text is readable on a phone
 MOST_POINTS = 2000  # of one line; more cannot be told apart on paper
 
 
@@ -155,6 +169,27 @@ class Track:
     by_rule: bool
 
 
+@dataclass(frozen=True)
+class Gap:
+    """A difference in points with its interval.
+
+    Args:
+        row: the name of its row.
+        group: the number of its group, which gives it its colour.
+        mean: the difference.
+        low: lower bound, or None.
+        high: upper bound, or None.
+        told_apart: the difference is told from 0.
+    """
+
+    row: str
+    group: int
+    mean: float
+    low: float | None
+    high: float | None
+    told_apart: bool
+
+
 def lines(
     name: str,
     alt: str,
@@ -163,6 +198,7 @@ def lines(
     x_label: str,
     y_label: str,
     level: tuple[str, float] | None = None,
+    floor: float | None = None,
     whole: bool = False,
 ) -> Picture:
     """Draw lines with intervals.
@@ -174,6 +210,7 @@ def lines(
         x_label: title of the axis, with the unit.
         y_label: title of the axis, with the unit.
         level: a name and a value to draw as a horizontal line, such as the dense network's accuracy.
+        floor: where the y axis begins; what lies below is marked at its edge. None: at the lowest number.
         whole: the x axis counts whole things.
     """
     with _sheet(name, alt) as (axes, finish):
@@ -183,14 +220,28 @@ def lines(
         if level is not None and math.isfinite(level[1]):
             axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
             keys.append(Key(level[0], "M0 4.5H2V5.5H0ZM4 4.5H6V5.5H4ZM8 4.5H10V5.5H8Z"))
+        if floor is not None:
+            below = [(x, y, one.style) for one in series for x, y in zip(one.x, one.y, strict=True)]
+            _cut(axes, floor, [(x, y, style) for x, y, style in below if y is not None and y < floor])
         if whole:
             _whole(axes)
         axes.set(xlabel=x_label, ylabel=y_label)
     return Picture(finish(), tuple(keys))
 
 
-def points(name: str, alt: str, given: Sequence[Point], *, x_label: str, y_label: str) -> Picture:
-    """Draw methods as points of cost and accuracy, those on the front ringed, and the best mean so far as a line."""
+def points(
+    name: str, alt: str, given: Sequence[Point], *, x_label: str, y_label: str, floor: float | None = None
+) -> Picture:
+    """Draw methods as points of cost and accuracy, those on the front ringed, and the best mean so far as a line.
+
+    Args:
+        name: of the picture, unique on its page.
+        alt: what it shows.
+        given: the methods.
+        x_label: title of the axis, with the unit.
+        y_label: title of the axis, with the unit.
+        floor: where the y axis begins; what lies below is marked at its edge. None: at the lowest number.
+    """
     with _sheet(name, alt) as (axes, finish):
         best, steps = -math.inf, []
         for one in sorted(given, key=lambda p: (p.x, -p.y)):
@@ -208,6 +259,8 @@ def points(name: str, alt: str, given: Sequence[Point], *, x_label: str, y_label
             axes.set_xscale("log")
             _plain_ticks(axes.xaxis)
         axes.margins(0.08)
+        if floor is not None:
+            _cut(axes, floor, [(one.x, one.y, one.style) for one in given if one.y < floor])
         axes.set(xlabel=x_label, ylabel=y_label)
     keys = [_key(one.name, one.style) for one in given]
     if any(one.on_front for one in given):
@@ -243,7 +296,7 @@ def distances(name: str, alt: str, tracks: Sequence[Track], *, within: float | N
             axes.set_yscale("log")
             _plain_ticks(axes.yaxis)
         _level_names(axes, tracks)
-        axes.set(xlabel=x_label, ylabel="distance of the flow, ‖Δ − Δ_ref‖₂")
+        axes.set(xlabel=x_label, ylabel="distance to the dense flow, ‖Δ − Δ₀‖")
     keys = [
         Key("stopped by its rule", SHAPES["o"], 0),
         Key("ended by its budget", SHAPES["o"], 0, hollow=True),
@@ -277,6 +330,55 @@ def bars(
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=x_label)
     return Picture(finish(), tuple(Key(part, SHAPES["s"], colours[number]) for number, part in enumerate(parts)))
+
+
+def gaps(
+    name: str, alt: str, given: Sequence[Gap], *, groups: Sequence[str], margin: float | None, x_label: str
+) -> Picture:
+    """Draw differences with their intervals, row by row, with 0 and the margin as vertical lines.
+
+    Args:
+        name: of the picture, unique on its page.
+        alt: what it shows.
+        given: the differences.
+        groups: the names of the groups.
+        margin: drawn as a line at −margin; None: not drawn.
+        x_label: title of the axis, with the unit.
+    """
+    rows = list(dict.fromkeys(one.row for one in given))
+    step = 0.62 / max(len(groups), 1)
+    reach = max([abs(v) for one in given for v in (one.mean, one.low, one.high) if v is not None], default=1.0)
+    with _sheet(name, alt, height=max(1.7, 0.8 + (0.18 + 0.13 * len(groups)) * len(rows))) as (axes, finish):
+        axes.axvline(0.0, color=INK, linewidth=1)
+        if margin is not None:
+            axes.axvline(-margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
+        for one in given:
+            y = rows.index(one.row) + step * (one.group - (len(groups) - 1) / 2)
+            colour = _colour(one.group)
+            if one.low is not None and one.high is not None:
+                axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.6)
+            face = colour if one.told_apart else PAPER
+            axes.plot([one.mean], [y], marker="o", color=colour, markerfacecolor=face, markersize=5, linestyle="none")
+        if reach > 3.0:  # points: one bad control would press all others together
+            axes.set_xscale("symlog", linthresh=1.0, linscale=1.0)
+            _marks(axes)
+        axes.set_yticks(range(len(rows)), [_short(row, 26) for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel=x_label)
+    keys = [Key(group, SHAPES["o"], number % COLOURS) for number, group in enumerate(groups)]
+    keys.append(Key("hollow: not told apart from 0", SHAPES["o"], None, hollow=True))
+    if margin is not None:
+        keys.append(Key(f"margin, {margin:g} points lost", "M0 4.5H4V5.5H0ZM6 4.5H10V5.5H6Z"))
+    return Picture(finish(), tuple(keys))
+
+
+def _marks(axes: Any) -> None:
+    """Label a scale that is even within ±1 point and logarithmic beyond."""
+    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    axes.xaxis.set_major_locator(ticker.FixedLocator([s * v for s in (-1, 1) for v in (50, 20, 5, 2, 1, 0.5, 0)]))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 @contextmanager
@@ -375,6 +477,19 @@ def _point(axes: Any, one: Point) -> None:
     axes.plot([one.x], [one.y], **(_look(one.style) | {"linestyle": "none", "markersize": 6.5}), zorder=4)
 
 
+def _cut(axes: Any, floor: float, below: Sequence[tuple[float, float, Style]]) -> None:
+    """Begin the y axis at the floor, and mark what lies below at its edge, with its value where there is room."""
+    axes.set_ylim(bottom=floor)
+    last = -math.inf
+    for x, y, style in sorted(below, key=lambda entry: entry[0]):
+        edge = {"transform": axes.get_xaxis_transform(), "color": _colour(style.colour)}
+        axes.plot([x], [0.02], marker="v", markersize=5, linestyle="none", clip_on=False, **edge)
+        place = axes.transAxes.inverted().transform(axes.transData.transform((x, floor)))[0]
+        if place - last > 0.1:
+            axes.text(x, 0.05, f"{y:.3f}", size=8, ha="center", va="bottom", **edge)
+            last = place
+
+
 def _thinned(given: list[Any]) -> list[Any]:
     stride = max(1, math.ceil(len(given) / MOST_POINTS))
     return given if stride == 1 else [*given[::stride], given[-1]]
@@ -395,12 +510,16 @@ def _plain_ticks(axis: Any) -> None:
 
 
 def _level_names(axes: Any, tracks: Iterable[Track]) -> None:
-    """Write each level's number above its stretch; of many levels only some."""
+    """Write each level's number above its stretch, leaving out what would lie on another."""
     given = [track for track in tracks if track.x]
-    every = max(1, math.ceil(len(given) / 12))
-    for track in given[::every]:
+    low, high = axes.get_xlim()
+    last = -math.inf
+    for track in given:
         middle = (track.x[0] + track.x[-1]) / 2
+        if not low <= middle <= high or middle - last < 0.045 * (high - low):
+            continue
+        last = middle
         above = {"transform": axes.get_xaxis_transform(), "ha": "center", "color": MUTED, "size": 8}
         axes.text(middle, 1.01, str(track.level), **above)
     if given:
-        axes.text(-0.005, 1.01, "level", transform=axes.transAxes, ha="right", color=MUTED, size=8)
+        axes.text(-0.01, 1.01, "level", transform=axes.transAxes, ha="right", color=MUTED, size=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from incop.errors import InputError
 from incop.reports.across import across
 from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
@@ -105,17 +106,6 @@ def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Sectio
     analysis = analyse(comparison, margin=margin)
     places = list(dict.fromkeys((job.data, job.model) for job in comparison.jobs))
     sections = []
-    if analysis.differences:
-        sections.append(
-            Section(
-                "Differences",
-                (
-                    "Paired over seeds, first minus second, in points of test accuracy, with a 95 % bootstrap interval. "
-                    "p is of the sign-flip permutation test; adjusted p after Benjamini and Hochberg over all rows here.",
-                ),
-                tables=_differences(analysis),
-            )
-        )
     for number, place in enumerate(places):
         figures = across(comparison, analysis, place, f"p{number}")
         if figures:
@@ -147,40 +137,6 @@ def _commands(comparison: Comparison) -> list[str]:
     )
 
 
-def _differences(analysis: Analysis) -> list[Table]:
-    titles = {
-        "reference": f"Against {analysis.reference}, at a margin of {100 * analysis.margin:g} points",
-        "control": "Against the controls",
-    }
-    found = []
-    for role, title in titles.items():
-        rows = []
-        for d in analysis.differences:
-            if d.role != role:
-                continue
-            gap = d.accuracy
-            none = gap.low is None or gap.high is None
-            rows.append(
-                {
-                    "method": d.label,
-                    "against": d.against,
-                    "data": d.data,
-                    "model": d.model,
-                    "sparsity": d.target,
-                    "n": gap.n,
-                    "points": points(gap.mean),
-                    "95 % interval": "–" if none else f"{points(gap.low or 0.0)} … {points(gap.high or 0.0)}",
-                    "p": d.p,
-                    "adjusted p": d.p_adjusted,
-                }
-                | ({"verdict": d.verdict} if role == "reference" else {})
-                | {"difference": d.outcome}
-            )
-        if rows:
-            found.append(Table(title, rows))
-    return found
-
-
 def _insides(comparison: Comparison) -> list[Section]:
     """Draw the inside of one run for each method, data set and model: the lowest seed that has a flow."""
     chosen: dict[tuple[str, str, str], Recorded] = {}
@@ -189,14 +145,19 @@ def _insides(comparison: Comparison) -> list[Section]:
         if job.control_of is None and any(level.flow is not None for level in recorded.levels):
             chosen.setdefault((job.data, job.model, job.label), recorded)
     ordered = [recorded for _, recorded in sorted(chosen.items())]
-    sections = []
+    sections: list[Section] = []
     for number, recorded in enumerate(ordered[:MOST_INSIDE]):
         job = recorded.job
+        try:
+            figures = inside(recorded, f"i{number}")
+        except InputError:  # its checks are damaged; what is compared does not need them
+            continue
         sections.append(
             Section(
                 f"Inside {job.label} on {job.data} · {job.model}, seed {job.seed}",
                 ("One run as an example; every run folder has its own report.",),
-                figures=inside(recorded, f"i{number}"),
+                figures=figures,
+                link="" if sections else "Inside the runs",
             )
         )
     return sections

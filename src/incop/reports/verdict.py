@@ -80,15 +80,15 @@ def _lead(controlled: Sequence[str], analysis: Analysis, places: int) -> str:
         names = controlled[0] if len(controlled) == 1 else f"None of {_listed(controlled)}"
         verb = "is not shown" if len(controlled) == 1 else "is shown"
         anywhere = "" if places == 1 else f" in any of {everywhere}"
-        return f"{names} {verb} to be better than all of its blind controls{anywhere}."
+        return f"{names} {verb} to be better than all of its controls{anywhere}."
     if analysis.reference:
         compared = [d for d in analysis.differences if d.role == "reference"]
         if not compared:
             return f"Only {analysis.reference} has finished: there is nothing to hold it against."
         good = sum(d.verdict == "non-inferior" for d in compared)
         return f"Against {analysis.reference}, {good} of {_count(len(compared), 'comparison')} are non-inferior."
-    names = dict.fromkeys(s.label for s in analysis.summaries)
-    return f"{_listed(names)} side by side; without a control or a full method among them, there is no verdict."
+    labels = dict.fromkeys(s.label for s in analysis.summaries)
+    return f"{_listed(labels)} side by side; without a control or a full method among them, there is no verdict."
 
 
 def _wins(label: str, analysis: Analysis) -> set[tuple[str, str, float]]:
@@ -104,15 +104,15 @@ def _against_reference(label: str, analysis: Analysis) -> list[str]:
     if not found:
         return []
     verdicts = _tally(found, "verdict", ("non-inferior", "undecided", "inferior"))
-    largest = max(found, key=lambda d: d.target)
-    gap = largest.accuracy
+    weakest = min(found, key=lambda d: d.accuracy.mean)
+    gap = weakest.accuracy
     interval = "" if gap.low is None or gap.high is None else f" [{points(gap.low)}, {points(gap.high)}]"
     cost = _cost_against(label, analysis)
-    same = ", identical in every seed" if largest.identical else ""
+    same = ", identical in every seed" if weakest.identical else ""
     return [
         f"{label} against {analysis.reference}, margin {100 * analysis.margin:g} points: {verdicts} of "
-        f"{_count(len(found), 'setting')}{cost}. At the highest sparsity, {largest.target:g}: "
-        f"{points(gap.mean)}{interval} points (n = {gap.n}{same})."
+        f"{_count(len(found), 'setting')}{cost}. At its weakest ({weakest.data}, {weakest.model}, "
+        f"sparsity {weakest.target:g}): {points(gap.mean)}{interval} points (n = {gap.n}{same})."
     ]
 
 

@@ -23,10 +23,10 @@ from incop.stopping.rules import (
     MaskSettled,
     Rule,
 )
-from incop.stopping.words import PHRASES, parse
+from incop.stopping.words import PHRASES as PHRASES
+from incop.stopping.words import parse
 
 __all__ = [
-    "PHRASES",
     "AccuracyRestored",
     "AfterEpochs",
     "Both",

@@ -192,10 +192,11 @@ class FlowSettled(Rule):
         """Compare the last steps of the distance with the first distance."""
         assert history.reference is not None
         trained = [c.flow for c in history.checks if c.flow is not None and c.number > 0]
-        distances = [flow.distance(history.reference) for flow in trained]
-        if len(distances) <= self.patience:
-            return False, f"{len(distances)} of the {self.patience + 1} checks needed to see the flow settle"
-        falls = [before - after for before, after in pairwise(distances[-self.patience - 1 :])]
+        if len(trained) <= self.patience:
+            return False, f"{len(trained)} of the {self.patience + 1} checks needed to see the flow settle"
+        looked_at = [trained[0], *trained[-self.patience - 1 :]]
+        distances = [flow.distance(history.reference) for flow in looked_at]
+        falls = [before - after for before, after in pairwise(distances[1:])]
         limit = self.less_than * distances[0]
         if not all(math.isfinite(number) for number in (*falls, limit)):
             return False, f"flow not settled: a distance of the last {self.patience} checks is not finite"

@@ -1,0 +1,211 @@
+"""`incop compare`: methods against each other and against their controls, on the same seeds."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from incop.cli.tables import plain_console, table
+from incop.errors import IncopError, InputError, MissingExtra
+from incop.experiments.plan import Plan
+from incop.rundir import read_toml
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from incop.experiments.comparisons import Comparison, Job
+
+__all__ = ["compare"]
+
+NOTHING_SAID = Plan()
+
+
+def compare(
+    comparison_file: Path | None = None,
+    /,
+    *,
+    methods: str | None = None,
+    seeds: int | None = None,
+    sparsities: str | None = None,
+    pairs: str | None = None,
+    controls: bool | None = None,
+    jobs: int = 1,
+    out: Path | None = None,
+    dry_run: bool = False,
+    plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
+    debug: bool = False,
+) -> None:
+    """Compare methods on the same seeds, each against controls of the same cost.
+
+    Every seed has one dense level that all methods start from. What is finished in the folder is not done again, so
+    the same command continues a comparison that was cut off. `incop report` makes a page of it.
+
+    Parameters
+    ----------
+    comparison_file
+        A comparison.toml, such as the one in a comparison's folder; a flag overrides it.
+    methods
+        Methods and controls, with commas: lth,sap,incop-if,incop-gf, fixed:2, mask-settled, fixed:match=incop-if,
+        oneshot=incop-if, gradual=incop-if, random=incop-if. Others are set against the first. Default: lth,incop-if.
+    seeds
+        How many seeds, counting up from --seed. Default: 5.
+    sparsities
+        Sparsities at which tickets are trained in full and compared, with commas. Default: 0.8,0.9,0.95.
+    pairs
+        Pairs of data and network, with commas: mnist/lenet-300-100,fashion-mnist/lenet-5. Default: --data and --model.
+    controls
+        Add the default controls of the InCoP methods. Default: on.
+    jobs
+        Runs at once on this machine; each has an equal share of the cores.
+    out
+        The comparison's folder. Default: runs/compare.
+    dry_run
+        Print the runs and an estimate of their cost, and stop.
+    plan
+        Keys that hold for every run, as in search.
+    debug
+        Show where an error came from.
+    """
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs} must be at least 1")
+    plan.check()
+    comparison = _comparison(comparison_file, methods, seeds, sparsities, pairs, controls, plan)
+    comparison.check()
+    console = plain_console()
+    if dry_run:
+        _print_estimate(console, comparison, jobs)
+        return
+    folder = out if out is not None else Path("runs") / "compare"
+    from incop.experiments import comparisons  # noqa: PLC0415  # imports torch
+
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
+        disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task("comparing", total=None)
+
+        def tell(job: Job, done: int, of: int) -> None:
+            words = f"{job.label.text} · seed {job.seed}" + (f" · {job.sparsity:g}" if job.sparsity else "")
+            bar.update(task, completed=done, total=of, description=words)
+            if job.state == "failed":
+                console.print(f"failed: {words}: {job.error}", highlight=False)
+
+        ended = comparisons.compare(comparison, folder, jobs=jobs, tell=tell)
+    try:
+        _print_results(console, folder)
+    except MissingExtra as error:
+        console.print(str(error), highlight=False)
+    failed = [job for job in ended if job.state != "done"]
+    console.print(
+        f"comparison folder: {folder}   (a page of it: incop report {folder})", highlight=False, soft_wrap=True
+    )
+    if failed:
+        raise IncopError(
+            f"{len(failed)} of {len(ended)} runs failed, the first ({failed[0].label.text}): {failed[0].error}"
+        )
+
+
+def _comparison(
+    file: Path | None,
+    methods: str | None,
+    seeds: int | None,
+    sparsities: str | None,
+    pairs: str | None,
+    controls: bool | None,
+    plan: Plan,
+) -> Comparison:
+    from incop.experiments import comparisons  # noqa: PLC0415  # imports torch
+
+    told: dict[str, object] = {"methods": ["lth", "incop-if"]}
+    if file is not None:
+        path = file / "comparison.toml" if file.is_dir() else file
+        if not path.is_file():
+            raise InputError(f"there is no comparison file {str(file)!r}")
+        told |= read_toml(path)
+    said = {
+        "methods": None if methods is None else _parts(methods),
+        "seeds": seeds,
+        "sparsities": None if sparsities is None else [_number(part) for part in _parts(sparsities)],
+        "pairs": None if pairs is None else _parts(pairs),
+        "controls": controls,
+    }
+    told |= {key: value for key, value in said.items() if value is not None}
+    keys = plan.told()
+    data, model = keys.pop("data", None), keys.pop("model", None)
+    if pairs is not None and (data or model):
+        raise InputError("--pairs names data and networks; leave --data and --model out")
+    if data or model:
+        told["pairs"] = [f"{data or 'digits'}/{model or 'lenet-300-100'}"]
+    base = told.get("plan", {})
+    told["plan"] = {**(base if isinstance(base, dict) else {}), **keys}
+    return comparisons.Comparison.from_toml(told, source=str(file) if file is not None else "the flags")
+
+
+def _parts(text: str) -> list[str]:
+    # a comma within pq:1,2 separates numbers, not methods; none of the lists here holds amounts
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--sparsities: {text!r} is no number") from None
+
+
+def _print_estimate(console: Console, comparison: Comparison, jobs: int) -> None:
+    from incop.experiments import comparisons  # noqa: PLC0415
+
+    rows, seconds = [], 0.0
+    rates = {pair: comparisons.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
+    for job, epochs in comparisons.estimates(comparison):
+        took = epochs * rates[job.data, job.model]
+        seconds += took
+        ends = f"{job.sparsity:g}" if job.sparsity else ", ".join(f"{s:g}" for s in comparison.sparsities)
+        rows.append([job.label.text, job.data, job.model, str(job.seed), ends, f"{epochs:.0f}", f"{took:.0f}"])
+    columns = ("method", "data", "network", "seed", "sparsity", "epochs at most", "seconds at most")
+    console.print(table(f"{len(rows)} runs", columns, rows, numbers=2))
+    clock = time.strftime("%H:%M:%S", time.gmtime(seconds / jobs))
+    console.print(
+        f"at most {clock} h with --jobs {jobs}, by a few timed steps on this machine; rules that stop early take less",
+        highlight=False,
+    )
+
+
+def _print_results(console: Console, folder: Path) -> None:
+    from incop import reports  # noqa: PLC0415  # imports SciPy
+
+    subject = reports.read([folder])
+    assert isinstance(subject, reports.Comparison)
+    analysis = reports.analyse(subject)
+    columns = (
+        "data",
+        "network",
+        "sparsity",
+        "method",
+        "n",
+        "test accuracy",
+        "95 % interval",
+        "search epochs",
+        "epochs",
+    )
+    rows = [
+        [
+            one.data,
+            one.model,
+            f"{one.target:g}",
+            one.label,
+            str(one.accuracy.n),
+            f"{one.accuracy.mean:.4f}",
+            "–" if one.accuracy.low is None else f"{one.accuracy.low:.4f} … {one.accuracy.high:.4f}",
+            f"{one.search_epochs.mean:.1f}",
+            f"{one.total_epochs.mean:.1f}",
+        ]
+        for one in analysis.summaries
+    ]
+    title = "means over seeds; epochs after the dense level, every probed sample counted like a trained one"
+    console.print(table(title, columns, rows, numbers=5))

@@ -1,0 +1,112 @@
+"""`incop replay`: what another rule would have done on a recorded run, without training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from incop import stopping
+from incop.cli.tables import plain_console, table
+from incop.errors import InputError
+from incop.experiments import replays
+from incop.rundir import RunDir
+
+__all__ = ["replay"]
+
+
+def replay(
+    run: Path,
+    /,
+    *,
+    rule: str | None = None,
+    grid: str | None = None,
+    relative: bool = False,
+    json_: bool = False,
+    debug: bool = False,
+) -> None:
+    """Apply a rule to a run's recorded checks: where it would have stopped, what it would have saved.
+
+    Exact up to the first level that would have ended elsewhere than it did; after it the weights would have been
+    others, and the rows are marked as estimates.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    rule
+        A rule in words, such as 'flow within 0.05 or after 5 epochs'.
+    grid
+        Instead of a rule: tolerances of 'flow within X', as 'least:most:count' (evenly in the logarithm) or with commas.
+    relative
+        With --grid: tolerances relative to the dense flow.
+    json_
+        Print JSON.
+    debug
+        Show where an error came from.
+    """
+    if (rule is None) == (grid is None):
+        raise InputError("say what to replay: either --rule 'flow within 0.05' or --grid 0.001:0.5:20")
+    folder = RunDir.open(run)
+    console = plain_console()
+    if grid is not None:
+        points = replays.grid(folder, _tolerances(grid), relative=relative)
+        if json_:
+            _print_json([vars(point) for point in points])
+            return
+        rows = [
+            [
+                f"{p.within:.4g}",
+                f"{p.epochs:g}",
+                f"{p.full_epochs:g}",
+                "–" if p.accuracy is None else f"{p.accuracy:.4f}",
+            ]
+            for p in points
+        ]
+        columns = ("within", "search epochs", "recorded", "mean validation accuracy at the stops")
+        console.print(table(f"flow within X, replayed on {folder.path}", columns, rows, numbers=4))
+        return
+    assert rule is not None
+    found = replays.replay(folder, stopping.parse(rule))
+    if json_:
+        _print_json([{**vars(one), "saved": one.saved} for one in found])
+        return
+    rows = [
+        [
+            f"{one.level}{' (estimate)' if one.estimate else ''}",
+            f"{one.epochs:g}",
+            f"{one.full_epochs:g}",
+            f"{one.saved:g}",
+            "–" if one.accuracy is None else f"{one.accuracy:.4f}",
+            one.reason,
+        ]
+        for one in found
+    ]
+    columns = ("level", "epochs", "recorded", "saved", "validation", "why")
+    console.print(table(f"{rule}, replayed on {folder.path}", columns, rows))
+    total, full = sum(one.epochs for one in found), sum(one.full_epochs for one in found)
+    exact = sum(not one.estimate for one in found)
+    console.print(
+        f"{total:g} epochs instead of the {full:g} recorded; exact for the first {exact} of {len(found)} levels",
+        highlight=False,
+    )
+
+
+def _tolerances(text: str) -> list[float]:
+    try:
+        if text.count(":") == 2:
+            least, most, count = (float(part) for part in text.split(":"))
+            number = int(count)
+            if not (0 < least <= most and 2 <= number <= 1000):
+                raise ValueError
+            return [least * (most / least) ** (k / (number - 1)) for k in range(number)]
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--grid {text!r} cannot be read: give least:most:count such as 0.001:0.5:20, or 0.01,0.1"
+        ) from None
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, indent=1)
+    print()

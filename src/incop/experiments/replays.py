@@ -1,0 +1,152 @@
+"""Replays: what another rule would have done on recorded checks; no training and no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from incop.errors import InputError
+from incop.records import Check, Flow, History, Level
+from incop.rundir import RunDir
+from incop.stopping import FlowRestored, Rule
+
+__all__ = ["Grid", "Replayed", "grid", "replay"]
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Where a rule would have ended one level.
+
+    Args:
+        level: its number.
+        epochs: epochs trained until then.
+        full_epochs: epochs that were recorded for the level.
+        accuracy: validation accuracy at that check, or None when none was recorded.
+        stopped: whether the rule stopped; otherwise the level ran as far as it was recorded.
+        reason: why, in a sentence.
+        estimate: True after the first level that would have ended elsewhere than it did: its weights, and so all
+            that was recorded of it, would have been others.
+    """
+
+    level: int
+    epochs: float
+    full_epochs: float
+    accuracy: float | None
+    stopped: bool
+    reason: str
+    estimate: bool
+
+    @property
+    def saved(self) -> float:
+        """Epochs that would have been saved."""
+        return self.full_epochs - self.epochs
+
+
+def replay(run: RunDir, rule: Rule) -> list[Replayed]:
+    """Apply a rule to the checks of a run, level by level.
+
+    The last level is replayed too, although a search gives it its full budget; it shows what a stop there costs.
+
+    Args:
+        run: a finished or unfinished run with recorded checks.
+        rule: any stop rule; what it needs must have been recorded.
+
+    Returns:
+        One entry for every level after the dense one.
+
+    Raises:
+        InputError: the run recorded nothing that this rule could be asked about.
+
+    Source: rules are pure functions of the history, so their answers can be had again.
+    """
+    levels = {level.level: level for level in run.levels()}
+    if 0 not in levels:
+        raise InputError(f"the run {str(run.path)!r} has no finished dense level to hold others against")
+    checks: dict[int, list[Check]] = {}
+    for check in run.checks():
+        checks.setdefault(check.level, []).append(check)
+    if len(levels) < 2:
+        raise InputError(f"the run {str(run.path)!r} has no pruned level to replay")
+    dense = levels[0]
+    found: list[Replayed] = []
+    for number in sorted(levels)[1:]:
+        one = _level(levels[number], checks.get(number, []), rule, dense)
+        differs = any(before.estimate or abs(before.epochs - _ended(levels[before.level])) > 1e-6 for before in found)
+        found.append(dataclasses.replace(one, estimate=differs))
+    return found
+
+
+def _ended(level: Level) -> float:
+    return level.searched.epochs
+
+
+def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> Replayed:
+    if not checks:
+        raise InputError(f"level {level.level} has no recorded checks to replay")
+    for end in range(1, len(checks) + 1):
+        verdict = rule(_seen(checks[:end], dense.flow, dense.val_accuracy, rule))
+        if verdict.stop:
+            now = checks[end - 1]
+            return Replayed(level.level, now.epoch, level.epochs, now.accuracy, True, verdict.reason, False)
+    last = checks[-1]
+    return Replayed(level.level, level.epochs, level.epochs, last.accuracy, False, "as far as it was recorded", False)
+
+
+def _seen(checks: Sequence[Check], reference: Flow | None, accuracy: float | None, rule: Rule) -> History:
+    now = checks[-1]
+    recorded = {
+        "flow": now.flow is not None,
+        "reference": reference is not None,
+        "accuracy": now.accuracy is not None and accuracy is not None,
+        "mask": now.number == 0 or len(checks) < 2 or bool(now.mask_changes),
+    }
+    for need in sorted(rule.wants):
+        if not recorded.get(need, True):
+            what = {"mask": "the masks' change", "reference": "the dense network's flow"}.get(need, f"the {need}")
+            raise InputError(
+                f"the rule {str(rule)!r} needs {what}, which this run did not record: run it with a meter or rule that does "
+                "(--meter information:mean records the flow, whatever the rule)"
+            )
+    return History(tuple(checks), reference, accuracy)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One point of the trade-off curve of a tolerance.
+
+    Args:
+        within: the tolerance.
+        epochs: epochs of all search levels (all but the last).
+        full_epochs: what was recorded for them.
+        accuracy: mean validation accuracy at the stops, or None.
+        levels: how many levels ended elsewhere than recorded.
+    """
+
+    within: float
+    epochs: float
+    full_epochs: float
+    accuracy: float | None
+    levels: int
+
+
+def grid(run: RunDir, tolerances: Iterable[float], *, relative: bool = False) -> list[Grid]:
+    """Replay `FlowRestored` over a range of tolerances: the whole trade-off curve from one run.
+
+    Raises:
+        InputError: the run recorded no flow.
+    """
+    points = []
+    for within in tolerances:
+        again = replay(run, FlowRestored(within, relative))[:-1]
+        known = [one.accuracy for one in again if one.accuracy is not None]
+        points.append(
+            Grid(
+                within,
+                sum(one.epochs for one in again),
+                sum(one.full_epochs for one in again),
+                sum(known) / len(known) if known else None,
+                sum(one.stopped for one in again),
+            )
+        )
+    return points
