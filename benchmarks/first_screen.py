@@ -53,7 +53,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, plan in ROWS.items():
             rows[name] = [measured(plan, seed, Path(folder) / f"{len(rows)}-{seed}") for seed in range(told.seeds)]
-    lines = ["| | epochs after the dense network | test accuracy, dense | ticket | difference, points |", "|---|---|---|---|---|"]
+    lines = [
+        "| | epochs after the dense network | test accuracy, dense | ticket | difference, points |",
+        "|---|---|---|---|---|",
+    ]
     for name, found in rows.items():
         gaps = [100 * (row["ticket"] - row["dense"]) for row in found]
         parts = [f"{mean(row[key] for row in found):.4f}" for key in ("dense", "ticket")]

@@ -79,7 +79,9 @@ def main() -> None:
                 if verdict.stop:
                     break
         end = watch.checks[-1]
-        print(f"level {level}: sparsity {masks.sparsity:.3f}, {end.epoch:g} epochs, accuracy {end.accuracy:.3f}, {verdict.reason}")
+        print(
+            f"level {level}: sparsity {masks.sparsity:.3f}, {end.epoch:g} epochs, accuracy {end.accuracy:.3f}, {verdict.reason}"
+        )
         assert incop.Masks.of(model).remaining <= masks.remaining
 
 

@@ -81,7 +81,15 @@ def same_bits(a, b):
 
 @pytest.mark.parametrize(
     ("rewind", "schedule_from"),
-    [("init", 0.0), ("early:1", 1.0), ("early:0.5", 0.5), ("early:4steps", 4 / 6), ("dense", 0.0), ("rate", 0.0), ("none", math.inf)],
+    [
+        ("init", 0.0),
+        ("early:1", 1.0),
+        ("early:0.5", 0.5),
+        ("early:4steps", 4 / 6),
+        ("dense", 0.0),
+        ("rate", 0.0),
+        ("none", math.inf),
+    ],
 )
 def test_every_level_starts_from_the_rewind_point_bit_for_bit(rewind, schedule_from):
     spy = Spy(trainer())

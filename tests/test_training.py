@@ -30,7 +30,11 @@ def test_equals_a_plain_loop(optimizer, schedule):
     model, plain = net(), net()
     made.fit(model, Masks.full(model), Watch(model))
 
-    kinds = {"sgd": (torch.optim.SGD, {"momentum": 0.8}), "adam": (torch.optim.Adam, {}), "adamw": (torch.optim.AdamW, {})}
+    kinds = {
+        "sgd": (torch.optim.SGD, {"momentum": 0.8}),
+        "adam": (torch.optim.Adam, {}),
+        "adamw": (torch.optim.AdamW, {}),
+    }
     kind, more = kinds[optimizer]
     stepper = kind(plain.parameters(), lr=0.01, weight_decay=0.1, **more)
     generator = torch.Generator().manual_seed(3 * 1_000_003)

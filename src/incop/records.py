@@ -39,14 +39,16 @@ class Record:
                 f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "
                 "the file is damaged or was edited"
             )
-        readers, needed = _readers(cls)
+        readers, needed = _readers(cls)  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
         if strange := [key for key in data if key not in readers]:
             raise InputError(
                 f"a {cls.__name__} record has the unknown key {min(map(str, strange))!r}: "
                 "it was written by another version of incop, or edited"
             )
         if missing := [name for name in needed if name not in data]:
-            raise InputError(f"a {cls.__name__} record lacks the key {min(missing)!r}: the file was cut short or edited")
+            raise InputError(
+                f"a {cls.__name__} record lacks the key {min(missing)!r}: the file was cut short or edited"
+            )
         return cls(**{name: readers[name](value) for name, value in data.items()})
 
 
@@ -89,14 +91,20 @@ def _reader(where: str, hint: Any) -> Reader:
         return lambda value: None if value is None else inner(value)
     if kind is tuple:
         each = _reader(where, parts[0])
-        return lambda value: tuple(map(each, value)) if isinstance(value, list | tuple) else _refuse(where, "tuple", value)
+        return lambda value: (
+            tuple(map(each, value)) if isinstance(value, list | tuple) else _refuse(where, "tuple", value)
+        )
     if kind is Mapping:
         one = _reader(where, parts[1])
         return lambda value: (
-            {str(k): one(v) for k, v in value.items()} if isinstance(value, Mapping) else _refuse(where, "Mapping", value)
+            {str(k): one(v) for k, v in value.items()}
+            if isinstance(value, Mapping)
+            else _refuse(where, "Mapping", value)
         )
     if isinstance(hint, type) and issubclass(hint, Record):
-        return lambda value: hint.from_json(value) if isinstance(value, Mapping) else _refuse(where, hint.__name__, value)
+        return lambda value: (
+            hint.from_json(value) if isinstance(value, Mapping) else _refuse(where, hint.__name__, value)
+        )
     return functools.partial(_plain_value, where, hint)
 
 

@@ -103,14 +103,16 @@ def test_labels_out_of_range(capsys, tmp_path):
 
 
 def test_image_folder_with_one_unreadable_file(capsys, tmp_path):
-    from PIL import Image  # noqa: PLC0415
+    from PIL import Image
 
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
         for label in ("a", "b"):
             (tmp_path / "d" / part / label).mkdir(parents=True)
             for k in range(20):
-                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(tmp_path / "d" / part / label / f"{k}.png")
+                Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(
+                    tmp_path / "d" / part / label / f"{k}.png"
+                )
     assert incop("search", "--data", "./d", "--method", "lth", *QUICK, "--out", "good") == 0
     capsys.readouterr()
     (tmp_path / "d" / "train" / "b" / "7.png").write_bytes(b"\x89PNG no picture")
@@ -192,7 +194,9 @@ def without_times(record):
 
 def records(folder):
     run = RunDir.open(folder)
-    return [without_times(json.loads(x)) for f in (run.levels_file, run.checks_file) for x in f.read_text().splitlines()]
+    return [
+        without_times(json.loads(x)) for f in (run.levels_file, run.checks_file) for x in f.read_text().splitlines()
+    ]
 
 
 def tensors(folder):
@@ -201,7 +205,9 @@ def tensors(folder):
 
 def test_a_plan_repeats_its_run_bit_for_bit_in_another_process():
     assert incop("search", "--method", "incop-gf", *QUICK, "--seed", "5", "--rewind", "early:1", "--out", "A") == 0
-    subprocess.run([sys.executable, "-m", "incop", "search", "A/plan.toml", "--out", "B"], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "incop", "search", "A/plan.toml", "--out", "B"], check=True, capture_output=True
+    )
     assert records("A") == records("B")
     assert tensors("A") == tensors("B")
     assert incop("search", "A/plan.toml", "--seed", "6", "--out", "C") == 0
@@ -211,7 +217,7 @@ def test_a_plan_repeats_its_run_bit_for_bit_in_another_process():
 
 def test_the_test_split_decides_nothing(monkeypatch):
     """The same search on data whose test labels are scrambled: everything but the reported test accuracy is the same."""
-    from incop.experiments import datasets, runs  # noqa: PLC0415
+    from incop.experiments import datasets, runs
 
     words = ["search", "--rule", "accuracy within 0.05", "--check-every", "0.5", "--max-epochs", "3", "--levels", "2"]
     assert incop(*words, "--out", "A") == 0
@@ -299,7 +305,7 @@ def test_silent_when_not_a_terminal_and_a_line_a_level_when_asked(capsys):
 
 
 def test_interrupt_keeps_what_was_finished(monkeypatch, capsys):
-    from incop.experiments import runs  # noqa: PLC0415
+    from incop.experiments import runs
 
     fit = runs.Trainer.fit
 
@@ -340,6 +346,19 @@ def test_default_folder_is_new_every_time(capsys):
 def test_real_data(data, model, method):
     if "INCOP_DATA" not in os.environ:
         pytest.skip("set INCOP_DATA to the folder that holds mnist/, fashion-mnist/ and cifar10/")
-    words = ["--data", data, "--model", model, "--method", method, "--limit", "300", "--max-epochs", "1", "--levels", "1"]
+    words = [
+        "--data",
+        data,
+        "--model",
+        model,
+        "--method",
+        method,
+        "--limit",
+        "300",
+        "--max-epochs",
+        "1",
+        "--levels",
+        "1",
+    ]
     assert incop("search", *words, "--out", "R") == 0
     assert RunDir.open("R").read_summary().status == "finished"

@@ -32,7 +32,13 @@ def test_published_settings():
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("0.2", Fraction(0.2)), ("pq:0.5,1", PQIndex(0.5, 1)), ("pq:1,2,0,1,0.5", PQIndex(1, 2, 0, 1, 0.5)), ("to 0.98 in 10", Target(0.98, 10)), ("cubic to 0.9 in 20", Target(0.9, 20, "cubic"))],
+    [
+        ("0.2", Fraction(0.2)),
+        ("pq:0.5,1", PQIndex(0.5, 1)),
+        ("pq:1,2,0,1,0.5", PQIndex(1, 2, 0, 1, 0.5)),
+        ("to 0.98 in 10", Target(0.98, 10)),
+        ("cubic to 0.9 in 20", Target(0.9, 20, "cubic")),
+    ],
 )
 def test_amounts_there_and_back(text, wanted):
     assert methods.amount(text) == wanted

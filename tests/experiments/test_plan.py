@@ -13,9 +13,11 @@ KEYS = [f.name for f in dataclasses.fields(Plan)]
 
 
 def test_every_key_is_explained_with_its_default():
-    from cyclopts import App, Parameter  # noqa: PLC0415
-    from typing import Annotated  # noqa: PLC0415
-    import io, contextlib  # noqa: E401, PLC0415
+    import contextlib
+    import io
+    from typing import Annotated
+
+    from cyclopts import App, Parameter
 
     app = App(help_format="plaintext")
 
@@ -60,7 +62,13 @@ def test_numbers_may_stand_for_words_and_whole_numbers_for_fractions():
 def test_all_problems_are_told_at_once():
     with pytest.raises(InputError) as error:
         Plan.from_mapping({"level": 3, "seed": "one", "augment": 1, "skip": "fc1"}, source="p.toml")
-    for part in ("p.toml", "did you mean 'levels'", "seed = 'one' must be a whole number", "augment = 1 must be true or false", "skip = 'fc1' must be a list, each a text"):
+    for part in (
+        "p.toml",
+        "did you mean 'levels'",
+        "seed = 'one' must be a whole number",
+        "augment = 1 must be true or false",
+        "skip = 'fc1' must be a list, each a text",
+    ):
         assert part in str(error.value)
     with pytest.raises(InputError) as error:
         Plan(levels=0, sparsity=1.2, lr=-1.0).check()
@@ -77,8 +85,21 @@ def test_ranges_belong_to_keys_and_hold_the_defaults(key):
 
 @pytest.mark.parametrize(
     "values",
-    [{"levels": 0}, {"sparsity": 0.0}, {"sparsity": 1.0}, {"seed": -1}, {"lr": float("nan")}, {"lr": float("inf")},
-     {"momentum": 1.0}, {"validation": 1.0}, {"limit": 1}, {"probe_size": 1}, {"batch_size": 0}, {"max_epochs": 0.0}, {"threads": 0}],
+    [
+        {"levels": 0},
+        {"sparsity": 0.0},
+        {"sparsity": 1.0},
+        {"seed": -1},
+        {"lr": float("nan")},
+        {"lr": float("inf")},
+        {"momentum": 1.0},
+        {"validation": 1.0},
+        {"limit": 1},
+        {"probe_size": 1},
+        {"batch_size": 0},
+        {"max_epochs": 0.0},
+        {"threads": 0},
+    ],
 )
 def test_out_of_range(values):
     with pytest.raises(InputError, match="must be"):

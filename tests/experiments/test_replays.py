@@ -35,7 +35,9 @@ def level(number, epochs, **more):
 
 
 def check(number, at, flow=None, accuracy=None):
-    return Check(number, at, float(at), flow=flow, accuracy=accuracy, spent=Spent(at), verdict=Verdict(False, "no rule"))
+    return Check(
+        number, at, float(at), flow=flow, accuracy=accuracy, spent=Spent(at), verdict=Verdict(False, "no rule")
+    )
 
 
 @pytest.fixture
@@ -116,7 +118,19 @@ def test_ten_thousand_checks_take_less_than_a_second_and_no_torch(tmp_path):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_after_epochs_on_a_full_run_equals_what_a_blind_run_did_at_its_first_level(epochs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["search", "--levels", "2", "--max-epochs", "3", "--amount", "0.3", "--method", "lth", "--meter", "information"]
+    words = [
+        "search",
+        "--levels",
+        "2",
+        "--max-epochs",
+        "3",
+        "--amount",
+        "0.3",
+        "--method",
+        "lth",
+        "--meter",
+        "information",
+    ]
     assert main([*words, "--out", "full"]) == 0
     assert main([*words, "--rule", f"after {epochs} epochs", "--out", "blind"]) == 0
     first = replays.replay(RunDir.open("full"), stopping.AfterEpochs(epochs))[0]
@@ -131,6 +145,12 @@ def test_command(run, capsys):
     assert "exact for the first 1 of 3 levels" in capsys.readouterr().out
     assert main(["replay", str(run.path), "--grid", "0.001:1:4", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 4
-    for words in (["--rule", "near"], [], ["--grid", "1:2"], ["--grid", "a,b"], ["--rule", "after 1 epochs", "--grid", "1"]):
+    for words in (
+        ["--rule", "near"],
+        [],
+        ["--grid", "1:2"],
+        ["--grid", "a,b"],
+        ["--rule", "after 1 epochs", "--grid", "1"],
+    ):
         assert main(["replay", str(run.path), *words]) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -245,8 +245,9 @@ FLAGS = (
     "--enable-logging=stderr",
     "--virtual-time-budget=2000",
 )
-FRAME = """<!doctype html><meta name="color-scheme" content="light dark"><style>body {{ margin: 0 }} iframe {{ border: 0 }}
-</style><script>addEventListener("message", e => document.title = e.data)</script>
+FRAME = """<!doctype html><meta name="color-scheme" content="light dark">
+<style>body {{ margin: 0 }} iframe {{ border: 0 }}</style>
+<script>addEventListener("message", e => document.title = e.data)</script>
 <iframe src="{source}" width="{width}" height="1500"></iframe>"""  # a window itself is never so narrow
 MEASURE = """<script>
 addEventListener("error", e => errors.push(String(e.message))); var errors = [];

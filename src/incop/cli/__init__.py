@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Two OpenMP threads that spin while another job holds the cores make training up to 13 times slower;
     # passive waiting costs nothing on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from incop.cli.app import run  # noqa: PLC0415  # after the setting above
+    from incop.cli.app import run  # after the setting above
 
     return run(list(sys.argv[1:] if arguments is None else arguments))
 

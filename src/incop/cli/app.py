@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _status(error: BaseException) -> int:
+def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for each way a command may end
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, KeyboardInterrupt):

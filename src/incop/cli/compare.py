@@ -48,7 +48,8 @@ def compare(
     ----------
     comparison_file
         A comparison.toml, such as the one in a comparison's folder; a flag overrides it.
-    methods
+
+    Methods:
         Methods and controls, with commas: lth,sap,incop-if,incop-gf, fixed:2, mask-settled, fixed:match=incop-if,
         oneshot=incop-if, gradual=incop-if, random=incop-if. Others are set against the first. Default: lth,incop-if.
     seeds
@@ -80,7 +81,7 @@ def compare(
         _print_estimate(console, comparison, jobs)
         return
     folder = out if out is not None else Path("runs") / "compare"
-    from incop.experiments import comparisons  # noqa: PLC0415  # imports torch
+    from incop.experiments import comparisons  # imports torch
 
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
@@ -118,7 +119,7 @@ def _comparison(
     controls: bool | None,
     plan: Plan,
 ) -> Comparison:
-    from incop.experiments import comparisons  # noqa: PLC0415  # imports torch
+    from incop.experiments import comparisons  # imports torch
 
     told: dict[str, object] = {"methods": ["lth", "incop-if"]}
     if file is not None:
@@ -158,7 +159,7 @@ def _number(text: str) -> float:
 
 
 def _print_estimate(console: Console, comparison: Comparison, jobs: int) -> None:
-    from incop.experiments import comparisons  # noqa: PLC0415
+    from incop.experiments import comparisons
 
     rows, seconds = [], 0.0
     rates = {pair: comparisons.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
@@ -177,7 +178,7 @@ def _print_estimate(console: Console, comparison: Comparison, jobs: int) -> None
 
 
 def _print_results(console: Console, folder: Path) -> None:
-    from incop import reports  # noqa: PLC0415  # imports SciPy
+    from incop import reports  # imports SciPy
 
     subject = reports.read([folder])
     assert isinstance(subject, reports.Comparison)

@@ -19,8 +19,8 @@ def list_(what: Literal["all", "models", "data", "methods", "rules"] = "all", /,
     debug
         Show where an error came from.
     """
-    from incop.experiments import datasets, methods, models  # noqa: PLC0415  # imports torch
-    from incop.stopping import PHRASES  # noqa: PLC0415
+    from incop.experiments import datasets, methods, models  # imports torch
+    from incop.stopping import PHRASES
 
     console = plain_console()
     if what in ("all", "models"):

@@ -94,9 +94,9 @@ def measure(
 
 
 def _by_name(said: Plan, meter: str, weights: Path | None, *, alive_only: bool) -> tuple[Flow, Flow | None]:
-    import incop  # noqa: PLC0415  # torch comes with its first use
-    from incop import checkpoints  # noqa: PLC0415
-    from incop.experiments import methods, runs  # noqa: PLC0415
+    import incop  # torch comes with its first use
+    from incop import checkpoints
+    from incop.experiments import methods, runs
 
     found = methods.meter(meter, alive_only=alive_only)
     if found is None:
@@ -110,8 +110,8 @@ def _by_name(said: Plan, meter: str, weights: Path | None, *, alive_only: bool) 
 def _of_run(
     run: RunDir, level: int | None, meter: str | None, said: Plan, *, alive_only: bool
 ) -> tuple[Flow, Flow | None]:
-    import incop  # noqa: PLC0415  # torch comes with its first use
-    from incop.experiments import methods, runs  # noqa: PLC0415
+    import incop  # torch comes with its first use
+    from incop.experiments import methods, runs
 
     plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
     words = meter or ("information:mean" if plan.meter in (None, "none") else str(plan.meter))

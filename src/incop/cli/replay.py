@@ -63,8 +63,8 @@ def replay(
             ]
             for p in points
         ]
-        columns = ("within", "search epochs", "recorded", "mean validation accuracy at the stops")
-        console.print(table(f"flow within X, replayed on {folder.path}", columns, rows, numbers=4))
+        names = ("within", "search epochs", "recorded", "mean validation accuracy at the stops")
+        console.print(table(f"flow within X, replayed on {folder.path}", names, rows, numbers=4))
         return
     assert rule is not None
     found = replays.replay(folder, stopping.parse(rule))

@@ -56,7 +56,7 @@ def search(
     told.check()
     if out is not None:
         RunDir(out).refuse_existing()
-    from incop.experiments import runs  # noqa: PLC0415  # imports torch
+    from incop.experiments import runs  # imports torch
 
     full = runs.resolve(told)
     folder = out if out is not None else runs.default_out(full)

@@ -74,13 +74,13 @@ def spent_lines(run: Run) -> list[str]:
             f"same levels takes{share}; training {spent.seconds:.1f} s, probing {spent.probe_seconds:.1f} s "
             f"({spent.probe_samples} samples)"
         )
-    dense = run.levels[0] if run.levels else None
-    if dense is not None and pruned and dense.test_accuracy is not None and pruned[-1].test_accuracy is not None:
-        last = pruned[-1]
-        lines.append(
-            f"last ticket: sparsity {last.sparsity:.4f}, test accuracy {last.test_accuracy:.4f} "
-            f"({100 * (last.test_accuracy - dense.test_accuracy):+.2f} points against the dense network)"
-        )
+    if pruned:
+        before, after = run.levels[0].test_accuracy, pruned[-1].test_accuracy
+        if before is not None and after is not None:
+            lines.append(
+                f"last ticket: sparsity {pruned[-1].sparsity:.4f}, test accuracy {after:.4f} "
+                f"({100 * (after - before):+.2f} points against the dense network)"
+            )
     if run.error:
         lines.append(f"{run.status}: {run.error}")
     return lines

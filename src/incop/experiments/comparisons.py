@@ -36,7 +36,7 @@ GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only
 TIMED_STEPS = 20
 # A fork of a server that has imported torch once starts in milliseconds; importing it in every run takes seconds.
 # Forking this process itself would carry over its threads' locks.
-PROCESSES = multiprocessing.get_context(
+PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
 NOT_IDENTITY = ("data_dir", "threads")  # where the data lie and how many cores work do not change what a run is
@@ -105,8 +105,8 @@ class Comparison:
     def plan_of(self, label: Label, cost: Cost | None, sparsity: float, data: str, model: str, seed: int) -> Plan:
         """Return the plan of one run: what is said for all runs, over the label's own keys."""
         own = label.plan(cost, sparsity)
-        paths = {} if label.each_sparsity else {"ticket_at": tuple(sorted(self.sparsities))[:-1] or None}
-        frame = Plan(data=data, model=model, seed=seed, sparsity=sparsity, **paths)
+        on_the_way = None if label.each_sparsity else tuple(sorted(self.sparsities))[:-1] or None
+        frame = Plan(data=data, model=model, seed=seed, sparsity=sparsity, ticket_at=on_the_way)
         # A method's own keys give way to what the user says for all runs; a control's keys are what makes it one.
         said = self.plan if label.kind == "method" else Plan()
         return frame.over(said).over(own).over(self.plan).over(Plan(levels=MOST_LEVELS))

@@ -230,9 +230,9 @@ def _fitted(value: Any, hint: Any) -> Any:
                 return tuple(_fitted(part, of | None) for part in value)
         elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-        elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        elif kind in (str, bool) and isinstance(value, kind):
+        elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
+            kind in (str, bool) and isinstance(value, kind)
+        ):
             return value
         elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
             return f"{value:g}"  # amount = 0.2 and check_every = 2 read as their words
