@@ -38,10 +38,10 @@ def images(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Return the wall time of one call."""
-    started = time.perf_counter()
+    """Return the processor time of one call: on one thread the wall time, less the waiting for other jobs."""
+    started = time.process_time()
     run()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def side_by_side(a: Callable[[], object], b: Callable[[], object], n: int) -> dict[str, float]:
@@ -121,7 +121,7 @@ def _markdown(result: dict) -> str:
         f"{m['threads']} thread used",
         "- versions: " + ", ".join(f"{what} {version}" for what, version in result["versions"].items()),
         f"- command: `{result['command']}`",
-        f"- n pairs a row, side by side in one process, after {WARM_UP} to warm up; times are medians",
+        f"- n pairs a row, side by side in one process, after {WARM_UP} to warm up; times are medians of processor time",
         "",
         "| network | data | what | n | ratio: median | quartiles | ms | plain ms | goal holds |",
         "|---|---|---|---:|---:|---:|---:|---:|---|",

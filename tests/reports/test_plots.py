@@ -4,12 +4,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from incop.reports.drawing import COLOURS, Style
 from incop.reports.plots import (
-    COLOURS,
     Gap,
     Point,
     Series,
-    Style,
     Track,
     bars,
     distances,

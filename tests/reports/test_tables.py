@@ -20,7 +20,7 @@ def test_rows_of_a_run_as_csv(run_folder):
 
 def test_rows_of_a_comparison(comparison_folder):
     parts = tables(read([comparison_folder]))
-    assert list(parts) == ["tickets", "summaries", "differences", "runs"]
+    assert list(parts) == ["summaries", "differences", "runs", "tickets"]
     rows = list(csv.DictReader(io.StringIO(as_csv(parts["tickets"]))))
     assert len(rows) == 135
     assert json.loads(rows[0]["epochs_per_level"]) == [20.0]

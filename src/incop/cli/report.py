@@ -67,4 +67,4 @@ def _content(subject: reports.Recorded | reports.Comparison, format_: str, margi
     parts = reports.tables(subject, margin=margin)
     if format_ == "json":
         return reports.as_json(subject, parts)
-    return reports.as_markdown(parts) if format_ == "md" else reports.as_csv(next(iter(parts.values())))
+    return reports.as_markdown(parts) if format_ == "md" else reports.as_csv(list(parts.values())[-1])

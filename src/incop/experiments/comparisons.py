@@ -267,7 +267,7 @@ def compare(
     write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
     _write_jobs(work)
     if hasattr(PROCESSES, "set_forkserver_preload"):
-        PROCESSES.set_forkserver_preload(["incop.experiments.runs"])
+        PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
     with ThreadPoolExecutor(jobs) as pool:
         try:
             _carry_out(work, pool)
@@ -299,6 +299,7 @@ def _carry_out(work: _Work, pool: ThreadPoolExecutor) -> None:
     running: dict[Future[None], Job] = {}
     places = list(dict.fromkeys(job.place for job in work.jobs))
     dense = {place: pool.submit(_dense, work, place) for place in places}
+    ended = 0
     while waiting or running:
         for job in [job for job in waiting if _ready(work, job, dense)]:
             waiting.remove(job)
@@ -309,7 +310,7 @@ def _carry_out(work: _Work, pool: ThreadPoolExecutor) -> None:
             job = running.pop(future)
             future.result()
             _write_jobs(work)
-            ended = sum(j.state in ("done", "failed") for j in work.jobs)
+            ended += 1
             work.tell(job, ended, len(work.jobs))
 
 

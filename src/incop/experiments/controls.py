@@ -135,8 +135,15 @@ def _each_level(label: Label, cost: Cost | None, sparsity: float) -> Plan:
     if epochs is None:
         assert cost is not None
         epochs = cost.search / max(cost.search_levels, 1)
+    return _blind(epochs)
+
+
+def _blind(epochs: float) -> Plan:
+    """Return the keys that end a level after so many epochs; none at all, if that is what was spent."""
     words = shortest(round(epochs, 4))
-    return Plan(rule=f"after {words} epochs", check_every=words if epochs > 0 else "1", check_before=epochs == 0)
+    if words == "0":
+        return Plan(rule="after 0 epochs", check_every="1", check_before=True)
+    return Plan(rule=f"after {words} epochs", check_every=words, check_before=False)
 
 
 def _oneshot(label: Label, cost: Cost | None, sparsity: float) -> Plan:
@@ -148,15 +155,10 @@ def _oneshot(label: Label, cost: Cost | None, sparsity: float) -> Plan:
 
 def _gradual(label: Label, cost: Cost | None, sparsity: float) -> Plan:
     assert cost is not None
-    words = shortest(round(cost.search / (GRADUAL_CUTS - 1), 4))
-    return Plan(
-        levels=GRADUAL_CUTS,
-        amount=f"cubic to {sparsity!r} in {GRADUAL_CUTS}",
-        selection="global",
-        rewind="rate",
-        rule=f"after {words} epochs",
-        check_every=words,
+    own = Plan(
+        levels=GRADUAL_CUTS, amount=f"cubic to {sparsity!r} in {GRADUAL_CUTS}", selection="global", rewind="rate"
     )
+    return own.over(_blind(cost.search / (GRADUAL_CUTS - 1)))
 
 
 def _random(label: Label, cost: Cost | None, sparsity: float) -> Plan:

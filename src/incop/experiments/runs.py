@@ -269,6 +269,8 @@ def execute(
     run.refuse_existing()
     parts = prepare(plan)
     given = None if dense is None else shared_dense(parts, RunDir.open(dense))
+    # torch's first optimizer imports its compiler, a second or two that is no cost of training
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
     tickets = search(
         parts.model,
         parts.trainer,

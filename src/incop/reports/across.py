@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from incop.reports.compare import Comparison, Recorded, Row
+from incop.reports.drawing import Style
 from incop.reports.page import Figure, Heat
-from incop.reports.plots import Gap, Point, Series, Style, bars, gaps, lines, points
+from incop.reports.plots import Gap, Point, Series, bars, gaps, lines, points
 from incop.reports.statistics import Analysis, Difference, Estimate, Summary
 from incop.reports.tables import Table
 from incop.reports.verdict import points as signed

@@ -10,8 +10,9 @@ from typing import Any
 from incop.records import Check, Level
 from incop.reports.compare import Recorded
 from incop.reports.costs import level_cost, samples_per_epoch
+from incop.reports.drawing import Style
 from incop.reports.page import Figure, Heat
-from incop.reports.plots import Series, Style, Track, bars, distances, lines
+from incop.reports.plots import Series, Track, bars, distances, lines
 from incop.reports.tables import Table
 
 __all__ = ["accuracies", "inside", "spending", "threshold", "tracks"]

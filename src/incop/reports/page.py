@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from incop.reports.drawing import Picture
 from incop.reports.extras import load
-from incop.reports.plots import Picture
 from incop.reports.tables import Table, shown
 
 __all__ = ["Fact", "Figure", "Heat", "Page", "Section", "render"]

@@ -1,128 +1,34 @@
-"""Plots: plain numbers to inline SVG that takes its colours from the page, so that it suits light and dark.
-
-A picture is drawn in placeholder colours, which are then replaced by the page's CSS variables. Text stays text, ids are
-the picture's own, and the same numbers give the same bytes.
-"""
+"""Plots: the kinds of picture of a report, from plain numbers to inline SVG that suits light and dark."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import unicodedata
-import warnings
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from incop.reports.drawing import (
+    COLOURS,
+    INK,
+    MUTED,
+    PAPER,
+    SHAPES,
+    Key,
+    Picture,
+    Style,
+    colour_of,
+    key_of,
+    look,
+    plain_ticks,
+    sheet,
+    short,
+    whole_ticks,
+)
 from incop.reports.extras import load
 
-__all__ = [
-    "COLOURS",
-    "Gap",
-    "Key",
-    "Picture",
-    "Point",
-    "Series",
-    "Style",
-    "Track",
-    "bars",
-    "distances",
-    "gaps",
-    "lines",
-    "points",
-]
+__all__ = ["Gap", "Point", "Series", "Track", "bars", "distances", "gaps", "lines", "points"]
 
-COLOURS = 8  # series colours of the page, --s0 … --s7, told apart by the colour-blind
-INK, MUTED, GRID, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
-PLACEHOLDERS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card"} | {
-    f"#fe02{number:02x}": f"--s{number}" for number in range(COLOURS)
-}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-SHAPES = {  # the same markers for the legend, in a box of 10 × 10
-    "o": "M5 1A4 4 0 1 1 5 9A4 4 0 1 1 5 1Z",
-    "s": "M1.5 1.5H8.5V8.5H1.5Z",
-    "^": "M5 1L9 8.5H1Z",
-    "D": "M5 .5L9.5 5L5 9.5L.5 5Z",
-    "v": "M5 9L9 1.5H1Z",
-    "P": "M3.5 1H6.5V3.5H9V6.5H6.5V9H3.5V6.5H1V3.5H3.5Z",
-    "X": "M3 1L5 3L7 1L9 3L7 5L9 7L7 9L5 7L3 9L1 7L3 5L1 3Z",
-    "p": "M5 .8L9.2 4L7.6 9H2.4L.8 4Z",
-}
-SETTINGS: dict[str, Any] = {
-    "svg.fonttype": "none",  # text stays text: selectable, and in the reader's own font
-    "svg.hashsalt": "incop",
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # the widest of the usual fonts: what fits in it fits in the page's
-    "font.size": 9.5,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "text.color": INK,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
-    "patch.linewidth": 0,
-}
-WIDTH, HEIGHT = 4.8, 3.1  # inches; narrow, so that the text is readable on a phone
 MOST_POINTS = 2000  # of one line; more cannot be told apart on paper
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a series looks: colour and marker together are its own, a control is hollow and dashed."""
-
-    colour: int
-    marker: str
-    control: bool = False
-
-    @classmethod
-    def of(cls, number: int, *, control: bool = False) -> Style:
-        """Return the style of the series with this number."""
-        return cls(number % COLOURS, MARKERS[(number + number // COLOURS) % len(MARKERS)], control)
-
-
-@dataclass(frozen=True)
-class Key:
-    """One entry of a legend, for the page to show.
-
-    Args:
-        name: what it stands for.
-        shape: an SVG path in a box of 10 × 10.
-        colour: number of the series colour; None: the ink.
-        hollow: only the outline.
-        dashed: the line is dashed.
-    """
-
-    name: str
-    shape: str
-    colour: int | None = None
-    hollow: bool = False
-    dashed: bool = False
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn picture.
-
-    Args:
-        svg: markup, safe to put into a page as it is.
-        legend: what the lines and marks stand for.
-    """
-
-    svg: str
-    legend: tuple[Key, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -213,10 +119,10 @@ def lines(
         floor: where the y axis begins; what lies below is marked at its edge. None: at the lowest number.
         whole: the x axis counts whole things.
     """
-    with _sheet(name, alt) as (axes, finish):
+    with sheet(name, alt) as (axes, finish):
         for one in series:
             _line(axes, one)
-        keys = [_key(one.name, one.style) for one in series]
+        keys = [key_of(one.name, one.style) for one in series]
         if level is not None and math.isfinite(level[1]):
             axes.axhline(level[1], color=INK, linewidth=1, linestyle=(0, (1, 2)))
             keys.append(Key(level[0], "M0 4.5H2V5.5H0ZM4 4.5H6V5.5H4ZM8 4.5H10V5.5H8Z"))
@@ -224,7 +130,7 @@ def lines(
             below = [(x, y, one.style) for one in series for x, y in zip(one.x, one.y, strict=True)]
             _cut(axes, floor, [(x, y, style) for x, y, style in below if y is not None and y < floor])
         if whole:
-            _whole(axes)
+            whole_ticks(axes)
         axes.set(xlabel=x_label, ylabel=y_label)
     return Picture(finish(), tuple(keys))
 
@@ -242,7 +148,7 @@ def points(
         y_label: title of the axis, with the unit.
         floor: where the y axis begins; what lies below is marked at its edge. None: at the lowest number.
     """
-    with _sheet(name, alt) as (axes, finish):
+    with sheet(name, alt) as (axes, finish):
         best, steps = -math.inf, []
         for one in sorted(given, key=lambda p: (p.x, -p.y)):
             if one.y > best:
@@ -257,12 +163,12 @@ def points(
             _point(axes, one)
         if positive and given and widest > 5 * min(one.x for one in given):
             axes.set_xscale("log")
-            _plain_ticks(axes.xaxis)
+            plain_ticks(axes.xaxis)
         axes.margins(0.08)
         if floor is not None:
             _cut(axes, floor, [(one.x, one.y, one.style) for one in given if one.y < floor])
         axes.set(xlabel=x_label, ylabel=y_label)
-    keys = [_key(one.name, one.style) for one in given]
+    keys = [key_of(one.name, one.style) for one in given]
     if any(one.on_front for one in given):
         keys.append(Key("on the front: no method as cheap is significantly better", SHAPES["o"], None, hollow=True))
     keys.append(Key("best mean accuracy for so much", "M0 4.5H4V5.5H0ZM6 4.5H10V5.5H6Z"))
@@ -271,10 +177,10 @@ def points(
 
 def distances(name: str, alt: str, tracks: Sequence[Track], *, within: float | None, x_label: str) -> Picture:
     """Draw the flow's distance to the dense network's over the checks, the threshold, and where each level stopped."""
-    with _sheet(name, alt) as (axes, finish):
+    with sheet(name, alt) as (axes, finish):
         finite = [y for track in tracks for y in track.y if math.isfinite(y)]
         for track in tracks:
-            style = {"color": _colour(track.level % 2 * 5)}
+            style = {"color": colour_of(track.level % 2 * 5)}
             kept = [(x, y) for x, y in zip(track.x, track.y, strict=True) if math.isfinite(y)]
             kept = _thinned(kept)
             axes.plot([x for x, _ in kept], [y for _, y in kept], marker=".", markersize=4, **style)
@@ -294,7 +200,7 @@ def distances(name: str, alt: str, tracks: Sequence[Track], *, within: float | N
         drawn = [*finite, *([within] if within is not None else [])]
         if drawn and min(drawn) > 0 and max(drawn) > 5 * min(drawn):
             axes.set_yscale("log")
-            _plain_ticks(axes.yaxis)
+            plain_ticks(axes.yaxis)
         _level_names(axes, tracks)
         axes.set(xlabel=x_label, ylabel="distance to the dense flow, ‖Δ − Δ₀‖")
     keys = [
@@ -319,13 +225,13 @@ def bars(
         x_label: title of the axis, with the unit.
     """
     colours = (0, 4, 2, 3)
-    with _sheet(name, alt, height=max(1.6, 0.75 + 0.27 * len(rows))) as (axes, finish):
+    with sheet(name, alt, height=max(1.6, 0.75 + 0.27 * len(rows))) as (axes, finish):
         for place, (_, values) in enumerate(rows):
             left = 0.0
             for part, value in enumerate(values):
-                axes.barh(place, value, left=left, height=0.62, color=_colour(colours[part]))
+                axes.barh(place, value, left=left, height=0.62, color=colour_of(colours[part]))
                 left += value
-        axes.set_yticks(range(len(rows)), [_short(label, 26) for label, _ in rows])
+        axes.set_yticks(range(len(rows)), [short(label, 26) for label, _ in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=x_label)
@@ -348,13 +254,13 @@ def gaps(
     rows = list(dict.fromkeys(one.row for one in given))
     step = 0.62 / max(len(groups), 1)
     reach = max([abs(v) for one in given for v in (one.mean, one.low, one.high) if v is not None], default=1.0)
-    with _sheet(name, alt, height=max(1.7, 0.8 + (0.18 + 0.13 * len(groups)) * len(rows))) as (axes, finish):
+    with sheet(name, alt, height=max(1.7, 0.8 + (0.18 + 0.13 * len(groups)) * len(rows))) as (axes, finish):
         axes.axvline(0.0, color=INK, linewidth=1)
         if margin is not None:
             axes.axvline(-margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         for one in given:
             y = rows.index(one.row) + step * (one.group - (len(groups) - 1) / 2)
-            colour = _colour(one.group)
+            colour = colour_of(one.group)
             if one.low is not None and one.high is not None:
                 axes.plot([one.low, one.high], [y, y], color=colour, linewidth=1.6)
             face = colour if one.told_apart else PAPER
@@ -362,7 +268,7 @@ def gaps(
         if reach > 3.0:  # points: one bad control would press all others together
             axes.set_xscale("symlog", linthresh=1.0, linscale=1.0)
             _marks(axes)
-        axes.set_yticks(range(len(rows)), [_short(row, 26) for row in rows])
+        axes.set_yticks(range(len(rows)), [short(row, 26) for row in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel=x_label)
@@ -381,100 +287,24 @@ def _marks(axes: Any) -> None:
     axes.xaxis.set_minor_locator(ticker.NullLocator())
 
 
-@contextmanager
-def _sheet(name: str, alt: str, *, height: float = HEIGHT) -> Any:
-    """Give the axes of a new picture, and what finishes it as markup once the block is left."""
-    purpose = "the pictures of a report"
-    matplotlib = load("matplotlib", extra="report", purpose=purpose)
-    figures = load("matplotlib.figure", extra="report", purpose=purpose)
-    done: list[str] = []
-    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a glyph that the measuring font lacks: the reader's font draws it
-        figure = figures.Figure(figsize=(WIDTH, height), layout="constrained")
-        figure.patch.set_alpha(0.0)
-        axes = figure.add_subplot()
-        axes.patch.set_alpha(0.0)
-        axes.tick_params(length=0)
-        yield axes, lambda: done[0]
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-        done.append(_inline(out.getvalue(), name, alt))
-
-
-def _inline(markup: str, name: str, alt: str) -> str:
-    """Turn a standalone SVG into one for a page: no prologue, its own ids, the page's colours and font."""
-    body = markup[markup.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    box = re.search(r'viewBox="([\d. -]+)"', body)
-    assert box is not None
-    body = body[body.index(">") + 1 :]
-    prefix = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
-    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", body)
-    body = re.sub(r'url\(#([^")]+)\)', rf"url(#{prefix}-\1)", body)
-    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{prefix}-\1"', body)
-    body = re.sub(r"font-family: [^;\"]*; ", "", body)
-    body = re.sub(r' transform="rotate\(-0 [^)]*\)"|<g/>', "", body)
-    for placeholder, variable in PLACEHOLDERS.items():
-        body = body.replace(placeholder, f"var({variable})")
-    body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg viewBox="{box[1]}" role="img" aria-label="{_attribute(alt)}">{body.strip()}'
-
-
-def _attribute(text: str) -> str:
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
-        text = text.replace(sign, safe)
-    return _clean(text)
-
-
-def _clean(text: str) -> str:
-    """Leave out what no markup may hold: control characters and half surrogates."""
-    return "".join(" " if unicodedata.category(sign) in ("Cc", "Cs") else sign for sign in text)
-
-
-def _short(text: str, most: int) -> str:
-    text = _clean(text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _colour(number: int) -> str:
-    return f"#fe02{number % COLOURS:02x}"
-
-
-def _key(name: str, style: Style) -> Key:
-    return Key(name, SHAPES[style.marker], style.colour, hollow=style.control, dashed=style.control)
-
-
-def _look(style: Style) -> dict[str, Any]:
-    colour = _colour(style.colour)
-    return {
-        "color": colour,
-        "marker": style.marker,
-        "markerfacecolor": PAPER if style.control else colour,
-        "markeredgecolor": colour,
-        "linestyle": (0, (3, 2)) if style.control else "-",
-        "linewidth": 1.1 if style.control else 1.8,
-    }
-
-
 def _line(axes: Any, one: Series) -> None:
     kept = [i for i, y in enumerate(one.y) if y is not None and math.isfinite(y)]
     kept = _thinned(kept)
-    axes.plot([one.x[i] for i in kept], [one.y[i] for i in kept], **_look(one.style))
+    axes.plot([one.x[i] for i in kept], [one.y[i] for i in kept], **look(one.style))
     for i in kept:
         low = one.low[i] if i < len(one.low) else None
         high = one.high[i] if i < len(one.high) else None
         if low is not None and high is not None:
-            axes.plot([one.x[i]] * 2, [low, high], color=_colour(one.style.colour), linewidth=1.2, alpha=0.75)
+            axes.plot([one.x[i]] * 2, [low, high], color=colour_of(one.style.colour), linewidth=1.2, alpha=0.75)
 
 
 def _point(axes: Any, one: Point) -> None:
-    colour = _colour(one.style.colour)
+    colour = colour_of(one.style.colour)
     if one.low is not None and one.high is not None:
         axes.plot([one.x] * 2, [one.low, one.high], color=colour, linewidth=1.2, alpha=0.75, zorder=2)
     if one.on_front:
         axes.plot([one.x], [one.y], marker="o", markersize=11, markerfacecolor="none", markeredgecolor=INK, zorder=3)
-    axes.plot([one.x], [one.y], **(_look(one.style) | {"linestyle": "none", "markersize": 6.5}), zorder=4)
+    axes.plot([one.x], [one.y], **(look(one.style) | {"linestyle": "none", "markersize": 6.5}), zorder=4)
 
 
 def _cut(axes: Any, floor: float, below: Sequence[tuple[float, float, Style]]) -> None:
@@ -482,7 +312,7 @@ def _cut(axes: Any, floor: float, below: Sequence[tuple[float, float, Style]]) -
     axes.set_ylim(bottom=floor)
     last = -math.inf
     for x, y, style in sorted(below, key=lambda entry: entry[0]):
-        edge = {"transform": axes.get_xaxis_transform(), "color": _colour(style.colour)}
+        edge = {"transform": axes.get_xaxis_transform(), "color": colour_of(style.colour)}
         axes.plot([x], [0.02], marker="v", markersize=5, linestyle="none", clip_on=False, **edge)
         place = axes.transAxes.inverted().transform(axes.transData.transform((x, floor)))[0]
         if place - last > 0.1:
@@ -493,20 +323,6 @@ def _cut(axes: Any, floor: float, below: Sequence[tuple[float, float, Style]]) -
 def _thinned(given: list[Any]) -> list[Any]:
     stride = max(1, math.ceil(len(given) / MOST_POINTS))
     return given if stride == 1 else [*given[::stride], given[-1]]
-
-
-def _whole(axes: Any) -> None:
-    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Label a logarithmic axis with plain numbers, at 1, 2 and 5 of each decade."""
-    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
-    plain: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731
-    axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(ticker.FuncFormatter(plain))
-    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _level_names(axes: Any, tracks: Iterable[Track]) -> None:

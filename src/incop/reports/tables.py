@@ -223,15 +223,15 @@ def job_table(comparison: Comparison) -> Table:
 
 
 def tables(subject: Recorded | Comparison, *, margin: float = MARGIN) -> dict[str, Table]:
-    """Return all tables of a run or a comparison by name; the first holds the finest rows."""
+    """Return all tables of a run or a comparison by name, the finest rows last."""
     if isinstance(subject, Recorded):
         return {"levels": level_table(subject)}
     analysis = analyse(subject, margin=margin)
     return {
-        "tickets": row_table(subject),
         "summaries": summary_table(analysis),
         "differences": difference_table(analysis),
         "runs": job_table(subject),
+        "tickets": row_table(subject),
     }
 
 
