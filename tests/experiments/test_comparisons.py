@@ -171,7 +171,7 @@ def test_a_folder_in_other_use_is_refused(tmp_path):
 
 
 def test_unknown_keys_of_a_file_are_told():
-    with pytest.raises(InputError, match="unknown key 'method'.*'seeds'|unknown key 'method'"):
+    with pytest.raises(InputError, match="unknown key 'method'"):
         Comparison.from_toml({"method": ["lth"], "seeds": "five"}, source="c.toml")
 
 

@@ -40,7 +40,7 @@ def test_cost_counts_the_search_with_its_probing_and_the_last_levels_full_traini
     # 100 samples an epoch: every probed sample counts like a trained one
     assert Cost.of(LEVELS, 0.8) == Cost(search=2.5 + 3.2 + 4, search_levels=3, total=2.5 + 3.2 + 4 + 10.1)
     assert Cost.of(LEVELS, 0.6) == Cost(search=2.5, search_levels=1, total=2.5 + 10.7)
-    with pytest.raises(InputError, match="no ticket of sparsity 0.9"):
+    with pytest.raises(InputError, match=r"no ticket of sparsity 0\.9"):
         Cost.of(LEVELS, 0.9)
 
 
