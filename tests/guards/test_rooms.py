@@ -25,7 +25,7 @@ ORDER = [
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}
-WITHOUT_TORCH = ["errors", "records", "rundir", "stopping", "experiments.plan", "cli", "cli.app"]
+WITHOUT_TORCH = ["errors", "records", "rundir", "stopping", "experiments.plan", "experiments.replays", "cli", "cli.app"]
 
 
 def room_of(module: str) -> str:
@@ -58,6 +58,10 @@ def test_imports_go_down(file):
 
 def test_there_is_no_room_for_odds_and_ends():
     assert not [file for file in files() if file.stem in ("utils", "common", "helpers", "misc")]
+
+
+def test_reports_need_no_torch():
+    subprocess.run([sys.executable, "-c", "import sys, incop.reports; assert 'torch' not in sys.modules"], check=True)
 
 
 @pytest.mark.parametrize("room", WITHOUT_TORCH)

@@ -130,6 +130,21 @@ def test_comparison_page_begins_with_the_verdict(comparison_page):
     assert comparison_page.index(lead) < comparison_page.index("<figure")
     assert "non-inferior in" in comparison_page
     assert "Five seeds are few" in comparison_page
+    assert "incop compare study/comparison.toml --out NEW_FOLDER" in comparison_page
+
+
+def test_a_win_is_over_all_controls_and_none_may_be_missing(tmp_path):
+    methods = {
+        "lth": (None, 20.0, (0.1, 0.2, 0.3)),
+        "incop-if": (None, 2.0, (0.1, 0.2, 0.3)),
+        "random=incop-if": ("incop-if", 2.0, (3.0, 4.0, 5.0)),
+        "oneshot=incop-if": ("incop-if", 2.0, (3.0, 4.0, 5.0)),
+    }
+    folder = write_comparison(tmp_path / "c", methods=methods)
+    assert page_of(read([folder])).verdict[0] == "Better than all of its own controls: incop-if (in 3 of 3 settings)."
+    jobs = read_jobs(folder)
+    write_jobs(folder, [job | ({"state": "failed"} if job["label"].startswith("one") else {}) for job in jobs])
+    assert page_of(read([folder])).verdict[0].startswith("incop-if is not shown to be better than all of its controls")
 
 
 def test_run_page_has_its_command_and_its_notices(run_folder):

@@ -17,6 +17,7 @@ from incop.reports.verdict import points as signed
 __all__ = ["across", "styles"]
 
 Place = tuple[str, str]
+MOST_TICKS = 8  # sparsities that find room under a picture
 
 
 def styles(comparison: Comparison) -> dict[str, Style]:
@@ -170,6 +171,7 @@ def _against_sparsity(summaries: Sequence[Summary], look: Mapping[str, Style], k
             x_label="sparsity: fraction of prunable weights that are zero",
             y_label="test accuracy, fraction",
             floor=_floor(summaries),
+            ticks=targets if len(targets) <= MOST_TICKS else (),
             level=("dense network", sum(dense) / len(dense)) if dense else None,
         ),
         table=Table("Accuracy against sparsity", rows),

@@ -105,6 +105,7 @@ def lines(
     y_label: str,
     level: tuple[str, float] | None = None,
     floor: float | None = None,
+    ticks: Sequence[float] = (),
     whole: bool = False,
 ) -> Picture:
     """Draw lines with intervals.
@@ -117,6 +118,7 @@ def lines(
         y_label: title of the axis, with the unit.
         level: a name and a value to draw as a horizontal line, such as the dense network's accuracy.
         floor: where the y axis begins; what lies below is marked at its edge. None: at the lowest number.
+        ticks: where the x axis is labelled; empty: where matplotlib likes.
         whole: the x axis counts whole things.
     """
     with sheet(name, alt) as (axes, finish):
@@ -129,6 +131,8 @@ def lines(
         if floor is not None:
             below = [(x, y, one.style) for one in series for x, y in zip(one.x, one.y, strict=True)]
             _cut(axes, floor, [(x, y, style) for x, y, style in below if y is not None and y < floor])
+        if ticks:
+            axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         if whole:
             whole_ticks(axes)
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -202,7 +206,7 @@ def distances(name: str, alt: str, tracks: Sequence[Track], *, within: float | N
             axes.set_yscale("log")
             plain_ticks(axes.yaxis)
         _level_names(axes, tracks)
-        axes.set(xlabel=x_label, ylabel="distance to the dense flow, ‖Δ − Δ₀‖")
+        axes.set(xlabel=x_label, ylabel="distance to the dense flow")
     keys = [
         Key("stopped by its rule", SHAPES["o"], 0),
         Key("ended by its budget", SHAPES["o"], 0, hollow=True),

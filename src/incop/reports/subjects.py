@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,12 +130,12 @@ def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Sectio
 
 
 def _commands(comparison: Comparison) -> list[str]:
+    if not comparison.settings:
+        return list(dict.fromkeys(r.run.command for r in comparison.runs if r.run.command))
     command = comparison.settings.get("command")
     if isinstance(command, str) and command:
         return [command]
-    return (
-        list(dict.fromkeys(r.run.command for r in comparison.runs if r.run.command)) if not comparison.settings else []
-    )
+    return [f"incop compare {shlex.quote(f'{comparison.title}/comparison.toml')} --out NEW_FOLDER"]
 
 
 def _insides(comparison: Comparison) -> list[Section]:

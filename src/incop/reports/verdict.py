@@ -61,7 +61,7 @@ def of_comparison(comparison: Comparison, analysis: Analysis) -> list[str]:
         return ["There is nothing to compare yet: no finished run has a ticket at a sparsity that was asked for."]
     places = {(s.data, s.model, s.target) for s in analysis.summaries}
     controlled = list(dict.fromkeys(d.label for d in analysis.differences if d.role == "control"))
-    said = [_lead(controlled, analysis, len(places))]
+    said = [_lead(controlled, comparison, analysis, len(places))]
     methods = [label for label in comparison.labels if label not in comparison.controls]
     for label in methods:
         said += _against_reference(label, analysis)
@@ -70,10 +70,10 @@ def of_comparison(comparison: Comparison, analysis: Analysis) -> list[str]:
     return said
 
 
-def _lead(controlled: Sequence[str], analysis: Analysis, places: int) -> str:
+def _lead(controlled: Sequence[str], comparison: Comparison, analysis: Analysis, places: int) -> str:
     everywhere = _count(places, "setting")
     if controlled:
-        wins = {label: _wins(label, analysis) for label in controlled}
+        wins = {label: _wins(label, comparison, analysis) for label in controlled}
         winners = [f"{label} (in {len(won)} of {everywhere})" for label, won in wins.items() if won]
         if winners:
             return f"Better than all of its own controls: {_listed(winners)}."
@@ -91,12 +91,14 @@ def _lead(controlled: Sequence[str], analysis: Analysis, places: int) -> str:
     return f"{_listed(labels)} side by side; without a control or a full method among them, there is no verdict."
 
 
-def _wins(label: str, analysis: Analysis) -> set[tuple[str, str, float]]:
+def _wins(label: str, comparison: Comparison, analysis: Analysis) -> set[tuple[str, str, float]]:
+    """Return the settings in which a method is better than all of its controls, none of them missing."""
     outcomes: dict[tuple[str, str, float], list[str]] = {}
+    wanted = sum(method == label for method in comparison.controls.values())
     for d in analysis.differences:
         if d.role == "control" and d.label == label:
             outcomes.setdefault((d.data, d.model, d.target), []).append(d.outcome)
-    return {place for place, found in outcomes.items() if all(outcome == "better" for outcome in found)}
+    return {place for place, found in outcomes.items() if found.count("better") == wanted}
 
 
 def _against_reference(label: str, analysis: Analysis) -> list[str]:
