@@ -179,29 +179,49 @@ BITS = {
 
 
 class _Zero:
-    """Sets the pruned positions of a tensor to +0.0 in place, whatever stands there, NaN included."""
+    """Sets the pruned positions of a tensor to +0.0 in place, whatever stands there, NaN included.
+
+    It runs twice a step for every layer, so the way of the usual case (CPU, no gradients recorded) is kept short:
+    on LeNet-5 each 10 µs a layer are 1 % of a step.
+    """
 
     def __init__(self, mask: Tensor, weight: Tensor) -> None:
         self.pruned = ~mask.to(weight.device)
         self._like = torch.empty_like(weight, dtype=torch.bool).copy_(self.pruned)  # in the weight's memory order
-        self._bits: dict[torch.dtype, Tensor] = {}
+        self._bits: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
+        self._view: Tensor | None = None
+        self._at = 0
 
     def __call__(self, tensor: Tensor) -> None:
         # CPU: `masked_fill_` branches at every position, 25 times slower than `&` (48,000 weights: 130 against 5 µs).
         # With gradients recorded (create_graph) the plain operation is the one autograd knows.
-        if tensor.device.type != "cpu" or tensor.dtype not in BITS or torch.is_grad_enabled():
+        known = self._bits.get(tensor.dtype) or self._bits_for(tensor)
+        if known is None or not tensor.is_cpu or torch.is_grad_enabled():
             tensor.masked_fill_(self.pruned.to(tensor.device), 0.0)
             return
-        kind = BITS[tensor.dtype]
-        bits = self._bits.get(kind)
-        if bits is None:
-            bits = self._bits[kind] = torch.where(self._like, 0, -1).to(kind)
-        tensor.view(kind).bitwise_and_(bits)
+        tensor.view(known[0]).bitwise_and_(known[1])
+
+    def _bits_for(self, tensor: Tensor) -> tuple[torch.dtype, Tensor] | None:
+        kind = BITS.get(tensor.dtype) if self._like.is_cpu else None
+        if kind is None:
+            return None
+        self._bits[tensor.dtype] = known = (kind, torch.where(self._like, 0, -1).to(kind))
+        return known
 
     def gradient(self, weight: Tensor) -> None:
         """Do so to the weight's gradient; called when it has just been accumulated."""
-        if weight.grad is not None:
-            self(weight.grad)
+        if (gradient := weight.grad) is not None:
+            self(gradient)
+
+    def weight(self, weight: Tensor) -> None:
+        """Do so to the weight itself, through a view that is made anew when its memory has moved."""
+        if self._view is None or self._at != weight.data_ptr() or self._view.shape != weight.shape:
+            known = self._bits.get(weight.dtype) or self._bits_for(weight)
+            if known is None or not weight.is_cpu:
+                self(weight)
+                return
+            self._view, self._at = weight.detach().view(known[0]), weight.data_ptr()
+        self._view.bitwise_and_(self._bits[weight.dtype][1])
 
 
 class Hold:
@@ -272,7 +292,7 @@ def _zero_weights(pruned: Pruned) -> Callable[..., None]:
     @torch.no_grad()
     def zero_weights(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for weight, zero in pruned:
-            zero(weight)
+            zero.weight(weight)
 
     return zero_weights
 
