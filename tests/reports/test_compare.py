@@ -64,7 +64,7 @@ def test_reads_one_row_for_each_method_seed_and_sparsity(comparison_folder):
     assert len(comparison.rows) == len(METHODS) * 5 * len(TARGETS)
     assert comparison.notices == ()
     assert comparison.labels[:4] == ("lth", "sap", "incop-if", "incop-gf")
-    assert comparison.controls["random=incop-if"] == "incop-if"
+    assert comparison.controls["random=incop-if"] == ("incop-if",)
     row = next(r for r in comparison.rows if (r.label, r.seed, r.target) == ("incop-if", 3, 0.9))
     assert row.epochs == (2.0, 2.0, 20.0)
     assert row.search.epochs == 4.0

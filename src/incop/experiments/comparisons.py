@@ -97,6 +97,14 @@ class Comparison:
                 if not label.needs_cost:
                     runs.resolve(self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
 
+    def controlled_by(self, label: Label) -> tuple[str, ...]:
+        """Return the methods a control belongs to: the one it names, or every method that stops early."""
+        if label.kind == "method":
+            return ()
+        if "=" in label.text:
+            return (label.of,)
+        return tuple(name for name in self.methods if Label.parse(name).stops_early)
+
     def labels(self) -> list[str]:
         """Return methods and controls by name, in order."""
         more = default_controls(self.methods) if self.controls else []
@@ -182,7 +190,7 @@ class Job:
         model: its model.
         sparsity: the one sparsity it ends at, or None when it reports all on its way.
         folder: of its run, relative to the comparison's; known when its plan is.
-        control_of: the method it controls, or None.
+        control_of: the methods it controls; none for a method.
         state: waiting, running, done or failed.
         error: what ended it.
     """
@@ -193,7 +201,7 @@ class Job:
     model: str
     sparsity: float | None
     folder: str = ""
-    control_of: str | None = None
+    control_of: tuple[str, ...] = ()
     state: str = "waiting"
     error: str | None = None
 
@@ -215,7 +223,7 @@ def jobs_of(comparison: Comparison) -> list[Job]:
             label = Label.parse(text)
             ends = comparison.sparsities if label.each_sparsity else (None,)
             jobs += [
-                Job(label, seed, data, model, end, control_of=None if label.kind == "method" else label.of)
+                Job(label, seed, data, model, end, control_of=comparison.controlled_by(label))
                 for seed in range(comparison.plan.seed or 0, (comparison.plan.seed or 0) + comparison.seeds)
                 for end in ends
             ]

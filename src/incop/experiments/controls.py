@@ -111,6 +111,11 @@ class Label:
         return found
 
     @property
+    def stops_early(self) -> bool:
+        """Whether it is a method whose levels a rule ends."""
+        return self.kind == "method" and METHODS[self.of]["rule"] != "none"
+
+    @property
     def needs_cost(self) -> bool:
         """Whether its plan depends on what the method it controls has cost."""
         return self.kind in ("oneshot", "gradual", "random") or (self.kind == "fixed" and self.epochs is None)
@@ -185,7 +190,7 @@ def default_controls(methods: Sequence[str]) -> list[str]:
         >>> default_controls(["lth", "incop-if"])[:3]
         ['fixed:match=incop-if', 'oneshot=incop-if', 'fixed:1']
     """
-    watched = [name for name in methods if Label.parse(name).kind == "method" and METHODS[name]["rule"] != "none"]
+    watched = [name for name in methods if Label.parse(name).stops_early]
     if not watched:
         return []
     own = [f"{control}={name}" for name in watched for control in ("fixed:match", "oneshot")]

@@ -121,7 +121,7 @@ def _interval(value: Estimate) -> str:
 
 def _floor(summaries: Sequence[Summary]) -> float | None:
     """Return where the axis of accuracies begins when a control lies so low that it would press the others together."""
-    core = [s.accuracy for s in summaries if s.control_of is None]
+    core = [s.accuracy for s in summaries if not s.control_of]
     if not core:
         return None
     low = min(value.mean if value.low is None else value.low for value in core)
@@ -183,7 +183,7 @@ def _against_spent(summaries: Sequence[Summary], look: Mapping[str, Style], key:
     rows: list[Mapping[str, Any]] = [
         {
             "method": s.label,
-            "control of": s.control_of,
+            "control of": ", ".join(s.control_of) or None,
             "epochs after level 0": s.total_epochs.mean,
             "of the search": s.search_epochs.mean,
             "seconds": s.total_seconds.mean,

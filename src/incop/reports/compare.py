@@ -43,7 +43,7 @@ class Job:
         model: name of the model.
         folder: its run folder, relative to the comparison's.
         sparsity: the sparsity it was made for, in [0, 1]; None: it reports several.
-        control_of: the method that it is a control of, or None.
+        control_of: the methods that it is a control of; none for a method.
         state: "done", "failed" or "waiting".
         error: what ended it, when it failed.
     """
@@ -54,7 +54,7 @@ class Job:
     model: str
     folder: str
     sparsity: float | None = None
-    control_of: str | None = None
+    control_of: tuple[str, ...] = ()
     state: str = "done"
     error: str | None = None
 
@@ -91,7 +91,7 @@ class Row:
 
     Args:
         label: the method or control.
-        control_of: the method that it is a control of, or None.
+        control_of: the methods that it is a control of; none for a method.
         data: name of the data set.
         model: name of the model.
         seed: the seed.
@@ -111,7 +111,7 @@ class Row:
     """
 
     label: str
-    control_of: str | None
+    control_of: tuple[str, ...]
     data: str
     model: str
     seed: int
@@ -153,13 +153,13 @@ class Comparison:
     @property
     def labels(self) -> tuple[str, ...]:
         """The methods and controls in the order in which the comparison names them, methods first."""
-        first = dict.fromkeys(job.label for job in self.jobs if job.control_of is None)
-        return tuple(first | dict.fromkeys(job.label for job in self.jobs if job.control_of is not None))
+        first = dict.fromkeys(job.label for job in self.jobs if not job.control_of)
+        return tuple(first | dict.fromkeys(job.label for job in self.jobs if job.control_of))
 
     @property
-    def controls(self) -> Mapping[str, str]:
-        """The method that each control belongs to."""
-        return {job.label: job.control_of for job in self.jobs if job.control_of is not None}
+    def controls(self) -> Mapping[str, tuple[str, ...]]:
+        """The methods that each control belongs to."""
+        return {job.label: job.control_of for job in self.jobs if job.control_of}
 
 
 def is_comparison(folder: Path) -> bool:
@@ -297,6 +297,13 @@ def _jobs(file: Path) -> list[Job]:
     return [_job(file, entry) for entry in data]
 
 
+def _controlled(file: Path, value: object) -> tuple[str, ...]:
+    given = [] if value is None else [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{str(file)!r} lists a run as a control of {value!r}: the file is damaged")
+    return tuple(given)
+
+
 def _job(file: Path, entry: object) -> Job:
     if not isinstance(entry, dict):
         raise InputError(f"{str(file)!r} lists {entry!r}, which is no run: the file is damaged or was edited")
@@ -317,7 +324,7 @@ def _job(file: Path, entry: object) -> Job:
         text("model"),
         text("folder"),
         None if sparsity is None else float(sparsity),
-        None if control is None else str(control),
+        _controlled(file, control),
         text("state"),
         None if error is None else str(error),
     )

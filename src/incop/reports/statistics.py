@@ -105,7 +105,7 @@ class Summary:
         model: name of the model.
         target: the sparsity, in [0, 1].
         label: the method.
-        control_of: the method that it is a control of, or None.
+        control_of: the methods that it is a control of; none for a method.
         accuracy: test accuracy.
         dense: test accuracy of the dense networks of the same seeds, or None.
         search_epochs: charged epochs of the search.
@@ -118,7 +118,7 @@ class Summary:
     model: str
     target: float
     label: str
-    control_of: str | None
+    control_of: tuple[str, ...]
     accuracy: Estimate
     dense: Estimate | None
     search_epochs: Estimate
@@ -325,14 +325,14 @@ def _significantly_better(first: Mapping[int, float], second: Mapping[int, float
 def _against(
     setting: Setting, methods: Mapping[str, Sequence[Row]], reference: str | None, margin: float
 ) -> list[Difference]:
-    pairs: list[tuple[str | None, str | None, str]] = []
-    if reference in methods:
+    pairs: list[tuple[str, str, str]] = []
+    if reference is not None and reference in methods:
         pairs += [(label, reference, "reference") for label in methods if label != reference]
-    pairs += [(own[0].control_of, label, "control") for label, own in methods.items() if own[0].control_of in methods]
+    pairs += [
+        (name, label, "control") for label, own in methods.items() for name in own[0].control_of if name in methods
+    ]
     found = []
     for label, against, role in pairs:
-        assert label is not None
-        assert against is not None
         seeds, gaps = paired(_accuracy(methods[label]), _accuracy(methods[against]))
         if not seeds:
             continue

@@ -143,7 +143,7 @@ def _insides(comparison: Comparison) -> list[Section]:
     chosen: dict[tuple[str, str, str], Recorded] = {}
     for recorded in sorted(comparison.runs, key=lambda r: (r.job.seed, -(r.job.sparsity or 0.0))):
         job = recorded.job
-        if job.control_of is None and any(level.flow is not None for level in recorded.levels):
+        if not job.control_of and any(level.flow is not None for level in recorded.levels):
             chosen.setdefault((job.data, job.model, job.label), recorded)
     ordered = [recorded for _, recorded in sorted(chosen.items())]
     sections: list[Section] = []
@@ -192,7 +192,7 @@ def _runs(comparison: Comparison) -> Table:
     rows = [
         {
             "method": job.label,
-            "control of": job.control_of,
+            "control of": ", ".join(job.control_of) or None,
             "data": job.data,
             "model": job.model,
             "seed": job.seed,

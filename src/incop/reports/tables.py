@@ -139,7 +139,7 @@ def row_table(comparison: Comparison) -> Table:
             "model": row.model,
             "target": row.target,
             "label": row.label,
-            "control_of": row.control_of,
+            "control_of": ", ".join(row.control_of) or None,
             "seed": row.seed,
             "level": row.level,
             "sparsity": row.sparsity,
@@ -167,7 +167,7 @@ def summary_table(analysis: Analysis) -> Table:
             "model": s.model,
             "target": s.target,
             "label": s.label,
-            "control_of": s.control_of,
+            "control_of": ", ".join(s.control_of) or None,
             "n": s.accuracy.n,
         }
         | _estimate("test_accuracy", s.accuracy)
@@ -208,7 +208,7 @@ def job_table(comparison: Comparison) -> Table:
     rows = [
         {
             "label": job.label,
-            "control_of": job.control_of,
+            "control_of": ", ".join(job.control_of) or None,
             "data": job.data,
             "model": job.model,
             "seed": job.seed,

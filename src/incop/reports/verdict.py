@@ -94,7 +94,7 @@ def _lead(controlled: Sequence[str], comparison: Comparison, analysis: Analysis,
 def _wins(label: str, comparison: Comparison, analysis: Analysis) -> set[tuple[str, str, float]]:
     """Return the settings in which a method is better than all of its controls, none of them missing."""
     outcomes: dict[tuple[str, str, float], list[str]] = {}
-    wanted = sum(method == label for method in comparison.controls.values())
+    wanted = sum(label in methods for methods in comparison.controls.values())
     for d in analysis.differences:
         if d.role == "control" and d.label == label:
             outcomes.setdefault((d.data, d.model, d.target), []).append(d.outcome)
