@@ -20,6 +20,7 @@ import torch
 
 import incop
 from incop.experiments import runs
+from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 
 BASE = Plan(data="digits", model="lenet-300-100", method="incop-if", sparsity=0.95, levels=8, threads=1)
@@ -33,7 +34,7 @@ ROWS = {
 
 
 def measured(plan: Plan, seed: int, folder: Path) -> dict[str, float]:
-    summary = runs.execute(runs.resolve(Plan(seed=seed).over(plan)), folder).read_summary()
+    summary = runs.execute(resolve(Plan(seed=seed).over(plan)), folder).read_summary()
     pruned = summary.levels[1:]
     return {
         "sparsity": pruned[-1].sparsity,

@@ -13,6 +13,7 @@ import pytest
 
 from incop.cli import main
 from incop.rundir import RunDir
+from incop.training import Trainer
 
 QUICK = ["--max-epochs", "2", "--levels", "2"]
 
@@ -217,7 +218,7 @@ def test_a_plan_repeats_its_run_bit_for_bit_in_another_process():
 
 def test_the_test_split_decides_nothing(monkeypatch):
     """The same search on data whose test labels are scrambled: everything but the reported test accuracy is the same."""
-    from incop.experiments import datasets, runs
+    from incop.experiments import datasets
 
     words = ["search", "--rule", "accuracy within 0.05", "--check-every", "0.5", "--max-epochs", "3", "--levels", "2"]
     assert incop(*words, "--out", "A") == 0
@@ -230,14 +231,14 @@ def test_the_test_split_decides_nothing(monkeypatch):
 
     monkeypatch.setattr(datasets, "load", scrambled)
     reads = []
-    evaluate = runs.Trainer.evaluate
+    evaluate = Trainer.evaluate
 
     def counted(self, model, split=None):
         if split is not None:
             reads.append(split)
         return evaluate(self, model, split)
 
-    monkeypatch.setattr(runs.Trainer, "evaluate", counted)
+    monkeypatch.setattr(Trainer, "evaluate", counted)
     assert incop(*words, "--out", "B") == 0
     assert len(reads) == 3  # once a ticket
 
@@ -305,16 +306,14 @@ def test_silent_when_not_a_terminal_and_a_line_a_level_when_asked(capsys):
 
 
 def test_interrupt_keeps_what_was_finished(monkeypatch, capsys):
-    from incop.experiments import runs
-
-    fit = runs.Trainer.fit
+    fit = Trainer.fit
 
     def interrupted(self, model, masks, watch):
         if watch.level == 1:
             raise KeyboardInterrupt
         fit(self, model, masks, watch)
 
-    monkeypatch.setattr(runs.Trainer, "fit", interrupted)
+    monkeypatch.setattr(Trainer, "fit", interrupted)
     assert incop("search", *QUICK, "--out", "R") == 130
     assert "interrupted" in capsys.readouterr().err
     run = RunDir.open("R")

@@ -1,8 +1,9 @@
 import pytest
 
 from incop.errors import InputError
-from incop.experiments import methods, runs
+from incop.experiments import methods
 from incop.experiments.controls import Cost, Label, default_controls
+from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 from incop.pruning import Target
 from incop.records import Level, Spent
@@ -73,10 +74,10 @@ def test_labels_that_mean_nothing(text):
 
 def test_every_controls_plan_can_be_resolved_and_changes_what_it_says():
     cost = Cost(search=12.0, search_levels=6, total=32.0)
-    base = runs.resolve(Plan(seed=1).over(Label.parse("incop-if").plan(None, 0.9)))
+    base = resolve(Plan(seed=1).over(Label.parse("incop-if").plan(None, 0.9)))
 
     def differing(text):
-        plan = runs.resolve(Plan(seed=1).over(Label.parse(text).plan(cost, 0.9)))
+        plan = resolve(Plan(seed=1).over(Label.parse(text).plan(cost, 0.9)))
         return {k for k in plan.told() | base.told() if getattr(plan, k) != getattr(base, k)}, plan
 
     changed, plan = differing("fixed:match=incop-if")

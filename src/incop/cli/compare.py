@@ -159,11 +159,11 @@ def _number(text: str) -> float:
 
 
 def _print_estimate(console: Console, comparison: Comparison, jobs: int) -> None:
-    from incop.experiments import comparisons
+    from incop.experiments import estimates
 
     rows, seconds = [], 0.0
-    rates = {pair: comparisons.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
-    for job, epochs in comparisons.estimates(comparison):
+    rates = {pair: estimates.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
+    for job, epochs in estimates.estimates(comparison):
         took = epochs * rates[job.data, job.model]
         seconds += took
         ends = f"{job.sparsity:g}" if job.sparsity else ", ".join(f"{s:g}" for s in comparison.sparsities)

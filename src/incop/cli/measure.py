@@ -96,14 +96,15 @@ def measure(
 def _by_name(said: Plan, meter: str, weights: Path | None, *, alive_only: bool) -> tuple[Flow, Flow | None]:
     import incop  # torch comes with its first use
     from incop import checkpoints
-    from incop.experiments import methods, runs
+    from incop.experiments import methods, tickets
+    from incop.experiments.parts import prepare, resolve
 
     found = methods.meter(meter, alive_only=alive_only)
     if found is None:
         raise InputError("--meter none measures nothing: choose information or gradient")
-    parts = runs.prepare(runs.resolve(said))
+    parts = prepare(resolve(said))
     if weights is not None:
-        runs.put_weights(parts.model, checkpoints.load_weights(weights), source=str(weights))
+        tickets.put_weights(parts.model, checkpoints.load_weights(weights), source=str(weights))
     return incop.measure(parts.model, parts.probe, found), None
 
 
@@ -111,7 +112,7 @@ def _of_run(
     run: RunDir, level: int | None, meter: str | None, said: Plan, *, alive_only: bool
 ) -> tuple[Flow, Flow | None]:
     import incop  # torch comes with its first use
-    from incop.experiments import methods, runs
+    from incop.experiments import methods, tickets
 
     plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
     words = meter or ("information:mean" if plan.meter in (None, "none") else str(plan.meter))
@@ -120,7 +121,7 @@ def _of_run(
         raise InputError("--meter none measures nothing: choose information or gradient")
     levels = [record.level for record in run.levels()]
     number = level if level is not None else max(levels, default=0)
-    parts, masks = runs.rebuild(run, number, said)
+    parts, masks = tickets.rebuild(run, number, said)
     flow = incop.measure(parts.model, parts.probe, found, masks=masks)
-    parts, masks = runs.rebuild(run, 0, said)
+    parts, masks = tickets.rebuild(run, 0, said)
     return flow, incop.measure(parts.model, parts.probe, found, masks=masks)

@@ -56,9 +56,9 @@ def search(
     told.check()
     if out is not None:
         RunDir(out).refuse_existing()
-    from incop.experiments import runs  # imports torch
+    from incop.experiments import parts, runs  # imports torch
 
-    full = runs.resolve(told)
+    full = parts.resolve(told)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
         run = runs.execute(full, folder, runs.Progress(*listeners), dense=dense)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import multiprocessing
 import os
-import re
 import shutil
 import signal
 import threading
@@ -25,15 +23,14 @@ import tomli_w
 from incop.errors import IncopError, InputError
 from incop.experiments import runs
 from incop.experiments.controls import Cost, Label, default_controls
+from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-from incop.masks import Masks
+from incop.experiments.tickets import dense_plan
 from incop.rundir import RunDir, write_atomically
-from incop.watch import Watch
 
-__all__ = ["Comparison", "Job", "compare", "estimates", "jobs_of", "seconds_per_epoch"]
+__all__ = ["GUESS", "Comparison", "Job", "compare", "jobs_of"]
 
 GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
-TIMED_STEPS = 20
 # A fork of a server that has imported torch once starts in milliseconds; importing it in every run takes seconds.
 # Forking this process itself would carry over its threads' locks.
 PROCESSES: Any = multiprocessing.get_context(
@@ -95,7 +92,7 @@ class Comparison:
             for text in self.methods:
                 label = Label.parse(text)
                 if not label.needs_cost:
-                    runs.resolve(self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
+                    resolve(self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
 
     def controlled_by(self, label: Label) -> tuple[str, ...]:
         """Return the methods a control belongs to: the one it names, or every method that stops early."""
@@ -341,10 +338,10 @@ def _dense(work: _Work, place: tuple[str, str, int]) -> None:
     plan = Plan()
     for text in work.comparison.labels():
         label = Label.parse(text)
-        full = runs.resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
-        plan = runs.dense_plan(full)
+        full = resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
+        plan = dense_plan(full)
         keep.update(dict.fromkeys(plan.keep or ()))
-    plan = runs.resolve(Plan(keep=tuple(keep) or None).over(plan))
+    plan = resolve(Plan(keep=tuple(keep) or None).over(plan))
     folder = f"runs/dense-{seed}-{identity(plan)}"
     error = _process(work, plan, work.out / folder, dense=None)
     if error is None:
@@ -360,7 +357,7 @@ def _run(work: _Work, job: Job) -> None:
         return
     job.state = "running"
     try:
-        plan = runs.resolve(_plan(work, job))
+        plan = resolve(_plan(work, job))
     except IncopError as error:
         job.state, job.error = "failed", str(error)
         return
@@ -433,37 +430,3 @@ def _write_jobs(work: _Work) -> None:
     with work.lock:
         entries = [job.to_json() for job in work.jobs]
         write_atomically(work.out / "jobs.json", (json.dumps(entries, indent=1) + "\n").encode())
-
-
-def estimates(comparison: Comparison) -> list[tuple[Job, float]]:
-    """Return every job with the most epochs it may take after the dense level, before anything has run."""
-    found = []
-    for job in jobs_of(comparison):
-        end = job.sparsity if job.sparsity is not None else max(comparison.sparsities)
-        plan = runs.resolve(comparison.plan_of(job.label, GUESS, end, job.data, job.model, job.seed))
-        found.append((job, _most_epochs(job.label, plan, end)))
-    return found
-
-
-def _most_epochs(label: Label, plan: Plan, sparsity: float) -> float:
-    budget = float(plan.max_epochs or 1.0)
-    share = 0.12  # by the PQ index 5 to 40 % of what is left goes at a level, more at first
-    if plan.amount and re.fullmatch(r"[\d.]+", plan.amount):
-        share = float(plan.amount)
-    levels = math.ceil(math.log(1 - sparsity) / math.log(1 - share)) if 0 < share < 1 else 1
-    per_level = float(plan.rule.split()[1]) if plan.rule and plan.rule.startswith("after ") else budget
-    if label.needs_cost:
-        per_level = 2.0  # matched to a rule that usually stops at its first check
-    return min(per_level, budget) * max(levels - 1, 0) + budget * (1 + len(plan.ticket_at or ()))
-
-
-def seconds_per_epoch(comparison: Comparison, data: str, model: str) -> float:
-    """Return how long an epoch takes on this machine, by a few timed steps of the first method."""
-    label = Label.parse(comparison.methods[0])
-    plan = comparison.plan_of(label, GUESS, max(comparison.sparsities), data, model, comparison.plan.seed or 0)
-    parts = runs.prepare(runs.resolve(plan))
-    trainer = dataclasses.replace(parts.trainer, epochs=TIMED_STEPS / parts.trainer.steps_per_epoch)
-    watch = Watch(parts.model)
-    watch.start()
-    trainer.fit(parts.model, Masks.full(parts.model), watch)
-    return watch.spent.seconds / TIMED_STEPS * parts.trainer.steps_per_epoch

@@ -1,0 +1,196 @@
+"""Parts: a plan made real: data, network, trainer, probe, and the arguments of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incop.errors import InputError, unknown
+from incop.experiments import datasets, methods, models
+from incop.experiments.datasets import Dataset, crop_and_flip
+from incop.experiments.plan import DEFAULTS, Plan
+from incop.flow import Meter
+from incop.masks import Masks
+from incop.pruning import Target
+from incop.records import Interval
+from incop.snapshots import RewindPoint
+from incop.stopping import Rule
+from incop.training import Trainer
+
+__all__ = ["Parts", "prepare", "resolve", "said"]
+
+FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A plan made real: data, network, trainer, and the arguments of the search."""
+
+    plan: Plan
+    data: Dataset
+    model: nn.Module
+    trainer: Trainer
+    test: tuple[Tensor, Tensor]
+    probe: list[tuple[Tensor, Tensor]]
+    meter: Meter | None
+    rule: Rule | None
+    arguments: dict[str, Any]
+
+
+def resolve(plan: Plan) -> Plan:
+    """Say every key of a plan: the method's row, the model's recipe, then the defaults, under what is said.
+
+    Raises:
+        InputError: method or model is unknown, or a key is out of range.
+    """
+    plan = plan.over(Plan(**{k: v for k, v in DEFAULTS.items() if k in ("data", "model", "method")}))
+    plan.check()
+    assert plan.method is not None
+    assert plan.model is not None
+    row = methods.method(plan.method)
+    if plan.method == "dense" and plan.levels:
+        raise InputError(
+            f"the method 'dense' has no pruning levels, and --levels {plan.levels} asks for some: choose lth, say"
+        )
+    recipe = models.entry(plan.model).recipe
+    base = Plan(
+        optimizer=recipe.optimizer,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        schedule=recipe.schedule,
+        max_epochs=float(recipe.epochs),
+    )
+    levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
+    if plan.sparsity is not None and plan.amount is None:
+        base = Plan(amount=f"to {plan.sparsity!r} in {levels}").over(base)
+    full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
+    return replace(full, model=models.entry(plan.model).name)
+
+
+def prepare(plan: Plan) -> Parts:
+    """Make a resolved plan real; whatever is wrong with it is found here, before any folder is made or step taken.
+
+    Raises:
+        InputError: a value cannot be used, data are missing or damaged, the probe is larger than the split.
+    """
+    device = _device(plan)
+    if plan.threads is not None:
+        torch.set_num_threads(plan.threads)
+    seed = plan.seed or 0
+    rule = methods.rule(said(plan.rule))
+    meter = methods.meter(said(plan.meter), alive_only=bool(plan.alive_only))
+    if rule is not None and "flow" in rule.wants and meter is None:
+        raise InputError(
+            f"the rule {str(rule)!r} watches the flow and --meter is none: choose --meter information or gradient"
+        )
+    amount = methods.amount(said(plan.amount))
+    selection = methods.selection(said(plan.selection))
+    rewind = RewindPoint.parse(said(plan.rewind))
+    every = Interval.parse(said(plan.check_every))
+    data = datasets.load(
+        said(plan.data), data_dir=plan.data_dir, seed=seed, validation=plan.validation or 0.1, limit=plan.limit
+    )
+    model = models.build(said(plan.model), channels=data.channels, size=data.size, classes=data.classes, seed=seed)
+    model.to(device)
+    trainer, test, prepared = _trainer(plan, data, device)
+    probe = _probe(plan, data, prepared, device)
+    score = methods.score(said(plan.score), batches=probe, seed=seed)
+    Masks.full(model, skip=plan.skip or ())
+    return Parts(
+        plan,
+        data,
+        model,
+        trainer,
+        test,
+        probe,
+        meter,
+        rule,
+        {
+            "levels": plan.levels,
+            "probe": probe,
+            "meter": meter,
+            "rule": rule,
+            "amount": amount,
+            "rewind": rewind,
+            "score": score,
+            "selection": selection,
+            "skip": plan.skip or (),
+            "check_every": every,
+            "check_before": bool(plan.check_before),
+            "last_level_full": plan.last_level_full is not False,
+            "sparsity": None if isinstance(amount, Target) else plan.sparsity,
+            "ticket_at": plan.ticket_at or (),
+            "keep": plan.keep or (),
+        },
+    )
+
+
+def said(value: str | None) -> str:
+    """Return a key that `resolve` has filled in."""
+    assert value is not None, "the plan must be resolved first"
+    return value
+
+
+def _device(plan: Plan) -> torch.device:
+    name = plan.device or "auto"
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    return torch.device(name)
+
+
+Prepare = Callable[[Tensor], Tensor]
+
+
+def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, tuple[Tensor, Tensor], Prepare]:
+    mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(data.std, device=device).view(1, -1, 1, 1)
+
+    def normalised(images: Tensor) -> Tensor:
+        return (images.to(device).float() / 255 - mean) / std
+
+    augmented = plan.augment if plan.augment is not None else data.augment == "crop-flip"
+    splits = (data.train, data.validation, data.test)
+    once = not augmented and sum(4 * split.images.numel() for split in splits) <= FLOATS_IN_MEMORY
+    train, validation, test = (
+        (normalised(split.images) if once else split.images.to(device), split.labels.to(device)) for split in splits
+    )
+    trainer = Trainer(
+        train,
+        validation,
+        epochs=float(plan.max_epochs or 1.0),
+        level_epochs=plan.level_epochs,
+        batch_size=int(plan.batch_size or 1),
+        optimizer=said(plan.optimizer),
+        lr=float(plan.lr or 0.0),
+        momentum=float(plan.momentum or 0.0),
+        weight_decay=float(plan.weight_decay or 0.0),
+        schedule=said(plan.schedule),
+        clip=plan.clip,
+        prepare=None if once else normalised,
+        augment=crop_and_flip if augmented else None,
+        seed=plan.seed or 0,
+    )
+    return trainer, test, normalised
+
+
+def _probe(plan: Plan, data: Dataset, prepared: Prepare, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    available = len(data.train.labels)
+    size = plan.probe_size if plan.probe_size is not None else min(1000, available)
+    if size > available:
+        raise InputError(
+            f"--probe-size {size} is larger than the training split of {available} images"
+            f"{f' (--limit {plan.limit})' if plan.limit else ''}: take at most {available}"
+        )
+    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(plan.seed or 0))[:size]
+    images, labels = data.train.images[chosen], data.train.labels[chosen].to(device)
+    return [(prepared(part), wanted) for part, wanted in zip(images.split(1024), labels.split(1024), strict=True)]

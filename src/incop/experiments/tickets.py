@@ -1,0 +1,113 @@
+"""Tickets of runs, read back: the dense level that runs share, and the network of any level."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from incop import checkpoints
+from incop.errors import InputError
+from incop.experiments.parts import Parts, prepare, resolve
+from incop.experiments.plan import Plan
+from incop.loop import Dense
+from incop.masks import Masks
+from incop.rundir import RunDir
+from incop.snapshots import RewindPoint, Snapshot
+
+__all__ = ["DENSE_KEYS", "POINT", "dense_plan", "put_weights", "rebuild", "shared_dense"]
+
+POINT = "point-"  # folders of rewind points beside the dense level's weights
+DENSE_KEYS = (  # what the dense level depends on
+    "data",
+    "model",
+    "seed",
+    "max_epochs",
+    "limit",
+    "validation",
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "batch_size",
+    "schedule",
+    "clip",
+    "augment",
+)
+
+
+def dense_plan(plan: Plan) -> Plan:
+    """Return the plan of the dense level alone that a resolved plan begins with."""
+    said = {key: getattr(plan, key) for key in (*DENSE_KEYS, "data_dir", "device", "threads")}
+    return Plan(
+        **said, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None
+    )
+
+
+def shared_dense(parts: Parts, run: RunDir) -> Dense:
+    """Read a dense level that another run has trained.
+
+    Raises:
+        InputError: that run has none, or its plan differs in something that the dense level depends on.
+    """
+    other = resolve(Plan.from_mapping(run.read_plan(), source=str(run.plan_file)))
+    for key in DENSE_KEYS:
+        mine, theirs = getattr(parts.plan, key), getattr(other, key)
+        if mine != theirs:
+            raise InputError(
+                f"the dense level of {str(run.path)!r} was trained with {key} = {theirs!r}, and this plan says {mine!r}: "
+                "they cannot share it"
+            )
+    records = [record for record in run.levels() if record.level == 0]
+    if not records:
+        raise InputError(f"the run {str(run.path)!r} has no finished dense level")
+    folder = run.level_dir(0)
+    points = {}
+    for path in sorted(folder.glob(f"{POINT}*")):
+        name = path.name.removeprefix(POINT).replace("_", ":")
+        points[name] = Snapshot(checkpoints.load_weights(path), _point_epoch(name, parts))
+    return Dense(records[0], Snapshot(checkpoints.load_weights(folder), records[0].epochs), points)
+
+
+def _point_epoch(name: str, parts: Parts) -> float:
+    after = RewindPoint.parse(name).after
+    if after is None:
+        return 0.0
+    return after.amount if after.unit == "epochs" else after.amount / parts.trainer.steps_per_epoch
+
+
+def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, Masks]:
+    """Make a run's plan real again and put the weights of one of its levels in place.
+
+    Args:
+        run: the run.
+        level: one of its finished levels.
+        said: keys that go before the run's own, such as where the data are now.
+
+    Raises:
+        InputError: the run has no such level, or its files are damaged or do not fit the plan.
+    """
+    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    levels = [record.level for record in run.levels()]
+    if level not in levels:
+        have = f"levels 0 to {max(levels)}" if levels else "no finished level"
+        raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
+    parts = prepare(resolve(said.over(plan) if said is not None else plan))
+    weights = checkpoints.load_weights(run.level_dir(level))
+    masks = checkpoints.load_masks(run.level_dir(level))
+    put_weights(parts.model, weights, source=str(run.level_dir(level)))
+    masks.weights(parts.model)
+    return parts, masks
+
+
+def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
+    """Put weights into a model by name.
+
+    Raises:
+        InputError: they belong to another model.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"the weights of {source!r} do not fit this network: {first}") from error
