@@ -56,7 +56,9 @@ def test_every_method_and_control_ran_at_every_seed(done):
         ends = [job["sparsity"]] if job["sparsity"] else comparison.sparsities
         for end in ends:
             (level,) = [level for level in levels if level.sparsity == pytest.approx(end, abs=1e-4)]
-            assert level.epochs == level.max_epochs  # its ticket is trained in full
+            assert level.epochs == pytest.approx(
+                level.max_epochs, abs=0.2
+            )  # in full, to a whole step of three an epoch
         assert levels[-1].sparsity == pytest.approx(ends[-1], abs=1e-4)
 
 
