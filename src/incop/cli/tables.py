@@ -15,8 +15,9 @@ __all__ = ["level_table", "plain_console", "spent_lines", "table"]
 
 def plain_console() -> Console:
     """Return the console the commands print on: wide enough not to fold tables when it is no terminal."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160, no_color=True)
+    # no markup: what is printed holds names and sentences of users, in which [data] is no colour
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=160, no_color=True, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:

@@ -128,7 +128,7 @@ class Picture:
 @contextmanager
 def sheet(name: str, alt: str, *, height: float = HEIGHT) -> Any:
     """Give the axes of a new picture, and what finishes it as markup once the block is left."""
-    purpose = "the pictures of a report"
+    purpose = "a report with pictures"
     matplotlib = load("matplotlib", extra="report", purpose=purpose)
     figures = load("matplotlib.figure", extra="report", purpose=purpose)
     done: list[str] = []
@@ -207,13 +207,13 @@ def look(style: Style) -> dict[str, Any]:
 
 def whole_ticks(axes: Any) -> None:
     """Label the x axis at whole numbers only."""
-    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    ticker = load("matplotlib.ticker", extra="report", purpose="a report with pictures")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
 
 
 def plain_ticks(axis: Any) -> None:
     """Label a logarithmic axis with plain numbers, at 1, 2 and 5 of each decade."""
-    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    ticker = load("matplotlib.ticker", extra="report", purpose="a report with pictures")
     plain: Callable[[float, int], str] = lambda value, _: f"{value:g}"  # noqa: E731
     axis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(ticker.FuncFormatter(plain))

@@ -285,7 +285,7 @@ def gaps(
 
 def _marks(axes: Any) -> None:
     """Label a scale that is even within ±1 point and logarithmic beyond."""
-    ticker = load("matplotlib.ticker", extra="report", purpose="the pictures of a report")
+    ticker = load("matplotlib.ticker", extra="report", purpose="a report with pictures")
     axes.xaxis.set_major_locator(ticker.FixedLocator([s * v for s in (-1, 1) for v in (50, 20, 5, 2, 1, 0.5, 0)]))
     axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
     axes.xaxis.set_minor_locator(ticker.NullLocator())

@@ -145,7 +145,7 @@ class Analysis:
 
 
 def _stats() -> tuple[Any, Any]:
-    purpose = "the statistics of a report"
+    purpose = "a report with statistics"
     return load("numpy", extra="stats", purpose=purpose), load("scipy.stats", extra="stats", purpose=purpose)
 
 
