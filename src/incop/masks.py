@@ -210,7 +210,13 @@ class _Zero:
 
     def gradient(self, weight: Tensor) -> None:
         """Do so to the weight's gradient; called when it has just been accumulated."""
-        if (gradient := weight.grad) is not None:
+        gradient = weight.grad
+        if gradient is None:
+            return
+        known = self._bits.get(gradient.dtype)
+        if known is not None and gradient.is_cpu and not torch.is_grad_enabled():
+            gradient.view(known[0]).bitwise_and_(known[1])
+        else:
             self(gradient)
 
     def weight(self, weight: Tensor) -> None:
