@@ -276,7 +276,7 @@ def _levels(parts: _Search) -> Iterator[Ticket]:
         ahead = [end for end in ends if not _reached(parts.masks, end)]
         masks, notices = _cut(parts, level, at_most=min(ahead, default=None))
         arrived = [end for end in ahead if _reached(masks, end)]
-        last = level == parts.levels or (bool(ends) and len(arrived) == len(ahead))
+        last = level == parts.levels or (parts.sparsity is not None and _reached(masks, parts.sparsity))
         report = any(end in parts.ticket_at for end in arrived)
         yield _sparse(parts, level, masks, notices, last=last, report=report)
         if last:

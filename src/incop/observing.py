@@ -26,7 +26,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     Restored: the training flag of every module, every weight and buffer (the same tensor with the same bits),
     `.grad` and `requires_grad` of every parameter, the modules' attributes (the same objects; what a forward pass
     changes inside a list or dictionary of its own stays changed), and the random states of Python, NumPy and
-    torch on every device in use. This takes one more copy of the model's tensors and gradients.
+    torch on every device in use. This takes one more copy of the model's tensors.
 
     Raises:
         InputError: the model holds a lazy module that has not run yet.
@@ -44,11 +44,13 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     if lazy := next((name for name, module in model.named_modules() if _is_lazy(module)), None):
         raise InputError(f"module {lazy!r} is lazy and has no weight yet: run one batch through the model first")
     modules = [_Found(module) for module in model.modules()]
-    parameters = [(p, p.data, p.requires_grad, p.grad, _bits(p), _bits(p.grad)) for p in model.parameters()]
+    parameters = [(p, p.data, p.requires_grad, p.grad, _bits(p)) for p in model.parameters()]
     buffers = [(b, _bits(b), b.grad_fn) for b in model.buffers()]
     random_states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
     try:
+        for p, *_ in parameters:
+            p.grad = None  # out of reach instead of copied: the same tensor comes back
         for found in modules:  # not model.eval(), which a model may override with side effects
             found.module.training = False
         yield model
@@ -56,13 +58,12 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         for found in modules:
             found.restore()
         with torch.no_grad():
-            for p, data, requires_grad, grad, bits, grad_bits in parameters:
+            for p, data, requires_grad, grad, bits in parameters:
                 if p.data_ptr() != data.data_ptr() or p.shape != data.shape:  # `weight.data = …` in the forward pass
                     p.data = data
                 _restore(p, bits)
                 p.requires_grad_(requires_grad)
                 p.grad = grad
-                _restore(grad, grad_bits)
             for buffer, bits, grad_fn in buffers:
                 if grad_fn is None and buffer.grad_fn is not None and not buffer._is_view():
                     buffer.detach_()  # a forward pass under autograd wrote an activation into it

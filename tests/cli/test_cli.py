@@ -361,3 +361,11 @@ def test_real_data(data, model, method):
     ]
     assert incop("search", *words, "--out", "R") == 0
     assert RunDir.open("R").read_summary().status == "finished"
+
+
+def test_a_sparsity_to_reach_and_one_on_the_way():
+    assert (
+        incop("search", "--max-epochs", "1", "--levels", "3", "--sparsity", "0.9", "--ticket-at", "0.5", "--out", "R")
+        == 0
+    )
+    assert [round(level.sparsity, 3) for level in RunDir.open("R").levels()] == [0, 0.5, 0.785, 0.9]
