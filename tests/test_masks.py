@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from incop import Masks, hold
+from incop import Masks, hold, prune
 from incop.errors import InputError
 
 # --- the value
@@ -697,3 +697,70 @@ def test_two_processes_side_by_side(tmp_path):
         for run in runs:
             run.kill()
             run.communicate()
+
+
+def trained(optimizer, between, *, steps=3):
+    """Train a held network, doing something to it between the backward pass and the step."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    masks = prune(net, amount=0.6)
+    made = optimizer(net.parameters())
+    with hold(masks, net, made):
+        for _ in range(steps):
+            made.zero_grad()
+            nn.functional.cross_entropy(net(torch.randn(20, 6)), torch.randint(3, (20,))).backward()
+            between(net, made)
+            made.step()
+            for name, weight in masks.weights(net).items():
+                assert not weight.detach()[~masks[name]].view(torch.int32).any(), name
+
+
+def noisy_gradients(net, optimizer):
+    for weight in net.parameters():
+        weight.grad.add_(torch.randn_like(weight))
+
+
+def other_gradients(net, optimizer):
+    for weight in net.parameters():
+        weight.grad = torch.randn_like(weight)
+
+
+def written_weights(net, optimizer):
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1)
+
+
+def loaded_momentum(net, optimizer):
+    state = copy.deepcopy(optimizer.state_dict())
+    for values in state["state"].values():
+        for name in values:
+            if isinstance(values[name], torch.Tensor) and values[name].dim():
+                values[name] = torch.ones_like(values[name])
+    optimizer.load_state_dict(state)
+
+
+def nothing(net, optimizer):
+    pass
+
+
+def clipped(net, optimizer):
+    nn.utils.clip_grad_norm_(net.parameters(), 0.01)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [nothing, clipped, noisy_gradients, other_gradients, written_weights, loaded_momentum],
+    ids=lambda f: f.__name__,
+)
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "fused", "no eps", "NAdam"])
+def test_zeros_stay_whatever_is_done_between_backward_and_step(between, optimizer):
+    made = {
+        "SGD": lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9, weight_decay=0.1),
+        "Adam": lambda weights: torch.optim.Adam(weights, lr=0.1, amsgrad=True),
+        "AdamW": lambda weights: torch.optim.AdamW(weights, lr=0.1),
+        "fused": lambda weights: torch.optim.Adam(weights, lr=0.1, fused=True),
+        "no eps": lambda weights: torch.optim.Adam(weights, lr=0.1, eps=0.0),
+        "NAdam": lambda weights: torch.optim.NAdam(weights, lr=0.1),
+    }[optimizer]
+    trained(made, between)

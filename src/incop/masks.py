@@ -178,10 +178,15 @@ BITS = {
 }
 
 
+# Optimizers whose every term is a weight's own gradient, what was gathered of it, or the weight times a number:
+# of a zero weight with zero gradients they make zero. Exactly these classes; a subclass may do anything.
+FOLLOW_GRADIENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
 class _Zero:
     """Sets the pruned positions of a tensor to +0.0 in place, whatever stands there, NaN included.
 
-    It runs twice a step for every layer, so the way of the usual case (CPU, no gradients recorded) is kept short:
+    It runs at every step for every layer, so the way of the usual case (CPU, no gradients recorded) is kept short:
     on LeNet-5 each 10 µs a layer are 1 % of a step.
     """
 
@@ -189,8 +194,8 @@ class _Zero:
         self.pruned = ~mask.to(weight.device)
         self._like = torch.empty_like(weight, dtype=torch.bool).copy_(self.pruned)  # in the weight's memory order
         self._bits: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
-        self._view: Tensor | None = None
-        self._at = 0
+        self._masked: tuple[int, int] | None = None  # the gradient as it was left
+        self._left_at = -1  # the weight's version after the last step
 
     def __call__(self, tensor: Tensor) -> None:
         # CPU: `masked_fill_` branches at every position, 25 times slower than `&` (48,000 weights: 130 against 5 µs).
@@ -218,16 +223,27 @@ class _Zero:
             gradient.view(known[0]).bitwise_and_(known[1])
         else:
             self(gradient)
+        self._masked = (id(gradient), gradient._version)
 
-    def weight(self, weight: Tensor) -> None:
-        """Do so to the weight itself, through a view that is made anew when its memory has moved."""
-        if self._view is None or self._at != weight.data_ptr() or self._view.shape != weight.shape:
-            known = self._bits.get(weight.dtype) or self._bits_for(weight)
-            if known is None or not weight.is_cpu:
+    def before_step(self, weight: Tensor) -> None:
+        """Note whether gradient and weight are as this left them: nobody wrote to either since (clipping does)."""
+        if _state(weight.grad) != self._masked or weight._version != self._left_at:
+            self._masked = None
+
+    def weight(self, weight: Tensor, *, follows_gradient: bool) -> None:
+        """Do so to the weight itself, after a step that may have moved it.
+
+        An optimizer that moves a weight by its gradient and what it gathered of it leaves zeros at zero, if both were as this
+        left them before the step and the gradient is so still (a closure makes another one within the step).
+        """
+        if not follows_gradient or self._masked is None or _state(weight.grad) != self._masked:
+            with torch.no_grad():
                 self(weight)
-                return
-            self._view, self._at = weight.detach().view(known[0]), weight.data_ptr()
-        self._view.bitwise_and_(self._bits[weight.dtype][1])
+        self._masked, self._left_at = None, weight._version
+
+
+def _state(gradient: Tensor | None) -> tuple[int, int] | None:
+    return None if gradient is None else (id(gradient), gradient._version)
 
 
 class Hold:
@@ -235,8 +251,9 @@ class Hold:
 
     Three things make it exact for any optimizer: gradients of pruned weights are zeroed as they are
     computed (so clipping by norm, accumulation and scalers never see them), the optimizer's state for them
-    is zeroed once at the start (momentum that was gathered before the cut would move them), and the
-    weights are set to zero again after every step (for optimizers that move weights without gradients).
+    is zeroed at the start and when it is loaded (momentum that was gathered before the cut would move them), and
+    the weights are set to zero again after every step that may have moved them: of an optimizer that does not
+    follow gradients alone, or after somebody wrote to a gradient or a weight.
     """
 
     def __init__(self, masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -263,7 +280,11 @@ class Hold:
             weight.register_post_accumulate_grad_hook(zero.gradient) for weight, zero in pruned if weight.requires_grad
         ]
         if pruned:
+            self._handles.append(optimizer.register_step_pre_hook(_before_step(pruned)))
             self._handles.append(optimizer.register_step_post_hook(_zero_weights(pruned)))
+            self._handles.append(
+                optimizer.register_load_state_dict_post_hook(lambda optimizer: _forget_momentum(optimizer, pruned))
+            )
 
     def release(self) -> None:
         """Stop holding; the weights stay as they are."""
@@ -294,11 +315,22 @@ def _forget_momentum(optimizer: torch.optim.Optimizer, pruned: Pruned) -> None:
         zero.gradient(weight)
 
 
-def _zero_weights(pruned: Pruned) -> Callable[..., None]:
-    @torch.no_grad()
-    def zero_weights(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+def _before_step(pruned: Pruned) -> Callable[..., None]:
+    def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         for weight, zero in pruned:
-            zero.weight(weight)
+            zero.before_step(weight)
+
+    return before_step
+
+
+def _zero_weights(pruned: Pruned) -> Callable[..., None]:
+    def zero_weights(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # where Adam's eps is nothing (in half precision 1e-8 is), it divides zero by zero
+        follows = type(optimizer) in FOLLOW_GRADIENTS and all(
+            group.get("eps", 1.0) >= 1e-30 for group in optimizer.param_groups
+        )
+        for weight, zero in pruned:
+            zero.weight(weight, follows_gradient=follows and weight.dtype.itemsize >= 4)
 
     return zero_weights
 
