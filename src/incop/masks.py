@@ -194,7 +194,9 @@ class _Zero:
         self.pruned = ~mask.to(weight.device)
         self._like = torch.empty_like(weight, dtype=torch.bool).copy_(self.pruned)  # in the weight's memory order
         self._bits: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
-        self._masked: tuple[int, int] | None = None  # the gradient as it was left
+        self._gradient: Tensor | None = None  # the one masked last, until the step
+        self._version = -1  # in which it was left
+        self._clean = False  # whether the step began with gradient and weight as they were left
         self._left_at = -1  # the weight's version after the last step
 
     def __call__(self, tensor: Tensor) -> None:
@@ -223,12 +225,16 @@ class _Zero:
             gradient.view(known[0]).bitwise_and_(known[1])
         else:
             self(gradient)
-        self._masked = (id(gradient), gradient._version)
+        self._gradient, self._version = gradient, gradient._version
+
+    def as_left(self, weight: Tensor) -> bool:
+        """Say whether the weight's gradient is the one that was masked last, and nobody wrote to it since."""
+        gradient = self._gradient
+        return gradient is not None and weight.grad is gradient and gradient._version == self._version
 
     def before_step(self, weight: Tensor) -> None:
-        """Note whether gradient and weight are as this left them: nobody wrote to either since (clipping does)."""
-        if _state(weight.grad) != self._masked or weight._version != self._left_at:
-            self._masked = None
+        """Note whether gradient and weight are as this left them (clipping writes to a gradient, for instance)."""
+        self._clean = weight._version == self._left_at and self.as_left(weight)
 
     def weight(self, weight: Tensor, *, follows_gradient: bool) -> None:
         """Do so to the weight itself, after a step that may have moved it.
@@ -236,14 +242,10 @@ class _Zero:
         An optimizer that moves a weight by its gradient and what it gathered of it leaves zeros at zero, if both were as this
         left them before the step and the gradient is so still (a closure makes another one within the step).
         """
-        if not follows_gradient or self._masked is None or _state(weight.grad) != self._masked:
+        if not (follows_gradient and self._clean and self.as_left(weight)):
             with torch.no_grad():
                 self(weight)
-        self._masked, self._left_at = None, weight._version
-
-
-def _state(gradient: Tensor | None) -> tuple[int, int] | None:
-    return None if gradient is None else (id(gradient), gradient._version)
+        self._gradient, self._clean, self._left_at = None, False, weight._version
 
 
 class Hold:
