@@ -764,3 +764,24 @@ def test_zeros_stay_whatever_is_done_between_backward_and_step(between, optimize
         "NAdam": lambda weights: torch.optim.NAdam(weights, lr=0.1),
     }[optimizer]
     trained(made, between)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_holding_only_the_weights_trains_the_others_the_same_to_the_bit(optimizer):
+    def trained(gradients):
+        torch.manual_seed(1)
+        net = nn.Sequential(
+            nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30)
+        )  # the second layer has more than 1,024 weights
+        masks = prune(net, amount=0.6)
+        made = getattr(torch.optim, optimizer)(net.parameters(), lr=0.05, weight_decay=0.01)
+        with hold(masks, net, made, gradients=gradients):
+            for _ in range(5):
+                made.zero_grad()
+                nn.functional.cross_entropy(net(torch.randn(20, 6)), torch.randint(3, (20,))).backward()
+                made.step()
+                for name, weight in masks.weights(net).items():
+                    assert not weight.detach()[~masks[name]].view(torch.int32).any()
+        return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+    assert torch.equal(trained(gradients=True), trained(gradients=False))

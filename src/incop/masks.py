@@ -183,6 +183,9 @@ BITS = {
 FOLLOW_GRADIENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 
 
+FEW = 1024  # of so few numbers one plain call is done before a second has begun
+
+
 class _Zero:
     """Sets the pruned positions of a tensor to +0.0 in place, whatever stands there, NaN included.
 
@@ -194,6 +197,7 @@ class _Zero:
         self.pruned = ~mask.to(weight.device)
         self._like = torch.empty_like(weight, dtype=torch.bool).copy_(self.pruned)  # in the weight's memory order
         self._bits: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
+        self._few = weight.is_cpu and weight.numel() <= FEW
         self._gradient: Tensor | None = None  # the one masked last, until the step
         self._version = -1  # in which it was left
         self._clean = False  # whether the step began with gradient and weight as they were left
@@ -209,7 +213,7 @@ class _Zero:
         tensor.view(known[0]).bitwise_and_(known[1])
 
     def _bits_for(self, tensor: Tensor) -> tuple[torch.dtype, Tensor] | None:
-        kind = BITS.get(tensor.dtype) if self._like.is_cpu else None
+        kind = BITS.get(tensor.dtype) if self._like.is_cpu and self._like.numel() > FEW else None
         if kind is None:
             return None
         self._bits[tensor.dtype] = known = (kind, torch.where(self._like, 0, -1).to(kind))
@@ -223,6 +227,8 @@ class _Zero:
         known = self._bits.get(gradient.dtype)
         if known is not None and gradient.is_cpu and not torch.is_grad_enabled():
             gradient.view(known[0]).bitwise_and_(known[1])
+        elif self._few and gradient.is_cpu:
+            gradient.masked_fill_(self.pruned, 0.0)
         else:
             self(gradient)
         self._gradient, self._version = gradient, gradient._version
@@ -243,8 +249,7 @@ class _Zero:
         left them before the step and the gradient is so still (a closure makes another one within the step).
         """
         if not (follows_gradient and self._clean and self.as_left(weight)):
-            with torch.no_grad():
-                self(weight)
+            self(weight)
         self._gradient, self._clean, self._left_at = None, False, weight._version
 
 
@@ -258,7 +263,9 @@ class Hold:
     follow gradients alone, or after somebody wrote to a gradient or a weight.
     """
 
-    def __init__(self, masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer, *, gradients: bool = True
+    ) -> None:
         weights = masks.weights(model)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise InputError(
@@ -278,11 +285,16 @@ class Hold:
             if masks.remaining_in(name) < weight.numel()  # a dense layer needs no holding
         ]
         _forget_momentum(optimizer, pruned)
-        self._handles: list[RemovableHandle] = [
-            weight.register_post_accumulate_grad_hook(zero.gradient) for weight, zero in pruned if weight.requires_grad
-        ]
+        self._handles: list[RemovableHandle] = []
+        if gradients:
+            self._handles += [
+                weight.register_post_accumulate_grad_hook(zero.gradient)
+                for weight, zero in pruned
+                if weight.requires_grad
+            ]
         if pruned:
-            self._handles.append(optimizer.register_step_pre_hook(_before_step(pruned)))
+            if gradients:
+                self._handles.append(optimizer.register_step_pre_hook(_before_step(pruned)))
             self._handles.append(optimizer.register_step_post_hook(_zero_weights(pruned)))
             self._handles.append(
                 optimizer.register_load_state_dict_post_hook(lambda optimizer: _forget_momentum(optimizer, pruned))
@@ -331,13 +343,14 @@ def _zero_weights(pruned: Pruned) -> Callable[..., None]:
         follows = type(optimizer) in FOLLOW_GRADIENTS and all(
             group.get("eps", 1.0) >= 1e-30 for group in optimizer.param_groups
         )
-        for weight, zero in pruned:
-            zero.weight(weight, follows_gradient=follows and weight.dtype.itemsize >= 4)
+        with torch.no_grad():
+            for weight, zero in pruned:
+                zero.weight(weight, follows_gradient=follows and weight.dtype.itemsize >= 4)
 
     return zero_weights
 
 
-def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> Hold:
+def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer, *, gradients: bool = True) -> Hold:
     """Keep pruned weights at exactly zero while an optimizer trains the model.
 
     Works with any `torch.optim.Optimizer`: momentum, weight decay, Adam(W), L-BFGS, gradient accumulation,
@@ -348,6 +361,9 @@ def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> Ho
         masks: the weights that are left.
         model: the model; its pruned weights are set to zero at once.
         optimizer: the optimizer that trains it.
+        gradients: zero the gradients of pruned weights too, as they are computed: for clipping by norm, scalers and whoever
+            else reads gradients. Without it only the weights are zeroed after every step, which costs less; the weights
+            that are left train the same, to the bit, with optimizers that treat every weight by itself.
 
     Returns:
         A `Hold`; use it as a context manager, or call `release()` at the end.
@@ -369,4 +385,4 @@ def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer) -> Ho
         >>> int((net.weight != 0).sum())
         2
     """
-    return Hold(masks, model, optimizer)
+    return Hold(masks, model, optimizer, gradients=gradients)

@@ -131,7 +131,7 @@ class Trainer:
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
         was = model.training
         try:
-            with torch.random.fork_rng(devices=devices), hold(masks, model, optimizer):
+            with torch.random.fork_rng(devices=devices), hold(masks, model, optimizer, gradients=self.clip is not None):
                 seed = self.seed * 1_000_003 + watch.level
                 torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
                 self._steps(model, optimizer, watch, self._order(torch.Generator().manual_seed(seed)), total)
