@@ -170,7 +170,7 @@ def _random(label: Label, cost: Cost | None, sparsity: float) -> Plan:
     # An amount that reads the weights (PQ index) would cut more of weights that were cut at random: levels are matched.
     assert cost is not None
     levels = cost.search_levels + 1
-    own = Plan(score="random", amount=f"to {sparsity!r} in {levels}", selection="global", levels=levels)
+    own = Plan(score="random", amount=f"to {sparsity!r} in {levels}", selection="global")
     return own.over(_each_level(label, cost, sparsity))
 
 
