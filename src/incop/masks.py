@@ -181,8 +181,6 @@ BITS = {
 # Optimizers whose every term is a weight's own gradient, what was gathered of it, or the weight times a number:
 # of a zero weight with zero gradients they make zero. Exactly these classes; a subclass may do anything.
 FOLLOW_GRADIENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
-
-
 FEW = 1024  # of so few numbers one plain call is done before a second has begun
 
 
@@ -200,7 +198,7 @@ class _Zero:
         self._few = weight.is_cpu and weight.numel() <= FEW
         self._gradient: Tensor | None = None  # the one masked last, until the step
         self._version = -1  # in which it was left
-        self._clean = False  # whether the step began with gradient and weight as they were left
+        self._untouched = False  # whether nobody wrote to the weight between the last step and this one
         self._left_at = -1  # the weight's version after the last step
 
     def __call__(self, tensor: Tensor) -> None:
@@ -233,24 +231,23 @@ class _Zero:
             self(gradient)
         self._gradient, self._version = gradient, gradient._version
 
-    def as_left(self, weight: Tensor) -> bool:
-        """Say whether the weight's gradient is the one that was masked last, and nobody wrote to it since."""
+    def _as_masked(self, weight: Tensor) -> bool:
         gradient = self._gradient
         return gradient is not None and weight.grad is gradient and gradient._version == self._version
 
     def before_step(self, weight: Tensor) -> None:
-        """Note whether gradient and weight are as this left them (clipping writes to a gradient, for instance)."""
-        self._clean = weight._version == self._left_at and self.as_left(weight)
+        """Note whether nobody wrote to the weight since the last step."""
+        self._untouched = weight._version == self._left_at
 
     def weight(self, weight: Tensor, *, follows_gradient: bool) -> None:
         """Do so to the weight itself, after a step that may have moved it.
 
-        An optimizer that moves a weight by its gradient and what it gathered of it leaves zeros at zero, if both were as this
-        left them before the step and the gradient is so still (a closure makes another one within the step).
+        An optimizer that moves a weight by its gradient and what it gathered of it leaves zeros at zero, if nobody wrote to
+        the weight before the step, nor to the gradient since it was masked (clipping does).
         """
-        if not (follows_gradient and self._clean and self.as_left(weight)):
+        if not (follows_gradient and self._untouched and self._as_masked(weight)):
             self(weight)
-        self._gradient, self._clean, self._left_at = None, False, weight._version
+        self._gradient, self._untouched, self._left_at = None, False, weight._version
 
 
 class Hold:

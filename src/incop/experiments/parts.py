@@ -13,11 +13,9 @@ from incop.errors import InputError, unknown
 from incop.experiments import datasets, methods, models
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.plan import DEFAULTS, Plan
-from incop.flow import Meter
 from incop.masks import Masks
 from incop.records import Interval
 from incop.snapshots import RewindPoint
-from incop.stopping import Rule
 from incop.training import Trainer
 
 __all__ = ["Parts", "prepare", "resolve", "said"]
@@ -36,8 +34,6 @@ class Parts:
     trainer: Trainer
     test: tuple[Tensor, Tensor]
     probe: list[tuple[Tensor, Tensor]]
-    meter: Meter | None
-    rule: Rule | None
     arguments: dict[str, Any]
 
 
@@ -109,8 +105,6 @@ def prepare(plan: Plan) -> Parts:
         trainer,
         test,
         probe,
-        meter,
-        rule,
         {
             "levels": plan.levels,
             "probe": probe,
