@@ -6,7 +6,7 @@ import pytest
 
 from incop.cli.report import report
 from incop.errors import InputError
-from incop.records import Level, Run, Spent
+from incop.records import Check, Flow, Level, Run, Spent
 from incop.rundir import RunDir
 
 
@@ -83,3 +83,34 @@ report(Path({str(folder)!r}))
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_report_of_a_replay(tmp_path):
+    dense = Flow({"a->b": 0.5}, meter="m")
+    folder = RunDir.create(tmp_path / "run")
+    folder.write_plan({"method": "lth", "data": "digits", "model": "lenet-5", "seed": 0})
+    for number in range(3):
+        near = 0.5 if number == 0 else 0.4
+        folder.append(Check(number, 1, 2.0, flow=Flow({"a->b": near}, meter="m"), accuracy=0.9, spent=Spent(2)))
+        full = Level(number, 0.3 * number, 0.0, 9, 4.0, 40, 400, 1.0, 0.1, 50, 0.9, "full budget", "init", flow=dense)
+        folder.append(full)
+
+    report(folder.path, rule="after 1 epochs", grid="0.001:1:3")
+    page = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert "Where “after 1 epochs” would have stopped" in page
+    assert "4 epochs instead of the 8 recorded" in page
+    assert "Trade-off of the tolerance" in page
+
+    report(folder.path, format="json", out=tmp_path / "x.json", grid="0.001:1:3")
+    curve = json.loads((tmp_path / "x.json").read_text())["replay of flow within 0.001:1:3"]
+    # the flow at epoch 2 is 0.1 away: only the tolerance of 1 stops there, the others run as recorded
+    assert [(row["within"], row["search epochs"]) for row in curve] == [
+        (0.001, 4.0),
+        (pytest.approx(10**-1.5), 4.0),
+        (1.0, 2.0),
+    ]
+
+
+def test_only_a_run_is_replayed(folder, tmp_path):
+    with pytest.raises(InputError, match="one run"):
+        report(folder, write_run(tmp_path / "other", seed=1), rule="after 1 epochs", out=tmp_path / "x.html")

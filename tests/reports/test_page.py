@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from incop.records import Check
-from incop.reports import html, read
+from incop.reports import Replay, html, read
 from incop.reports.inside import threshold, tracks
 from incop.reports.subjects import page_of
 from incop.rundir import RunDir
@@ -20,6 +20,21 @@ from .conftest import flow_at, read_jobs, write_comparison, write_jobs, write_ru
 EVIL = "<script>alert('x')</script>\"'><img src=http://evil.example/x onerror=alert(1)>"
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 CSP = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+
+LEVEL = {
+    "level": 1,
+    "epochs": 4.0,
+    "full_epochs": 10.0,
+    "saved": 6.0,
+    "accuracy": 0.9,
+    "estimate": False,
+    "reason": "why",
+}
+POINT = {"within": 0.05, "epochs": 4.0, "full_epochs": 10.0, "accuracy": 0.9, "levels": 1}
+REPLAYS = [
+    Replay("flow within 0.05", levels=[LEVEL, LEVEL | {"level": 2, "estimate": True}]),
+    Replay("flow within 0.01,0.1", curve=[POINT, POINT | {"within": 0.01, "epochs": 9.0, "accuracy": None}]),
+]
 
 
 class Tree(HTMLParser):
@@ -39,7 +54,7 @@ class Tree(HTMLParser):
 
 @pytest.fixture(scope="module")
 def comparison_page(comparison_folder):
-    return html(read([comparison_folder]), replay=[{"rule": "flow within 0.05", "level": 1, "epochs": 4.0}])
+    return html(read([comparison_folder]), replays=REPLAYS)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +74,7 @@ def hostile_page(tmp_path_factory):
     jobs = read_jobs(folder)
     jobs.append(jobs[0] | {"seed": 9, "state": "failed", "error": EVIL})
     write_jobs(folder, jobs)
-    return html(read([folder]), replay=[{EVIL: EVIL}])
+    return html(read([folder]), replays=[Replay(EVIL, levels=[LEVEL | {"reason": EVIL}]), Replay(EVIL, curve=[POINT])])
 
 
 @pytest.fixture(params=["comparison_page", "run_page", "hostile_page"])

@@ -28,7 +28,7 @@ def replay(
     """Apply a rule to a run's recorded checks: where it would have stopped, what it would have saved.
 
     Exact up to the first level that would have ended elsewhere than it did; after it the weights would have been
-    others, and the rows are marked as estimates.
+    others, and the rows are marked as estimates. `incop report RUN --rule …` (or --grid) draws the same on a page.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def replay(
     folder = RunDir.open(run)
     console = plain_console()
     if grid is not None:
-        points = replays.grid(folder, _tolerances(grid), relative=relative)
+        points = replays.grid(folder, replays.tolerances(grid), relative=relative)
         if json_:
             _print_json([vars(point) for point in points])
             return
@@ -90,21 +90,6 @@ def replay(
         f"{total:g} epochs instead of the {full:g} recorded; exact for the first {exact} of {len(found)} levels",
         highlight=False,
     )
-
-
-def _tolerances(text: str) -> list[float]:
-    try:
-        if text.count(":") == 2:
-            least, most, count = (float(part) for part in text.split(":"))
-            number = int(count)
-            if not (0 < least <= most and 2 <= number <= 1000):
-                raise ValueError
-            return [least * (most / least) ** (k / (number - 1)) for k in range(number)]
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--grid {text!r} cannot be read: give least:most:count such as 0.001:0.5:20, or 0.01,0.1"
-        ) from None
 
 
 def _print_json(value: object) -> None:

@@ -1,4 +1,4 @@
-"""`incop report`: a run or a comparison as one page, or as plain tables."""
+"""`incop report`: a run, a comparison or a replay as one page, or as plain tables."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from incop import reports
+from incop import reports, stopping
 from incop.errors import InputError
-from incop.rundir import write_atomically
+from incop.experiments import replays
+from incop.rundir import RunDir, write_atomically
 
 __all__ = ["report"]
 
@@ -20,9 +21,11 @@ def report(
     format: Literal["html", "csv", "md", "json"] = "html",
     out: Path | None = None,
     margin: float = reports.MARGIN,
+    rule: str | None = None,
+    grid: str | None = None,
     debug: bool = False,
 ) -> None:
-    """Report a run or a comparison: one self-contained HTML page, or its tables.
+    """Report a run, a comparison or a replay: one self-contained HTML page, or its tables.
 
     Parameters
     ----------
@@ -36,6 +39,10 @@ def report(
         File to write.
     margin
         Accuracy that may be lost and still be called no loss; 0.005 is half a point.
+    rule
+        Of one run: add what this rule would have done, as `incop replay --rule` tells it.
+    grid
+        Of one run: add the whole trade-off curve of a tolerance, as `incop replay --grid` tells it.
     debug
         Show where an error came from.
     """
@@ -53,7 +60,7 @@ def report(
         if not path.is_dir():
             raise InputError(f"there is no folder {str(path)!r}: name a run or a comparison")
     subject = reports.read([folder, *more])
-    content = _content(subject, format, margin)
+    content = _content(subject, _replays(subject, rule, grid), format, margin)
     if out is None:
         sys.stdout.write(content)
         return
@@ -61,10 +68,29 @@ def report(
     print(f"report: {out}")
 
 
-def _content(subject: reports.Recorded | reports.Comparison, format_: str, margin: float) -> str:
+def _replays(
+    subject: reports.Recorded | reports.Comparison, rule: str | None, grid: str | None
+) -> list[reports.Replay]:
+    if rule is None and grid is None:
+        return []
+    if not isinstance(subject, reports.Recorded):
+        raise InputError("--rule and --grid replay the checks of one run: name the folder of one run, not a comparison")
+    folder, found = RunDir.open(subject.path), []
+    if rule is not None:
+        levels = [{**vars(one), "saved": one.saved} for one in replays.replay(folder, stopping.parse(rule))]
+        found.append(reports.Replay(rule, levels=levels))
+    if grid is not None:
+        points = [vars(point) for point in replays.grid(folder, replays.tolerances(grid))]
+        found.append(reports.Replay(f"flow within {grid}", curve=points))
+    return found
+
+
+def _content(
+    subject: reports.Recorded | reports.Comparison, again: list[reports.Replay], format_: str, margin: float
+) -> str:
     if format_ == "html":
-        return reports.html(subject, margin=margin)
-    parts = reports.tables(subject, margin=margin)
+        return reports.html(subject, margin=margin, replays=again)
+    parts = reports.tables(subject, margin=margin) | {f"replay of {one.rule}": one.table for one in again}
     if format_ == "json":
         return reports.as_json(subject, parts)
     return reports.as_markdown(parts) if format_ == "md" else reports.as_csv(list(parts.values())[-1])

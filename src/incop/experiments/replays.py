@@ -11,7 +11,7 @@ from incop.records import Check, Flow, History, Level
 from incop.rundir import RunDir
 from incop.stopping import FlowRestored, Rule
 
-__all__ = ["Grid", "Replayed", "grid", "replay"]
+__all__ = ["Grid", "Replayed", "grid", "replay", "tolerances"]
 
 
 @dataclass(frozen=True)
@@ -150,3 +150,27 @@ def grid(run: RunDir, tolerances: Iterable[float], *, relative: bool = False) ->
             )
         )
     return points
+
+
+def tolerances(text: str) -> list[float]:
+    """Read the tolerances of a grid: "0.01,0.1" as they stand, "0.001:0.5:20" evenly in the logarithm.
+
+    Raises:
+        InputError: the text cannot be read.
+
+    Example:
+        >>> tolerances("0.01:1:3")
+        [0.01, 0.1, 1.0]
+    """
+    try:
+        if text.count(":") == 2:
+            least, most, count = (float(part) for part in text.split(":"))
+            number = int(count)
+            if not (0 < least <= most and 2 <= number <= 1000):
+                raise ValueError
+            return [float(f"{least * (most / least) ** (k / (number - 1)):.12g}") for k in range(number)]
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"the grid {text!r} cannot be read: give least:most:count such as 0.001:0.5:20, or 0.01,0.1"
+        ) from None

@@ -1,6 +1,7 @@
 """Reports: what run folders say, as tables, statistics and one page; never trains, and needs no torch."""
 
 from incop.reports.compare import Comparison, Job, Recorded, Row, read
+from incop.reports.replayed import Replay
 from incop.reports.statistics import MARGIN, Analysis, Difference, Estimate, Summary, analyse
 from incop.reports.subjects import html
 from incop.reports.tables import Table, as_csv, as_json, as_markdown, tables
@@ -13,6 +14,7 @@ __all__ = [
     "Estimate",
     "Job",
     "Recorded",
+    "Replay",
     "Row",
     "Summary",
     "Table",

@@ -12,6 +12,7 @@ from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
 from incop.reports.inside import accuracies, inside, spending
 from incop.reports.page import Fact, Page, Section, render
+from incop.reports.replayed import Replay, section
 from incop.reports.statistics import MARGIN, Analysis, analyse
 from incop.reports.tables import Table, level_table, shown
 from incop.reports.verdict import of_comparison, of_run, points
@@ -20,39 +21,24 @@ __all__ = ["html", "page_of"]
 
 MOST_INSIDE = 8  # runs whose inside is drawn on a page; each takes two pictures
 
-Replay = Sequence[Mapping[str, Any]]
 
-
-def html(subject: Recorded | Comparison, *, margin: float = MARGIN, replay: Replay = ()) -> str:
+def html(subject: Recorded | Comparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> str:
     """Return the page of a run or a comparison.
 
     Args:
         subject: what was read.
         margin: accuracy that may be lost and still be called no loss, a fraction.
-        replay: rows of what another rule would have done, as plain values, for a section of their own.
+        replays: what other rules would have done, for a section of their own.
 
     Raises:
         MissingExtra: a package of the extra "report" or "stats" is not installed.
     """
-    return render(page_of(subject, margin=margin, replay=replay))
+    return render(page_of(subject, margin=margin, replays=replays))
 
 
-def page_of(subject: Recorded | Comparison, *, margin: float = MARGIN, replay: Replay = ()) -> Page:
+def page_of(subject: Recorded | Comparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> Page:
     """Return what goes on the page; see `html`."""
-    again = (
-        [
-            Section(
-                "Replay",
-                (
-                    "What another rule would have done on the recorded checks, without training. "
-                    "Levels after the first that differs are estimates.",
-                ),
-                tables=(Table("Replay", replay),),
-            )
-        ]
-        if replay
-        else []
-    )
+    again = [section(replays)] if replays else []
     return _of_run(subject, again) if isinstance(subject, Recorded) else _of_comparison(subject, margin, again)
 
 
