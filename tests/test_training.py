@@ -92,6 +92,20 @@ def test_a_loss_that_is_not_finite_says_at_which_step():
         made.fit(model, Masks.full(model), Watch(model))
 
 
+def test_nothing_trains_on_a_loss_that_is_not_finite():
+    def loss(output, target):
+        calls.append(1)
+        return functional.cross_entropy(output, target) * (math.nan if len(calls) == 3 else 1.0)
+
+    calls = []
+    diverged, stopped = net(), net()
+    with pytest.raises(TrainingError, match="step 3 of level 0"):
+        trainer(loss=loss).fit(diverged, Masks.full(diverged), Watch(diverged))
+    trainer(epochs=0.5).fit(stopped, Masks.full(stopped), Watch(stopped))  # 2 of 4 steps an epoch
+    for a, b in zip(diverged.parameters(), stopped.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_labels_the_model_has_no_output_for_are_told():
     made = incop.Trainer((X, Y + 3), (X, Y), epochs=1)
     with pytest.raises(InputError, match="labels belong together"):
