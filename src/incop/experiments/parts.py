@@ -148,9 +148,15 @@ Prepare = Callable[[Tensor], Tensor]
 def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, tuple[Tensor, Tensor], Prepare]:
     mean = torch.tensor(data.mean, device=device).view(1, -1, 1, 1)
     std = torch.tensor(data.std, device=device).view(1, -1, 1, 1)
+    by_pixel = device.type == "cpu" and data.channels > 1
+
+    def laid_out(images: Tensor) -> Tensor:
+        # oneDNN's convolutions and torch's pooling follow the layout of their input: on a CPU a step of ResNet-20 takes 0.81
+        # of its time with the channels innermost, of Conv-2 0.84. One channel has no layout.
+        return images.contiguous(memory_format=torch.channels_last) if by_pixel else images
 
     def normalised(images: Tensor) -> Tensor:
-        return (images.to(device).float() / 255 - mean) / std
+        return laid_out((images.to(device).float() / 255 - mean) / std)
 
     augmented = plan.augment if plan.augment is not None else data.augment == "crop-flip"
     splits = (data.train, data.validation, data.test)
@@ -170,7 +176,7 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
         weight_decay=float(plan.weight_decay or 0.0),
         schedule=said(plan.schedule),
         clip=plan.clip,
-        prepare=None if once else normalised,
+        prepare=(laid_out if by_pixel else None) if once else normalised,
         augment=crop_and_flip if augmented else None,
         seed=plan.seed or 0,
     )
