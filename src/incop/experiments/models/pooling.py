@@ -12,8 +12,9 @@ class MaxPool2x2(nn.MaxPool2d):
     """Max pooling over 2×2 pixels.
 
     torch's own goes pixel by pixel where the channels come one after the other (its channels-last way does not). On 60
-    maps of 6×28×28, forward and backward take 1.45 ms there and 0.78 ms here; forward alone 1.19 and 0.15 ms. In a step
-    of LeNet-5 that is a sixth of the time. Other layouts, types, devices and uneven sides go torch's way.
+    maps of 6×28×28, forward and backward take 1.45 ms there and 0.78 ms here; forward alone, as in a look at the flow,
+    1.19 and 0.15 ms. Training LeNet-5 it makes 1.13 times the steps a second at first and 1.06 later, when torch's branches
+    have become easier to foresee. Other layouts, types, devices and uneven sides go torch's way.
 
     Example:
         >>> import torch
