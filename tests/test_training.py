@@ -75,6 +75,20 @@ def test_pruned_weights_stay_zero_and_training_flag_comes_back():
     assert Masks.of(model).within(masks)
 
 
+def test_bfloat16_repeats_itself_and_leaves_weights_and_zeros_alone():
+    def trained():
+        model = net()
+        masks = incop.prune(model, amount=0.7)
+        trainer(precision="bfloat16", clip=1.0).fit(model, masks, Watch(model))
+        assert Masks.of(model).within(masks)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    once = trained()
+    assert once.dtype == torch.float32
+    assert torch.equal(once, trained())
+    assert not torch.equal(once, once.bfloat16().float())
+
+
 def test_part_of_an_epoch_is_a_budget_too():
     model = net()
     watch = Watch(model)
@@ -124,6 +138,7 @@ def test_labels_the_model_has_no_output_for_are_told():
         ({"clip": 0}, "clip=0"),
         ({"optimizer": "sgdd"}, "did you mean 'sgd'"),
         ({"schedule": "cosin"}, "did you mean 'cosine'"),
+        ({"precision": "bfloat"}, "did you mean 'bfloat16'"),
     ],
 )
 def test_arguments_out_of_range(arguments, sentence):

@@ -179,6 +179,7 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
         prepare=(laid_out if by_pixel else None) if once else normalised,
         augment=crop_and_flip if augmented else None,
         seed=plan.seed or 0,
+        precision=said(plan.precision),
     )
     return trainer, test, normalised
 

@@ -26,6 +26,7 @@ DEFAULTS: Mapping[str, Any] = {
     "check_before": False,
     "last_level_full": True,
     "skip": (),
+    "precision": "float32",
     "device": "auto",
 }
 
@@ -109,6 +110,9 @@ class Plan:
 
     clip: float | None = None
     """Largest norm of a step's gradient. Default: none."""
+
+    precision: str | None = None
+    """Arithmetic of training: float32 or bfloat16, which pays for convolutions where the processor has it. Default: float32."""
 
     augment: bool | None = None
     """Random crops and flips of training images. Default: on for CIFAR, off for others."""

@@ -32,6 +32,7 @@ DENSE_KEYS = (  # what the dense level depends on
     "batch_size",
     "schedule",
     "clip",
+    "precision",
     "augment",
 )
 
