@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from incop.errors import InputError
@@ -60,20 +60,37 @@ def replay(run: RunDir, rule: Rule) -> list[Replayed]:
 
     Source: rules are pure functions of the history, so their answers can be had again.
     """
-    levels = {level.level: level for level in run.levels()}
-    if 0 not in levels:
-        raise InputError(f"the run {str(run.path)!r} has no finished dense level to hold others against")
-    checks: dict[int, list[Check]] = {}
-    for check in run.checks():
-        checks.setdefault(check.level, []).append(check)
-    if len(levels) < 2:
-        raise InputError(f"the run {str(run.path)!r} has no pruned level to replay")
-    dense = levels[0]
+    return _replay(_Recorded.of(run), rule)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a run recorded: its dense level, the levels after it, and the checks of each."""
+
+    dense: Level
+    levels: tuple[Level, ...]
+    checks: Mapping[int, Sequence[Check]]
+
+    @classmethod
+    def of(cls, run: RunDir) -> _Recorded:
+        levels = {level.level: level for level in run.levels()}
+        if 0 not in levels:
+            raise InputError(f"the run {str(run.path)!r} has no finished dense level to hold others against")
+        if len(levels) < 2:
+            raise InputError(f"the run {str(run.path)!r} has no pruned level to replay")
+        checks: dict[int, list[Check]] = {}
+        for check in run.checks():
+            checks.setdefault(check.level, []).append(check)
+        return cls(levels.pop(0), tuple(levels[number] for number in sorted(levels)), checks)
+
+
+def _replay(recorded: _Recorded, rule: Rule) -> list[Replayed]:
     found: list[Replayed] = []
-    for number in sorted(levels)[1:]:
-        one = _level(levels[number], checks.get(number, []), rule, dense)
-        differs = any(before.estimate or abs(before.epochs - _ended(levels[before.level])) > 1e-6 for before in found)
+    differs = False
+    for level in recorded.levels:
+        one = _level(level, recorded.checks.get(level.level, ()), rule, recorded.dense)
         found.append(dataclasses.replace(one, estimate=differs))
+        differs = differs or abs(one.epochs - _ended(level)) > 1e-6
     return found
 
 
@@ -136,9 +153,9 @@ def grid(run: RunDir, tolerances: Iterable[float], *, relative: bool = False) ->
     Raises:
         InputError: the run recorded no flow.
     """
-    points = []
+    points, recorded = [], _Recorded.of(run)
     for within in tolerances:
-        again = replay(run, FlowRestored(within, relative))[:-1]
+        again = _replay(recorded, FlowRestored(within, relative))[:-1]
         known = [one.accuracy for one in again if one.accuracy is not None]
         points.append(
             Grid(
