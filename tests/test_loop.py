@@ -404,5 +404,11 @@ def test_tickets_on_the_way_do_not_end_the_search():
     assert len(tickets) == 7
     assert tickets[-1].sparsity == pytest.approx(0.9, abs=1e-3)
     assert {0.4, 0.6} <= {round(t.sparsity, 2) for t in tickets}
-    _, tickets = run(levels=6, amount=0.3, sparsity=0.6, ticket_at=(0.4, 0.8))
+    _, tickets = run(levels=6, amount=0.3, sparsity=0.6, ticket_at=(0.4,))
     assert tickets[-1].sparsity == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("beyond", [0.6, 0.8])
+def test_a_ticket_where_the_search_has_ended_is_refused(beyond):
+    with pytest.raises(InputError, match="where the search ends"):
+        run(levels=6, amount=0.3, sparsity=0.6, ticket_at=(0.4, beyond))

@@ -16,15 +16,18 @@ from torch import Tensor, nn
 
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import InputError, TrainingError
-from incop.flow import Meter, measure
+from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
-from incop.pruning import Amount, Fraction, Score, Selection, prune
+from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
+from incop.pruning.cut import planned
 from incop.records import Check, Flow, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
 from incop.stopping import Rule
 from incop.watch import Watch
 
 __all__ = ["Dense", "Ticket", "Trains", "search"]
+
+PLAN_PROBE = 128  # samples on which trial cuts are ranked: each cut is held against itself, so few are enough
 
 
 class Trains(Protocol):
@@ -116,6 +119,7 @@ class _Search:
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
     reference_accuracy: float | None = None
+    planning: tuple[int, float] = (0, 0.0)  # samples and seconds that planning the cuts took
 
 
 def search(
@@ -229,9 +233,7 @@ def _validate(parts: _Search) -> None:
             )
     if not isinstance(parts.levels, int) or isinstance(parts.levels, bool) or parts.levels < 0:
         raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
-    for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
-        if value is not None and not 0 < value < 1:
-            raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
+    _validate_ends(parts)
     if parts.rule is not None and not isinstance(parts.rule, Rule):
         raise InputError(
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
@@ -245,10 +247,28 @@ def _validate(parts: _Search) -> None:
             f"rewind {str(parts.rewind)!r} lies at or past the end of the dense network's {budget:g} epochs: "
             "choose an earlier point, or rewind='dense'"
         )
+    if isinstance(parts.amount, EvenDamage):
+        if parts.probe is None:
+            raise InputError(
+                f"the amount '{parts.amount}' tries cuts on a probe: pass probe=batches of the training split"
+            )
+        _try_damage(parts)
     if parts.meter is not None:
         _try_meter(parts.model, parts.probe, parts.meter)
     elif parts.rule is not None and "flow" in parts.rule.wants:
         raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+
+
+def _validate_ends(parts: _Search) -> None:
+    for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
+        if value is not None and not 0 < value < 1:
+            raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
+    beyond = [value for value in parts.ticket_at if parts.sparsity is not None and value >= parts.sparsity]
+    if beyond:
+        raise InputError(
+            f"ticket_at={beyond[0]!r} lies at or beyond sparsity={parts.sparsity!r}, where the search ends: name sparsities on "
+            "the way, or search further"
+        )
 
 
 def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
@@ -259,6 +279,17 @@ def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
     if not few:
         raise InputError("the probe is empty: pass at least one batch")
     measure(model, few, meter)
+
+
+def _try_damage(parts: _Search) -> None:
+    """Try a cut on a few samples, and whether all weights compete with all."""
+    few = [first_samples(unpack(batch), 2) for batch in islice(parts.probe, 2)]
+    damage = Damage(parts.model, few)
+    _path(parts, dataclasses.replace(parts.amount, trials=2), damage)  # type: ignore[type-var]  # it is EvenDamage
+
+
+def _path(parts: _Search, amount: Any, damage: Damage) -> Path:
+    return planned(parts.model, parts.masks, amount, score=parts.score, selection=parts.selection, damage=damage)
 
 
 def budget_of(trainer: Any, level: int = 0) -> float | None:
@@ -347,7 +378,24 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
     return Ticket(record, parts.masks, dict(dense.weights.tensors), (), dict(parts.points))
 
 
+def _plan(parts: _Search) -> None:
+    """Let an amount that tries cuts do so once, on the dense network; the first level is charged for it."""
+    if not isinstance(parts.amount, EvenDamage):
+        return
+    probe, left = [], PLAN_PROBE
+    for batch in map(unpack, parts.probe):
+        probe.append(first_samples(batch, left))
+        left -= probe[-1].samples
+        if left <= 0:
+            break
+    damage = Damage(parts.model, probe)
+    parts.amount = _path(parts, parts.amount, damage)
+    parts.planning = damage.samples, damage.seconds
+
+
 def _cut(parts: _Search, level: int, *, at_most: float | None) -> tuple[Masks, list[str]]:
+    if level == 1:
+        _plan(parts)
     masks = _next_masks(parts, level, at_most=at_most)
     if masks.remaining == 0:
         raise TrainingError(f"level {level} would leave no weights at all: cut less per level, or search fewer levels")
@@ -394,9 +442,12 @@ def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, las
         before=parts.check_before and not full,
         go_on=(lambda: stopped.append(Snapshot.of(parts.model))) if report and not last else None,
         schedule_from=starts.get(parts.rewind.kind, 0.0),
+        continues=level > 1 and not parts.rewind.restores,
         on_check=parts.on_check,
         on_step=_told(parts.on_step, level),
     )
+    watch.probed(*parts.planning)
+    parts.planning = 0, 0.0
     _fit(parts, watch)
     _prove_zero(parts.model, masks, level)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Trainer:
         epochs: the dense network's budget, > 0.
         level_epochs: every pruned level's budget, > 0; by default the dense network's. The schedule spans it.
         batch_size: samples a step, at least 1.
-        optimizer: "sgd" (Nesterov-free momentum), "adam" or "adamw"; made afresh for every level.
+        optimizer: "sgd" (Nesterov-free momentum), "adam" or "adamw"; made afresh for every level, but see `keep_optimizer`.
         lr: learning rate at the schedule's start, > 0.
         momentum: of SGD, in [0, 1).
         weight_decay: at least 0.
@@ -50,6 +50,11 @@ class Trainer:
         precision: "float32", or "bfloat16": layers compute in it while training, weights, loss and what is measured stay
             in float32. Worth it for large convolutions where the processor multiplies bfloat16 itself (with AMX a step of
             Conv-2 takes a third of the time, of ResNet-20 under half), not for LeNet-300-100 (1.1 times the time).
+        search_batch_size: samples a step while a rule may still end the level; by default `batch_size`. Short search levels
+            learn more from smaller batches; the dense network and full budgets are trained as ever.
+        search_lr: what the learning rate is multiplied by while a rule may still end the level, > 0.
+        keep_optimizer: a search level that goes on from the last one's weights goes on with its optimizer too. A stretch of
+            some tens of steps is too short to build up Adam's averages each time.
 
     Raises:
         InputError: an argument is out of range, or the splits do not fit together.
@@ -79,6 +84,10 @@ class Trainer:
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     seed: int = 0
     precision: str = "float32"
+    search_batch_size: int | None = None
+    search_lr: float = 1.0
+    keep_optimizer: bool = False
+    _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -95,6 +104,8 @@ class Trainer:
             ("momentum", self.momentum, 0.0, 1.0 - 1e-12),
             ("weight_decay", self.weight_decay, 0.0, math.inf),
             ("clip", self.clip if self.clip is not None else 1.0, 1e-12, math.inf),
+            ("search_batch_size", self.search_batch_size if self.search_batch_size is not None else 1, 1, math.inf),
+            ("search_lr", self.search_lr, 1e-12, math.inf),
         ]
         for name, value, least, most in limits:
             if (
@@ -113,7 +124,10 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch; the last batch may be smaller."""
-        return math.ceil(len(self.train[0]) / self.batch_size)
+        return self._steps_of(self.batch_size)
+
+    def _steps_of(self, batch_size: int) -> int:
+        return math.ceil(len(self.train[0]) / batch_size)
 
     def rate(self, epoch: float, *, of: float | None = None) -> float:
         """Return the learning rate at an epoch of the schedule over `of` epochs; past its end, the rate at its end."""
@@ -133,47 +147,55 @@ class Trainer:
         begin = watch.schedule_from
         whole = self._whole(watch)
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
-        total = max(round(budget * self.steps_per_epoch), 1)
-        optimizer = self._optimizer(model)
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
         was = model.training
         try:
-            with torch.random.fork_rng(devices=devices), hold(masks, model, optimizer, gradients=self.clip is not None):
+            with torch.random.fork_rng(devices=devices):
                 seed = self.seed * 1_000_003 + watch.level
                 torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
-                self._steps(model, optimizer, watch, self._order(torch.Generator().manual_seed(seed)), total)
+                generator = torch.Generator().manual_seed(seed)
+                if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
+                    return
+                if watch.searching and not self._stretch(model, masks, watch, generator, budget):
+                    return
+                self._stretch(model, masks, watch, generator, budget)
         finally:
             model.train(was)
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
 
-    def _steps(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        watch: Watch,
-        batches: Iterator[tuple[Tensor, Tensor]],
-        total: int,
-    ) -> None:
-        if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
-            return
-        per_epoch = self.steps_per_epoch
-        offset, whole = watch.schedule_from, self._whole(watch)
-        model.train()
+    def _stretch(self, model: nn.Module, masks: Masks, watch: Watch, generator: torch.Generator, budget: float) -> bool:
+        """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
+        searching = watch.searching
+        size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
+        per_epoch, offset, whole, begin = self._steps_of(size), watch.schedule_from, self._whole(watch), watch.epoch
+        total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
+        optimizer, batches = self._optimizer(model, watch), self._order(generator, size)
         losses: list[float] = []
-        for step in range(1, total + 1):
-            inputs, labels = next(batches)
-            rate = self.rate(offset + (step - 1) / per_epoch, of=whole)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            losses.append(self._step(model, optimizer, inputs, labels, step, watch))
-            watch.stepped(len(labels), epoch=step / per_epoch)
-            if watch.due() or step == total:
-                loss = math.fsum(losses) / len(losses)
-                losses = []
-                if watch.look(accuracy=self._validated(model, watch), loss=loss).stop:
-                    return
+        model.train()
+        with hold(masks, model, optimizer, gradients=self.clip is not None):
+            for step in range(1, total + 1):
+                inputs, labels = next(batches)
+                rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * (
+                    self.search_lr if searching else 1.0
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                losses.append(self._step(model, optimizer, inputs, labels, watch))
+                watch.stepped(len(labels), epoch=begin + step / per_epoch)
+                if watch.due() or step == total:
+                    loss = math.fsum(losses) / len(losses)
+                    losses = []
+                    if watch.look(accuracy=self._validated(model, watch), loss=loss).stop:
+                        return False
+                    if searching and not watch.searching and self._searches_otherwise:
+                        return step < total
+        return False
+
+    @property
+    def _searches_otherwise(self) -> bool:
+        return self.search_batch_size is not None or self.search_lr != 1.0 or self.keep_optimizer
 
     def _step(
         self,
@@ -181,7 +203,6 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         inputs: Tensor,
         labels: Tensor,
-        step: int,
         watch: Watch,
     ) -> float:
         optimizer.zero_grad(set_to_none=True)
@@ -189,7 +210,7 @@ class Trainer:
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at step {step} of level {watch.level} (epoch {step / self.steps_per_epoch:.2f}, "
+                f"the loss is {value} at step {watch.step + 1} of level {watch.level} (after epoch {watch.epoch:.2f}, "
                 f"learning rate {optimizer.param_groups[0]['lr']:g}): training diverged; lower the learning rate, or check "
                 "the data for extreme values"
             )
@@ -205,17 +226,26 @@ class Trainer:
         with torch.autocast(inputs.device.type, torch.bfloat16):
             return output_tensor(model(inputs), where=type(model).__name__).float()
 
-    def _order(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _order(self, generator: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         inputs, labels = self.train
         while True:
             order = torch.randperm(len(labels), generator=generator).to(labels.device)
-            for index in order.split(self.batch_size):
+            for index in order.split(batch_size):
                 batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
                 if self.augment is not None:
                     batch = self.augment(batch, generator)
                 yield (self.prepare(batch) if self.prepare is not None else batch), labels.index_select(0, index)
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+    def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
+        """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
+        kept, self._kept = self._kept, None
+        if not (self.keep_optimizer and watch.searching):
+            return self._fresh(model)
+        optimizer = kept[1] if kept is not None and kept[0] is model and watch.continues else self._fresh(model)
+        self._kept = model, optimizer
+        return optimizer
+
+    def _fresh(self, model: nn.Module) -> torch.optim.Optimizer:
         trained = [p for p in model.parameters() if p.requires_grad]
         # One kernel a tensor: a step of LeNet-300-100 by Adam takes 0.9 ms instead of 1.2, and 2.4 when nine tenths of its
         # weights are masked, because the separate square root is slow on zeros.

@@ -68,6 +68,7 @@ class Watch:
         go_on: called when the rule first stops; the verdict then says to train on to the full budget, so that the level's
             ticket can be reported, and what follows is charged to the record.
         schedule_from: at which epoch of its schedule the trainer is to begin; infinity: to stay at its end.
+        continues: the weights are those that the last level ended with, less what was cut; False: they were rewound.
         on_check: called with every check as it is made.
         on_step: called with (epoch, step) at every reported step and look.
 
@@ -103,6 +104,7 @@ class Watch:
         before: bool = False,
         go_on: Callable[[], None] | None = None,
         schedule_from: float = 0.0,
+        continues: bool = False,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
     ) -> None:
@@ -120,6 +122,7 @@ class Watch:
         self.every = Interval.parse(every)
         self.before = before
         self.schedule_from = schedule_from
+        self.continues = continues
         self.epoch = 0.0
         self.step = 0
         self._next_masks = next_masks
@@ -151,6 +154,11 @@ class Watch:
     def stopped(self) -> Spent | None:
         """The ledger at the rule's stop, when the level went on after it; None otherwise."""
         return self._stopped
+
+    @property
+    def searching(self) -> bool:
+        """Whether a rule may still end this level; False for the dense level and for full budgets."""
+        return self.rule is not None and self._stopped is None
 
     @property
     def verdict(self) -> Verdict | None:
@@ -197,9 +205,10 @@ class Watch:
         at = 0.0 if last is None else last.epoch if self.every.unit == "epochs" else last.step
         return self.every.passed(epoch=self.epoch, step=self.step, times=int(at / self.every.amount + 1e-9) + 1)
 
-    def probed(self, samples: int) -> None:
-        """Count samples that a look needed, from within the function given as `accuracy`."""
+    def probed(self, samples: int, seconds: float = 0.0) -> None:
+        """Count samples that a look needed, from within the function given as `accuracy`, or that the cut before it did."""
         self._bucket.samples += samples
+        self._bucket.seconds += seconds
 
     def look(
         self,

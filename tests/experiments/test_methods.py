@@ -10,7 +10,10 @@ from incop.pruning import Fraction, Global, Layerwise, Magnitude, NofM, PQIndex,
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_row_can_be_read_and_names_only_plan_keys(name):
     row = methods.method(name)
+    if methods.is_planned(name):
+        row |= methods.planned(0.9, 10.0, 60)
     Plan(**row)
+    assert methods.PLANNED not in row.values()
     methods.rule(row["rule"])
     methods.meter(row["meter"])
     methods.amount(row["amount"])
@@ -62,7 +65,7 @@ def test_scores():
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        (methods.method, "incop"),
+        (methods.method, "incopp"),
         (methods.rule, "flow inside 0.1"),
         (methods.amount, "a lot"),
         (methods.amount, "pq:1"),

@@ -7,19 +7,23 @@
 | `oneshot=M` | one cut, then learning-rate rewinding for as long as M took in all |
 | `gradual=M` | gradual magnitude pruning in one run as long as M's |
 | `mask-settled[=M]` | M's search, a level ending when the mask that would be cut has settled |
+| `accuracy-restored[=M]` | M's search, a level ending when validation accuracy is back within 0.2 points of the dense network's |
 | `random=M` | `fixed:match` with weights cut at random |
 
 M is a method of the same comparison; where it can be left out, `incop-if` lends its amount, selection and rewind.
+Where M plans its cuts by the flow, its controls go by levels of a fifth instead, and each sparsity takes a run of its own;
+all else, such as how the search levels are trained, is M's.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from incop.errors import InputError
-from incop.experiments.methods import METHODS, method
+from incop.experiments.methods import METHODS, PLANNED, cuts, fifths, is_planned, method
 from incop.experiments.plan import Plan
 from incop.records import Level, Spent, shortest
 
@@ -27,6 +31,8 @@ __all__ = ["Cost", "Label", "default_controls"]
 
 GRADUAL_CUTS = 20  # Zhu & Gupta prune every 100 to 1000 steps; 20 cuts follow their cubic to 1 % of its range
 BASE = "incop-if"
+DROP = 0.002  # of accuracy that may be missing still, two tenths of a point
+FINE = "0.1"  # epochs between the checks of a planned method's controls
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Label:
 
     Args:
         text: "lth", "fixed:2", "fixed:match=incop-gf", …
-        kind: method, fixed, oneshot, gradual, mask-settled or random.
+        kind: method, fixed, oneshot, gradual, mask-settled, accuracy-restored or random.
         of: the method it controls or borrows from; for a method, itself.
         epochs: k of `fixed:k`, else None.
     """
@@ -96,15 +102,15 @@ class Label:
         form, _, of = text.partition("=")
         if match := re.fullmatch(r"fixed:(\d+(?:\.\d+)?|\.\d+)", form):
             found = cls(text, "fixed", of or BASE, float(match[1]))
-        elif form == "mask-settled":
-            found = cls(text, "mask-settled", of or BASE)
+        elif form in ("mask-settled", "accuracy-restored"):
+            found = cls(text, form, of or BASE)
         elif form in ("fixed:match", "oneshot", "gradual", "random") and of:
             found = cls(text, form.partition(":")[0], of)
         else:
             known = [name for name in METHODS if name != "dense"]
             raise InputError(
                 f"unknown method or control {text!r}: methods are {', '.join(known)}; controls are fixed:k, fixed:match=M, "
-                "oneshot=M, gradual=M, mask-settled and random=M, with M one of the methods"
+                "oneshot=M, gradual=M, mask-settled, accuracy-restored and random=M, with M one of the methods"
             )
         if found.of not in METHODS or found.of == "dense":
             raise InputError(f"the control {text!r} belongs to {of!r}, which is no method")
@@ -123,23 +129,37 @@ class Label:
     @property
     def each_sparsity(self) -> bool:
         """Whether every sparsity takes a run of its own."""
-        return self.kind in ("oneshot", "gradual")
+        return self.kind in ("oneshot", "gradual") or is_planned(self.of)
 
     def plan(self, cost: Cost | None, sparsity: float) -> Plan:
         """Return the plan's keys that make this label, at a sparsity and for a cost where it depends on them."""
-        row = Plan(method=self.of, **method(self.of))
+        row = self._row(sparsity)
         if self.kind == "method":
             return row
+        every = Plan(check_every=FINE if is_planned(self.of) else "1")
         if self.kind == "mask-settled":
-            return Plan(rule="mask settled 0.1 for 5", meter="none", check_every="1").over(row)
+            return Plan(rule="mask settled 0.1 for 5", meter="none").over(every).over(row)
+        if self.kind == "accuracy-restored":
+            return Plan(rule=f"accuracy within {DROP}", meter="none", check_before=True).over(every).over(row)
         return Plan(meter="none").over(_MATCHED[self.kind](self, cost, sparsity)).over(row)
+
+    def _row(self, sparsity: float) -> Plan:
+        """Return the method's keys; of one that plans its cuts, for a control, with levels of a fifth instead."""
+        row = {key: value for key, value in method(self.of).items() if value != PLANNED}
+        if not is_planned(self.of):
+            return Plan(method=self.of, **row)
+        if self.kind == "method":
+            return Plan(method=self.of, levels=cuts(sparsity), **row)
+        levels = math.ceil(fifths(sparsity))
+        return Plan(method=self.of, levels=levels, amount=f"to {sparsity!r} in {levels}", **row)
 
 
 def _each_level(label: Label, cost: Cost | None, sparsity: float) -> Plan:
     epochs = label.epochs
     if epochs is None:
         assert cost is not None
-        epochs = cost.search / max(cost.search_levels, 1)
+        levels = math.ceil(fifths(sparsity)) - 1 if is_planned(label.of) else cost.search_levels
+        epochs = cost.search / max(levels, 1)
     return _blind(epochs)
 
 
@@ -169,7 +189,7 @@ def _gradual(label: Label, cost: Cost | None, sparsity: float) -> Plan:
 def _random(label: Label, cost: Cost | None, sparsity: float) -> Plan:
     # An amount that reads the weights (PQ index) would cut more of weights that were cut at random: levels are matched.
     assert cost is not None
-    levels = cost.search_levels + 1
+    levels = math.ceil(fifths(sparsity)) if is_planned(label.of) else cost.search_levels + 1
     own = Plan(score="random", amount=f"to {sparsity!r} in {levels}", selection="global")
     return own.over(_each_level(label, cost, sparsity))
 
@@ -191,7 +211,11 @@ def default_controls(methods: Sequence[str]) -> list[str]:
         ['fixed:match=incop-if', 'oneshot=incop-if', 'fixed:1']
     """
     watched = [name for name in methods if Label.parse(name).stops_early]
-    if not watched:
-        return []
-    own = [f"{control}={name}" for name in watched for control in ("fixed:match", "oneshot")]
-    return [*own, "fixed:1", "mask-settled", f"gradual={watched[0]}", f"random={watched[0]}"]
+    published = [name for name in watched if not is_planned(name)]
+    planned = [name for name in watched if is_planned(name)]
+    every = ("fixed:match", "oneshot", "mask-settled", "accuracy-restored", "gradual", "random")
+    found = [f"{control}={name}" for name in planned for control in every]
+    if published:
+        found += [f"{control}={name}" for name in published for control in ("fixed:match", "oneshot")]
+        found += ["fixed:1", "mask-settled", f"gradual={published[0]}", f"random={published[0]}"]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from incop.errors import InputError, unknown
 from incop.flow import GradientFlow, InformationFlow, Meter
 from incop.pruning import (
     Amount,
+    EvenDamage,
     Fraction,
     Global,
     GradientTimesWeight,
@@ -27,7 +29,29 @@ from incop.pruning import (
     Target,
 )
 
-__all__ = ["METHODS", "amount", "describe", "meter", "method", "rule", "score", "selection"]
+__all__ = [
+    "METHODS",
+    "PLANNED",
+    "amount",
+    "cuts",
+    "describe",
+    "fifths",
+    "is_planned",
+    "meter",
+    "method",
+    "planned",
+    "rule",
+    "score",
+    "selection",
+]
+
+PLANNED = "planned"  # a key that follows from the sparsity and the budget; see `planned`
+FIFTH = 0.2  # what the field prunes a level
+SEARCH_SHARE = (
+    1 / 40
+)  # of what levels of a fifth would train: the search costs, its trial cuts included, under a thirtieth
+CUTS_PER_FIFTH = 2.5
+BATCH_SHARE = 3  # the search's batches are a third of the recipe's: at as many samples, three times the steps
 
 # A method is a row. Every argument can be overridden, so that a comparison changes one thing.
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -58,6 +82,37 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "selection": "global",
         "rewind": "init",
         "check_every": "1",
+    },
+    "lth-early": {
+        "about": "lottery tickets rewound to the end of the first epoch: a fifth per level, global; every level in full",
+        "meter": "none",
+        "rule": "none",
+        "amount": "0.2",
+        "selection": "global",
+        "rewind": "early:1",
+        "check_every": "1",
+    },
+    "lth-rate": {
+        "about": "learning-rate rewinding: weights stay; a fifth per level, global; every level in full",
+        "meter": "none",
+        "rule": "none",
+        "amount": "0.2",
+        "selection": "global",
+        "rewind": "rate",
+        "check_every": "1",
+    },
+    "incop": {
+        "about": "many cuts, each as harmful to the flow as the next, with a little training after each; last level in full",
+        "meter": "none",
+        "rule": PLANNED,
+        "amount": PLANNED,
+        "selection": "global",
+        "rewind": "rate",
+        "check_every": PLANNED,
+        "search_batch_size": PLANNED,
+        "search_lr": 2.0,
+        "keep_optimizer": True,
+        "test_levels": False,
     },
     "incop-if": {
         "about": "InCoP as published: a level ends when the information flow is within 0.11, or accuracy is back",
@@ -96,6 +151,52 @@ def method(name: str) -> dict[str, Any]:
     return {key: value for key, value in METHODS[name].items() if key != "about"}
 
 
+def is_planned(name: str) -> bool:
+    """Say whether a method's cuts and stretches of training follow from the sparsity and the budget."""
+    return bool(METHODS[name]["amount"] == PLANNED)
+
+
+def fifths(sparsity: float) -> float:
+    """Return how many levels of a fifth lead to a sparsity: ln(1 − s) / ln 0.8.
+
+    Example:
+        >>> from incop.experiments import methods
+        >>> round(methods.fifths(0.9), 2)
+        10.32
+    """
+    return math.log(1.0 - sparsity) / math.log(1.0 - FIFTH)
+
+
+def cuts(sparsity: float) -> int:
+    """Return how many cuts a planned method makes on the way to a sparsity: 2.5 for every level of a fifth."""
+    return max(round(CUTS_PER_FIFTH * fifths(sparsity)), 2)
+
+
+def planned(sparsity: float, epochs: float, batch_size: int, levels: int | None = None) -> dict[str, Any]:
+    """Return the keys of a planned row: the search trains a fortieth of what levels of a fifth would, evenly over its cuts.
+
+    Args:
+        sparsity: to be reached, in (0, 1).
+        epochs: the budget of a level trained in full.
+        batch_size: samples a step of such a level.
+        levels: how many cuts; by default 2.5 for every level of a fifth.
+
+    Example:
+        >>> from incop.experiments import methods
+        >>> methods.planned(0.9, epochs=10, batch_size=60)["rule"]
+        'after 0.0992 epochs'
+    """
+    number = levels if levels is not None else cuts(sparsity)
+    stretch = f"{fifths(sparsity) * epochs * SEARCH_SHARE / number:.4g}"
+    return {
+        "levels": number,
+        "amount": f"flow to {sparsity!r} in {number}",
+        "rule": f"after {stretch} epochs",
+        "check_every": stretch,
+        "search_batch_size": max(batch_size // BATCH_SHARE, 1),
+    }
+
+
 def describe() -> dict[str, str]:
     """Return one line about every method."""
     return {name: row["about"] for name, row in METHODS.items()}
@@ -111,7 +212,7 @@ def rule(text: str) -> stopping.Rule | None:
 
 
 def amount(text: str) -> Amount:
-    """Read an amount: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]), "to 0.98 in 10" or "cubic to 0.98 in 10".
+    """Read an amount: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]), "to 0.98 in 10", "cubic to 0.98 in 10" or "flow to 0.98 in 40".
 
     Raises:
         InputError: it is none of these, or out of range.
@@ -125,6 +226,8 @@ def amount(text: str) -> Amount:
         if text.startswith("pq:"):
             p, q, *rest = (float(part) for part in text[3:].split(","))
             return PQIndex(p, q, *rest)
+        if match := re.fullmatch(r"flow to (\S+) in (\d+)", text):
+            return EvenDamage(float(match[1]), int(match[2]))
         if match := re.fullmatch(r"(cubic )?to (\S+) in (\d+)", text):
             return Target(float(match[2]), int(match[3]), "cubic" if match[1] else "even")
         return Fraction(float(text))
@@ -132,8 +235,8 @@ def amount(text: str) -> Amount:
         raise
     except (ValueError, TypeError):
         raise InputError(
-            f"the amount {text!r} cannot be read: give a fraction of what is left (0.2), pq:p,q (pq:1,2), or "
-            "'to 0.98 in 10' (a sparsity and a number of levels)"
+            f"the amount {text!r} cannot be read: give a fraction of what is left (0.2), pq:p,q (pq:1,2), "
+            "'to 0.98 in 10' (a sparsity and a number of levels), or 'flow to 0.98 in 40' (the flow chooses the cuts)"
         ) from None
 
 

@@ -20,6 +20,7 @@ from incop.training import Trainer
 
 __all__ = ["Parts", "prepare", "resolve", "said"]
 
+PLANNED_SPARSITY = 0.9  # of a planned method when none is said: lottery tickets are as good as dense networks there
 PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
 FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
 
@@ -62,11 +63,16 @@ def resolve(plan: Plan) -> Plan:
         schedule=recipe.schedule,
         max_epochs=float(recipe.epochs),
     )
-    levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
-    if plan.sparsity is not None and plan.amount is None:
-        base = Plan(amount=f"to {plan.sparsity!r} in {levels}").over(base)
+    if methods.is_planned(plan.method):
+        plan = plan.over(Plan(sparsity=PLANNED_SPARSITY)).over(base)
+        assert plan.sparsity is not None
+        budget = plan.level_epochs or plan.max_epochs or 1.0
+        row |= methods.planned(plan.sparsity, budget, plan.batch_size or 1, plan.levels)
+    elif plan.sparsity is not None:
+        levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
+        row |= {"amount": f"to {plan.sparsity!r} in {levels}"}
     full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
-    return replace(full, model=models.entry(plan.model).name)
+    return replace(full, model=models.entry(said(plan.model)).name)
 
 
 def prepare(plan: Plan) -> Parts:
@@ -180,6 +186,9 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
         augment=crop_and_flip if augmented else None,
         seed=plan.seed or 0,
         precision=said(plan.precision),
+        search_batch_size=plan.search_batch_size,
+        search_lr=float(plan.search_lr or 1.0),
+        keep_optimizer=bool(plan.keep_optimizer),
     )
     return trainer, test, normalised
 

@@ -27,6 +27,9 @@ DEFAULTS: Mapping[str, Any] = {
     "last_level_full": True,
     "skip": (),
     "precision": "float32",
+    "search_lr": 1.0,
+    "keep_optimizer": False,
+    "test_levels": True,
     "device": "auto",
 }
 
@@ -46,6 +49,8 @@ RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "weight_decay": (0, None, True),
     "batch_size": (1, None, True),
     "clip": (0, None, False),
+    "search_batch_size": (1, None, True),
+    "search_lr": (0, None, False),
     "threads": (1, None, True),
 }
 
@@ -61,7 +66,7 @@ class Plan:
     """Network: see `incop list models`. Default: lenet-300-100."""
 
     method: str | None = None
-    """Method: dense, lth, sap, incop-if or incop-gf; a row of the arguments below. Default: incop-if."""
+    """Method: see `incop list methods`; a row of the arguments below. Default: incop-if."""
 
     levels: int | None = None
     """Pruning levels after the dense one, at least 1. Default: 10."""
@@ -105,6 +110,18 @@ class Plan:
     batch_size: int | None = None
     """Samples a step. Default: the model's recipe."""
 
+    search_batch_size: int | None = None
+    """Samples a step while a rule may still end a level. Default: the method's, else --batch-size."""
+
+    search_lr: float | None = None
+    """What the learning rate is multiplied by while a rule may still end a level. Default: the method's, else 1."""
+
+    keep_optimizer: bool | None = None
+    """Search levels that keep their weights keep their optimizer too. Default: the method's, else off."""
+
+    test_levels: bool | None = None
+    """Read the test split after every level, not only for the tickets trained in full. Default: the method's, else on."""
+
     schedule: str | None = None
     """Learning-rate schedule: constant, cosine or step. Default: the model's recipe."""
 
@@ -136,7 +153,8 @@ class Plan:
     """Ask the rule once before any training of a level. Default: off."""
 
     amount: str | None = None
-    """How many weights go per level: a fraction of those left (0.2), or pq:p,q. Default: the method's."""
+    """How many weights go per level: a fraction of those left (0.2), pq:p,q, 'to 0.98 in 10', or 'flow to 0.98 in 40'.
+    Default: the method's."""
 
     selection: str | None = None
     """Who competes: global, layer, layer:0.5 (output layer at half the rate), or n:m such as 2:4. Default: the method's."""

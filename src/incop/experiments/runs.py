@@ -129,11 +129,13 @@ def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None
 def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
     """Read the test split, once for this ticket, and write the ticket down."""
     model = parts.model
-    known = ticket.record.test_accuracy  # of a dense level that was trained before
+    accuracy = ticket.record.test_accuracy  # of a dense level that was trained before
+    if accuracy is None and (parts.plan.test_levels or _counts(parts, ticket.record)):
+        accuracy = _test_accuracy(parts, ticket, model)
     dense, left = _flops(parts, ticket.masks)
     level = dataclasses.replace(
         ticket.record,
-        test_accuracy=known if known is not None else _test_accuracy(parts, ticket, model),
+        test_accuracy=accuracy,
         flops=left,
         dense_flops=dense,
     )
@@ -145,6 +147,13 @@ def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
             checkpoints.save_weights(folder / f"{POINT}{name.replace(':', '_')}", ticket.points[name].tensors)
     run.append(level)
     return level
+
+
+def _counts(parts: Parts, level: Level) -> bool:
+    """Say whether a level is a ticket to report, not a step on the way: it was trained in full, or it is the last."""
+    full = level.max_epochs is None or level.epochs >= level.max_epochs - 1e-6
+    last = level.level == parts.plan.levels or level.sparsity >= (parts.plan.sparsity or 1.0) - 1e-6
+    return full or last or level.search is not None
 
 
 def _test_accuracy(parts: Parts, ticket: Ticket, model: nn.Module) -> float:

@@ -1,7 +1,8 @@
 """Flow: how information and gradients pass between a network's layers, measured without leaving a trace."""
 
+from incop.flow.damage import Damage
 from incop.flow.gradient import GradientFlow
 from incop.flow.information import InformationFlow
 from incop.flow.meter import Meter, measure
 
-__all__ = ["GradientFlow", "InformationFlow", "Meter", "measure"]
+__all__ = ["Damage", "GradientFlow", "InformationFlow", "Meter", "measure"]

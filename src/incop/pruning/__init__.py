@@ -1,6 +1,6 @@
 """Pruning: scores (which), amounts (how many), selection (who competes), and the cut that joins them."""
 
-from incop.pruning.amounts import Amount, Competition, Fraction, PQIndex, Target
+from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path, PQIndex, Target
 from incop.pruning.cut import prune
 from incop.pruning.scores import GradientTimesWeight, Magnitude, Random, Score
 from incop.pruning.selection import Global, Layerwise, NofM, Selection
@@ -8,6 +8,7 @@ from incop.pruning.selection import Global, Layerwise, NofM, Selection
 __all__ = [
     "Amount",
     "Competition",
+    "EvenDamage",
     "Fraction",
     "Global",
     "GradientTimesWeight",
@@ -15,6 +16,7 @@ __all__ = [
     "Magnitude",
     "NofM",
     "PQIndex",
+    "Path",
     "Random",
     "Score",
     "Selection",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, Protocol
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from incop.errors import InputError, unknown
 from incop.records import shortest
 
-__all__ = ["Amount", "Competition", "Fraction", "PQIndex", "Target"]
+__all__ = ["Amount", "Competition", "EvenDamage", "Fraction", "PQIndex", "Path", "Target"]
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,122 @@ class Target:
 
     def __str__(self) -> str:
         return f"{'cubic ' if self.path == 'cubic' else ''}to {shortest(self.sparsity)} in {self.levels}"
+
+
+@dataclass(frozen=True)
+class Path:
+    """A path of sparsities, one a level, given beforehand.
+
+    Args:
+        sparsities: what each level reaches, in [0, 1), never falling; later levels cut nothing more.
+
+    Raises:
+        InputError: a sparsity is out of range, or lower than the one before it.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Competition, Path
+        >>> Path((0.5, 0.6))(Competition(torch.ones(50), total=100, level=2))
+        10
+    """
+
+    sparsities: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a <= b for a, b in pairwise(self.sparsities))
+        if not self.sparsities or not rising or not all(_in(s, 0.0, 1.0) and s < 1.0 for s in self.sparsities):
+            raise InputError(
+                f"Path({self.sparsities!r}): give at least one sparsity in [0, 1), none below the one before it"
+            )
+
+    def __call__(self, competition: Competition) -> int:
+        """Return what lies between what is left and what the level should leave."""
+        sparsity = self.sparsities[min(competition.level, len(self.sparsities)) - 1]
+        return max(_left(competition) - round((1.0 - sparsity) * competition.total), 0)
+
+    def __str__(self) -> str:
+        return f"path of {len(self.sparsities)} to {shortest(self.sparsities[-1])}"
+
+
+@dataclass(frozen=True)
+class EvenDamage:
+    """A schedule to a sparsity in so many cuts, each of which does the network the same damage.
+
+    Before the first cut, `trials` masks on the way to the sparsity, evenly spaced in the logarithm of the density, are tried on
+    the network without training: R(λ) is the damage at density e^−λ (see `flow.Damage`). Cut k of N then ends where
+    R(λ_k) = k/N · R(Λ), with Λ the logarithm of the final density. Where pruning hurts little the cuts are large, where it
+    hurts they are small; no tolerance is set by hand. The number of trials is its whole cost.
+
+    Args:
+        sparsity: to be reached, in (0, 1).
+        levels: in how many cuts, at least 1.
+        trials: points of the curve, at least 2.
+
+    Raises:
+        InputError: an argument is out of range, or nobody says what a cut would do (`prune(…, damage=…)`).
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning import Competition, EvenDamage
+        >>> harm = lambda count: (-torch.log(torch.tensor(1 - count / 1000)).item()) ** 2  # grows with λ², here
+        >>> path = EvenDamage(0.98, levels=4).plan(Competition(torch.ones(1000), total=1000, damage=harm))
+        >>> [round(s, 2) for s in path.sparsities]
+        [0.86, 0.94, 0.97, 0.98]
+    """
+
+    sparsity: float
+    levels: int
+    trials: int = 10
+
+    def __post_init__(self) -> None:
+        if not _in(self.sparsity, 0.0, 1.0) or self.sparsity in (0.0, 1.0):
+            raise InputError(f"EvenDamage(sparsity={self.sparsity!r}): the sparsity to reach must be in (0, 1)")
+        for name, value, least in (("levels", self.levels, 1), ("trials", self.trials, 2)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"EvenDamage({name}={value!r}): it must be a whole number of at least {least}")
+
+    def plan(self, competition: Competition) -> Path:
+        """Try cuts on the network as it is and return the path of sparsities, from its density to the last.
+
+        Args:
+            competition: the weights that are left, with the function from a count to its damage.
+        """
+        damage = competition.damage
+        if damage is None:
+            raise InputError(
+                f"the amount '{self}' tries cuts before it chooses: prune with damage=flow.Damage(model, probe), or search "
+                "with a probe"
+            )
+        left, total = _left(competition), competition.total
+        keep = round((1.0 - self.sparsity) * total)
+        if left <= keep or keep < 1:
+            return Path((max(self.sparsity, 1.0 - left / total),) * self.levels)
+        whole = math.log(left / keep)
+        way = [whole * k / self.trials for k in range(self.trials + 1)]
+        harm = [0.0]
+        for at in way[1:]:
+            harm.append(max(damage(left - round(left * math.exp(-at))), harm[-1]))
+        densities = [left / total * math.exp(-_reached(way, harm, k / self.levels)) for k in range(1, self.levels)]
+        return Path((*(1.0 - density for density in densities), 1.0 - keep / total))
+
+    def __call__(self, competition: Competition) -> int:
+        """Return the first of the cuts that are still to come, planned from the network as it is now."""
+        ahead = max(self.levels - competition.level + 1, 1)
+        path = EvenDamage(self.sparsity, ahead, self.trials).plan(competition)
+        return path(dataclasses.replace(competition, level=1))
+
+    def __str__(self) -> str:
+        return f"flow to {shortest(self.sparsity)} in {self.levels}"
+
+
+def _reached(way: Sequence[float], harm: Sequence[float], share: float) -> float:
+    """Return where on the way this share of the whole harm is reached; harm grows like a square between two points."""
+    wanted = share * harm[-1]
+    if harm[-1] <= 0.0:  # nothing hurts: go evenly
+        return share * way[-1]
+    k = next(k for k in range(1, len(harm)) if harm[k] >= wanted)
+    low, high, at = (math.sqrt(value) for value in (harm[k - 1], harm[k], wanted))
+    return way[k] if high <= low else way[k - 1] + (way[k] - way[k - 1]) * (at - low) / (high - low)
 
 
 @dataclass(frozen=True)

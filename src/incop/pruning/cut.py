@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 from incop.masks import Masks
-from incop.pruning.amounts import Amount, Competition, Fraction
+from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path
 from incop.pruning.scores import Magnitude, Score
 from incop.pruning.selection import Global, NofM, Selection, checked, lowest
 from incop.records import shortest
 
-__all__ = ["prune"]
+__all__ = ["planned", "prune"]
 
 
 def prune(
@@ -94,6 +94,32 @@ def _given_back(before: Masks, after: Masks, scores: dict[str, Tensor], most: in
     newly = _flat(scores, cut, names)
     still = _cut(cut, names, newly, max(int(newly.numel()) - excess, 0))  # True: put back
     return Masks({name: after[name] | still[name] for name in names})
+
+
+def planned(
+    model: nn.Module,
+    masks: Masks,
+    amount: EvenDamage,
+    *,
+    score: Score | None = None,
+    selection: Selection | None = None,
+    damage: Callable[[Masks], float],
+) -> Path:
+    """Return the path of sparsities that an amount plans before the first cut, by trial cuts that are not made.
+
+    Raises:
+        InputError: not all weights compete with all, so that no one path serves them.
+        TrainingError: a weight is not finite.
+    """
+    groups = [] if isinstance(selection, NofM) else (selection or Global()).groups(list(masks))
+    if len(groups) != 1:
+        raise InputError(f"the amount '{amount}' plans one path for all weights: use it with selection global")
+    names, share = groups[0]
+    weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
+    scores = checked((score or Magnitude())(model, weights), weights)
+    trial = _trial(masks, names, _flat(scores, masks, names), share, amount)
+    flat = _flat(weights, masks, names)
+    return amount.plan(Competition(flat, masks.total, 1, _harm(trial, damage)))
 
 
 Trial = Callable[[int], Masks]
