@@ -64,7 +64,7 @@ class Damage:
     def __call__(self, masks: Mapping[str, Tensor]) -> float:
         """Return the damage of leaving only these weights; at least 0."""
         weights = dict(self.model.named_parameters())
-        trial = {name: weights[name].detach() * mask.to(weights[name].device) for name, mask in masks.items()}
+        trial = {name: _wide(weights[name]) * mask.to(weights[name].device) for name, mask in masks.items()}
         kept = [self._kept(name, rows) for name, rows in self._outputs(trial).items()]
         return max(-math.log(min(max(share, LEAST), 1.0)) for share in kept)
 
@@ -74,10 +74,7 @@ class Damage:
         after_nM, _ = _standardised(rows_nM)
         if not bool(varied_M.any()):
             return 1.0
-        share = float((before_nM * after_nM).mean(0)[varied_M].mean())
-        if not math.isfinite(share):
-            raise TrainingError(f"the outputs of layer {name!r} are not finite on the probe: the training diverged")
-        return share
+        return float((before_nM * after_nM).mean(0)[varied_M].mean())
 
     def _outputs(self, trial: dict[str, Tensor]) -> dict[str, Tensor]:
         started = time.perf_counter()
@@ -94,7 +91,15 @@ class Damage:
                 blocks.append(taps.read(samples=batch.samples))
         self.samples += sum(batch.samples for batch in self._batches)
         self.seconds += time.perf_counter() - started
-        return {name: torch.cat([block[name] for block in blocks]) for name in self._chain}
+        outputs = {name: torch.cat([block[name] for block in blocks]) for name in self._chain}
+        for name, rows in outputs.items():
+            if not bool(rows.isfinite().all()):
+                raise TrainingError(f"the outputs of layer {name!r} are not finite on the probe: the training diverged")
+        return outputs
+
+
+def _wide(weight: Tensor) -> Tensor:
+    return weight.detach().float() if weight.dtype.itemsize < 4 else weight.detach()
 
 
 def _standardised(rows_nM: Tensor) -> tuple[Tensor, Tensor]:
