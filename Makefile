@@ -28,8 +28,7 @@ test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 demo: .venv/.base
-	$(BIN)/incop search --data digits --model lenet-300-100 --method incop-if --rewind rate \
-	  --sparsity 0.95 --levels 8 \
+	$(BIN)/incop search --data digits --model lenet-300-100 --method incop --sparsity 0.95 \
 	  --progress $$(test -t 1 && echo auto || echo lines)
 
 bench: .venv/.dev

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from incop.errors import InputError
-from incop.records import SCHEMA, Check, Flow, History, Interval, Level, Run, Spent, Verdict, shortest
+from incop.records import SCHEMA, Check, Flow, History, Interval, Level, Run, Spent, Verdict, full_retraining, shortest
 
 texts = st.text(max_size=8) | st.sampled_from(["nan", "inf", "-inf", "\u2028", "·"])
 numbers = st.floats()
@@ -295,3 +295,18 @@ def test_level_says_itself_in_one_line():
 def test_no_torch_at_import():
     code = "import incop.errors, incop.records, incop.rundir, incop.stopping, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_full_retraining_is_of_the_same_levels_or_of_fifths_where_those_are_fewer():
+    def levels(*sparsities, budget=10.0):
+        rest = (0.0, 9, 1.0, 1, 1, 0.0, 0.0, 0, 0.9, "stop", "rate", budget)
+        return [Level(k, sparsity, *rest) for k, sparsity in enumerate((0.0, *sparsities))]
+
+    assert full_retraining(levels()) == 0.0
+    assert full_retraining(levels(0.5, 0.9)) == 20.0  # two levels, fewer than fifths
+    assert full_retraining(levels(*(1 - 0.9**k for k in range(1, 22)))) == pytest.approx(
+        100.0
+    )  # 0.8^10 < 0.9^21 < 0.8^9
+    assert full_retraining(levels(0.2, 0.36, 0.488)) == pytest.approx(30.0)  # fifths themselves
+    assert full_retraining(levels(0.5, budget=None)) is None
+    assert full_retraining(levels(0.5, 1.0)) == 20.0

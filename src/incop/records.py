@@ -14,7 +14,19 @@ from typing import Any, Literal, Self
 
 from incop.errors import InputError
 
-__all__ = ["Check", "Flow", "History", "Interval", "Level", "Record", "Run", "Spent", "Verdict", "shortest"]
+__all__ = [
+    "Check",
+    "Flow",
+    "History",
+    "Interval",
+    "Level",
+    "Record",
+    "Run",
+    "Spent",
+    "Verdict",
+    "full_retraining",
+    "shortest",
+]
 
 SCHEMA = 1  # of every record written to disk; a reader refuses a newer one
 
@@ -462,7 +474,7 @@ class Run(Record):
         dense: val_accuracy, test_accuracy and epochs of level 0.
         levels: one record per finished level, the dense one first.
         spent: the ledger of all levels.
-        full_epochs: what the same levels would have cost without early stops, in epochs.
+        full_epochs: what full retraining to the same sparsity would have cost with the dense level; see `full_retraining`.
         environment: versions, machine, threads, time.
         command: the command that repeats the run.
         error: what ended it, when it failed.
@@ -482,3 +494,26 @@ class Run(Record):
     command: str = ""
     error: str | None = None
     schema: int = SCHEMA
+
+
+def full_retraining(levels: Sequence[Level]) -> float | None:
+    """Return the epochs that full retraining takes to the last level's sparsity, without the dense level's.
+
+    Every level at its whole budget; a run of finer cuts is held against levels of a fifth, which the field prunes.
+
+    Args:
+        levels: of a run, the dense one first.
+
+    Returns:
+        Epochs; None when a budget is not known, 0.0 without a pruned level.
+    """
+    pruned = [level for level in levels if level.level > 0]
+    budgets = [level.max_epochs for level in pruned]
+    if not pruned:
+        return 0.0
+    if any(budget is None for budget in budgets):
+        return None
+    whole = sum(budget for budget in budgets if budget is not None)
+    left = 1.0 - pruned[-1].sparsity
+    fifths = math.ceil(math.log(left) / math.log(0.8) - 1e-6) if 0.0 < left < 1.0 else len(pruned)
+    return whole * min(fifths, len(pruned)) / len(pruned)

@@ -15,7 +15,7 @@ from incop.cli import main
 from incop.rundir import RunDir
 from incop.training import Trainer
 
-QUICK = ["--max-epochs", "2", "--levels", "2"]
+QUICK = ["--method", "incop-if", "--max-epochs", "2", "--levels", "2"]
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,7 @@ def test_image_folder_with_one_unreadable_file(capsys, tmp_path):
                 Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(
                     tmp_path / "d" / part / label / f"{k}.png"
                 )
-    assert incop("search", "--data", "./d", "--method", "lth", *QUICK, "--out", "good") == 0
+    assert incop("search", "--data", "./d", "--method", "lth", *QUICK[2:], "--out", "good") == 0
     capsys.readouterr()
     (tmp_path / "d" / "train" / "b" / "7.png").write_bytes(b"\x89PNG no picture")
     assert "7.png" in refused(capsys, "search", "--data", "./d")
@@ -205,7 +205,7 @@ def tensors(folder):
 
 
 def test_a_plan_repeats_its_run_bit_for_bit_in_another_process():
-    assert incop("search", "--method", "incop-gf", *QUICK, "--seed", "5", "--rewind", "early:1", "--out", "A") == 0
+    assert incop("search", "--method", "incop-gf", *QUICK[2:], "--seed", "5", "--rewind", "early:1", "--out", "A") == 0
     subprocess.run(
         [sys.executable, "-m", "incop", "search", "A/plan.toml", "--out", "B"], check=True, capture_output=True
     )
@@ -220,7 +220,19 @@ def test_the_test_split_decides_nothing(monkeypatch):
     """The same search on data whose test labels are scrambled: everything but the reported test accuracy is the same."""
     from incop.experiments import datasets
 
-    words = ["search", "--rule", "accuracy within 0.05", "--check-every", "0.5", "--max-epochs", "3", "--levels", "2"]
+    words = [
+        "search",
+        "--method",
+        "incop-if",
+        "--rule",
+        "accuracy within 0.05",
+        "--check-every",
+        "0.5",
+        "--max-epochs",
+        "3",
+        "--levels",
+        "2",
+    ]
     assert incop(*words, "--out", "A") == 0
     load = datasets.load
 
@@ -364,8 +376,6 @@ def test_real_data(data, model, method):
 
 
 def test_a_sparsity_to_reach_and_one_on_the_way():
-    assert (
-        incop("search", "--max-epochs", "1", "--levels", "3", "--sparsity", "0.9", "--ticket-at", "0.5", "--out", "R")
-        == 0
-    )
-    assert [round(level.sparsity, 3) for level in RunDir.open("R").levels()] == [0, 0.5, 0.785, 0.9]
+    words = ["--method", "lth", "--amount", "0.5", "--selection", "global", "--max-epochs", "1", "--sparsity", "0.9"]
+    assert incop("search", *words, "--ticket-at", "0.6", "--out", "R") == 0
+    assert [round(level.sparsity, 3) for level in RunDir.open("R").levels()] == [0, 0.5, 0.6, 0.8, 0.9]

@@ -50,8 +50,8 @@ def compare(
         A comparison.toml, such as the one in a comparison's folder; a flag overrides it.
 
     Methods:
-        Methods and controls, with commas: lth,sap,incop-if,incop-gf, fixed:2, mask-settled, fixed:match=incop-if,
-        oneshot=incop-if, gradual=incop-if, random=incop-if. Others are set against the first. Default: lth,incop-if.
+        Methods and controls, with commas: lth-rate,incop,sap,incop-if,incop-gf, fixed:2, mask-settled, fixed:match=incop,
+        oneshot=incop, gradual=incop, random=incop. Others are set against the first. Default: lth-rate,incop.
     seeds
         How many seeds, counting up from --seed. Default: 5.
     sparsities
@@ -121,7 +121,7 @@ def _comparison(
 ) -> Comparison:
     from incop.experiments import comparisons  # imports torch
 
-    told: dict[str, object] = {"methods": ["lth", "incop-if"]}
+    told: dict[str, object] = {"methods": ["lth-rate", "incop"]}
     if file is not None:
         path = file / "comparison.toml" if file.is_dir() else file
         if not path.is_file():

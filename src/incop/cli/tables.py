@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from incop.records import Level, Run, Spent
+from incop.records import Level, Run, Spent, full_retraining
 
 __all__ = ["level_table", "plain_console", "spent_lines", "table"]
 
@@ -62,17 +62,16 @@ def _fraction(value: float | None) -> str:
 
 
 def spent_lines(run: Run) -> list[str]:
-    """Say what was spent, against the full budget of the same levels."""
+    """Say what was spent, against full retraining to the same sparsity."""
     pruned = [level for level in run.levels if level.level > 0]
     spent = Spent.total(level.spent for level in pruned)
-    budgets = [level.max_epochs for level in pruned]
+    full = full_retraining(run.levels)
     lines = []
-    if pruned and None not in budgets:
-        full = sum(budget for budget in budgets if budget is not None)
+    if pruned and full is not None:
         share = f" ({spent.epochs / full:.0%})" if full else ""
         lines.append(
-            f"spent after the dense network: {round(spent.epochs, 2):g} epochs of the {full:g} that full retraining of the "
-            f"same levels takes{share}; training {spent.seconds:.1f} s, probing {spent.probe_seconds:.1f} s "
+            f"spent after the dense network: {round(spent.epochs, 2):g} epochs of the {round(full, 2):g} that full retraining "
+            f"takes to this sparsity{share}; training {spent.seconds:.1f} s, probing {spent.probe_seconds:.1f} s "
             f"({spent.probe_samples} samples)"
         )
     if pruned:

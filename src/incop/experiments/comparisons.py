@@ -68,7 +68,7 @@ class Comparison:
         """
         problems = []
         if not self.methods:
-            problems.append("no method is named: --methods lth,incop-if")
+            problems.append("no method is named: --methods lth-rate,incop")
         if not 1 <= self.seeds <= 1000:
             problems.append(f"--seeds {self.seeds} must be between 1 and 1000")
         if not self.sparsities or any(not 0 < s < 1 for s in self.sparsities):

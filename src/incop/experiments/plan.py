@@ -17,7 +17,7 @@ __all__ = ["DEFAULTS", "RANGES", "Plan"]
 DEFAULTS: Mapping[str, Any] = {
     "data": "digits",
     "model": "lenet-300-100",
-    "method": "incop-if",
+    "method": "incop",
     "seed": 0,
     "levels": 10,
     "validation": 0.1,
@@ -66,13 +66,14 @@ class Plan:
     """Network: see `incop list models`. Default: lenet-300-100."""
 
     method: str | None = None
-    """Method: see `incop list methods`; a row of the arguments below. Default: incop-if."""
+    """Method: see `incop list methods`; a row of the arguments below. Default: incop."""
 
     levels: int | None = None
-    """Pruning levels after the dense one, at least 1. Default: 10."""
+    """Pruning levels after the dense one, at least 1. Default: of method incop, by the sparsity; of the others, 10."""
 
     sparsity: float | None = None
-    """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last."""
+    """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last.
+    Default: of method incop, 0.9; of the others, what the levels lead to."""
 
     ticket_at: tuple[float, ...] | None = None
     """Sparsities on the way, in (0, 1), whose tickets are trained in full and reported too. Default: none."""

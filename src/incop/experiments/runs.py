@@ -26,7 +26,7 @@ from incop.experiments.plan import Plan
 from incop.experiments.tickets import POINT, shared_dense
 from incop.loop import Ticket, search
 from incop.masks import Masks
-from incop.records import Check, Level, Run, Spent
+from incop.records import Check, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 from incop.snapshots import Snapshot
 
@@ -183,7 +183,7 @@ def _summary(
 ) -> Run:
     plan = parts.plan
     dense = levels[0] if levels else None
-    budgets = [level.max_epochs for level in levels]
+    full = full_retraining(levels)
     return Run(
         method=said(plan.method),
         data=said(plan.data),
@@ -197,7 +197,7 @@ def _summary(
         },
         levels=tuple(levels),
         spent=Spent.total(level.spent for level in levels),
-        full_epochs=None if None in budgets else sum(b for b in budgets if b is not None),
+        full_epochs=None if full is None or dense is None or dense.max_epochs is None else dense.max_epochs + full,
         environment=environment,
         command=f"incop search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
         error=error,
