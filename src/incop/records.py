@@ -513,7 +513,7 @@ def full_retraining(levels: Sequence[Level]) -> float | None:
         return 0.0
     if any(budget is None for budget in budgets):
         return None
-    whole = sum(budget for budget in budgets if budget is not None)
+    whole = float(sum(budget for budget in budgets if budget is not None))
     left = 1.0 - pruned[-1].sparsity
     fifths = math.ceil(math.log(left) / math.log(0.8) - 1e-6) if 0.0 < left < 1.0 else len(pruned)
     return whole * min(fifths, len(pruned)) / len(pruned)

@@ -152,8 +152,9 @@ class Path:
     sparsities: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        rising = all(a <= b for a, b in pairwise(self.sparsities))
-        if not self.sparsities or not rising or not all(_in(s, 0.0, 1.0) and s < 1.0 for s in self.sparsities):
+        given = self.sparsities if isinstance(self.sparsities, Sequence) else ()
+        numbers = len(given) > 0 and all(_in(s, 0.0, 1.0) and s < 1.0 for s in given)
+        if not numbers or any(a > b for a, b in pairwise(given)):
             raise InputError(
                 f"Path({self.sparsities!r}): give at least one sparsity in [0, 1), none below the one before it"
             )
@@ -182,7 +183,7 @@ class EvenDamage:
         trials: points of the curve, at least 2.
 
     Raises:
-        InputError: an argument is out of range, or nobody says what a cut would do (`prune(…, damage=…)`).
+        InputError: an argument is out of range, or nobody says in finite numbers what a cut would do (`prune(…, damage=…)`).
 
     Example:
         >>> import torch
@@ -219,12 +220,13 @@ class EvenDamage:
         left, total = _left(competition), competition.total
         keep = round((1.0 - self.sparsity) * total)
         if left <= keep or keep < 1:
-            return Path((max(self.sparsity, 1.0 - left / total),) * self.levels)
+            return Path((max(self.sparsity, 1.0 - left / total if left else 0.0),) * self.levels)
         whole = math.log(left / keep)
         way = [whole * k / self.trials for k in range(self.trials + 1)]
         harm = [0.0]
         for at in way[1:]:
-            harm.append(max(damage(left - round(left * math.exp(-at))), harm[-1]))
+            count = left - round(left * math.exp(-at))
+            harm.append(max(_finite(damage(count), count), harm[-1]))
         densities = [left / total * math.exp(-_reached(way, harm, k / self.levels)) for k in range(1, self.levels)]
         return Path((*(1.0 - density for density in densities), 1.0 - keep / total))
 
@@ -236,6 +238,12 @@ class EvenDamage:
 
     def __str__(self) -> str:
         return f"flow to {shortest(self.sparsity)} in {self.levels}"
+
+
+def _finite(damage: float, count: int) -> float:
+    if not math.isfinite(damage):
+        raise InputError(f"the damage of cutting {count} weights is {damage!r}: it must be a finite number, 0 for none")
+    return damage
 
 
 def _reached(way: Sequence[float], harm: Sequence[float], share: float) -> float:

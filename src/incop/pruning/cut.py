@@ -112,7 +112,7 @@ def planned(
         TrainingError: a weight is not finite.
     """
     groups = [] if isinstance(selection, NofM) else (selection or Global()).groups(list(masks))
-    if len(groups) != 1:
+    if len(groups) != 1 or groups[0][1] != 1.0:
         raise InputError(f"the amount '{amount}' plans one path for all weights: use it with selection global")
     names, share = groups[0]
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}

@@ -1,0 +1,55 @@
+"""Method incop against full lottery tickets and equal-cost controls: two pairs it was tuned on, three it was not.
+
+python benchmarks/planned_cuts.py --runs FOLDER [--pair NAME …] [--jobs 2] [--out benchmarks/results/DATE-planned-cuts]
+
+FOLDER keeps the runs: started again, the script does only what is missing there. About an hour and a half on two cores.
+Lottery tickets are rewound to the end of the first epoch (lth-early) or keep their weights (lth-rate); on the two convolutional
+pairs only the latter, which is the better of the two wherever both were run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CONTROLS = "fixed:match=incop,oneshot=incop,mask-settled=incop,accuracy-restored=incop,gradual=incop"
+BOTH, RATE = f"lth-rate,lth-early,incop,{CONTROLS}", f"lth-rate,incop,{CONTROLS}"
+PAIRS = {  # name: pair, methods, sparsities (moderate, near the edge), and what a CPU carries
+    "mnist": ("mnist/lenet-300-100", BOTH, "0.98,0.993", "12000", "10"),  # tuned on
+    "fashion5": ("fashion-mnist/lenet-5", RATE, "0.9,0.97", "6000", "10"),  # tuned on
+    "digits": ("digits/lenet-300-100", BOTH, "0.95,0.985", None, "20"),
+    "fashion300": ("fashion-mnist/lenet-300-100", BOTH, "0.97,0.995", "12000", "10"),
+    "cifar": ("cifar10/conv-2", RATE, "0.9,0.98", "3000", "5"),
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--runs", type=Path, required=True)
+    options.add_argument("--pair", nargs="*", choices=PAIRS, default=list(PAIRS))
+    options.add_argument("--jobs", default="2")
+    options.add_argument("--seeds", default="5")
+    options.add_argument(
+        "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}-planned-cuts")
+    )
+    told = options.parse_args()
+    told.out.mkdir(parents=True, exist_ok=True)
+    for name in told.pair:
+        pair, methods, sparsities, limit, epochs = PAIRS[name]
+        words = ["--methods", methods, "--no-controls", "--pairs", pair, "--sparsities", sparsities]
+        words += ["--schedule", "cosine", "--max-epochs", epochs, *(["--limit", limit] if limit else [])]
+        folder = str(told.runs / name)
+        run("compare", *words, "--seeds", told.seeds, "--threads", "1", "--jobs", told.jobs, "--out", folder)
+        for form in ("json", "html"):
+            run("report", folder, "--format", form, "--out", str(told.out / f"{name}.{form}"))
+
+
+def run(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "incop", *words], check=True)
+
+
+if __name__ == "__main__":
+    main()
