@@ -1,4 +1,6 @@
+import dataclasses
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from incop.errors import InputError
 from incop.experiments import methods
-from incop.pruning import Competition, Fraction, PQIndex, Target
+from incop.pruning import Competition, EvenDamage, Fraction, Path, PQIndex, Target
 
 
 def competition(weights, total=None, level=1):
@@ -56,6 +58,198 @@ def test_target_sparsity_out_of_range(bad):
 def test_target_levels_out_of_range(bad):
     with pytest.raises(InputError, match="the number of levels must be a whole number of at least 1"):
         Target(0.9, bad)
+
+
+# --- a path given beforehand
+
+
+@given(
+    st.lists(st.floats(0, 0.999), min_size=1, max_size=8).map(sorted), st.integers(0, 20_000), st.integers(0, 20_000)
+)
+def test_a_path_leaves_what_it_says_and_never_gives_back(sparsities, total, cut):
+    left = total - min(cut, total)
+    for level in range(1, len(sparsities) + 3):
+        wanted = min(left, round((1 - sparsities[min(level, len(sparsities)) - 1]) * total))
+        left -= Path(tuple(sparsities))(competition(torch.ones(left), total, level))
+        assert left == wanted
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (),
+        (0.5, 0.4),
+        (0.5, 1.0),
+        (-0.1, 0.5),
+        (0.5, math.nan),
+        (math.nan, 0.5),
+        (True,),
+        ("0.5",),
+        ("a", 0.5),
+        0.5,
+        None,
+    ],
+)
+def test_a_path_that_falls_or_leaves_the_range(bad):
+    with pytest.raises(InputError, match=r"give at least one sparsity in \[0, 1\), none below the one before it"):
+        Path(bad)
+
+
+# --- cuts of even damage
+
+
+def many(left, total=None, level=1, damage=None):
+    """As many weights as one likes, of one number in memory, so that counts are as fine as the curve."""
+    return Competition(torch.ones(1).expand(left), total or left, level, damage)
+
+
+def way(path, left, total):
+    """How far down the path goes, in logarithms of the density, from what is left."""
+    return [math.log(left / total) - math.log1p(-s) for s in path.sparsities]
+
+
+def power(p, left, scale=1.0):
+    return lambda count: scale * (-math.log1p(-count / left)) ** p
+
+
+@pytest.mark.parametrize("p", [0.5, 1.0, 1.5, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize("trials", [2, 3, 10, 40])
+@pytest.mark.parametrize(("left", "total"), [(10**10, 10**10), (3 * 10**9, 10**10)])
+def test_damage_that_grows_like_a_power_is_cut_in_equal_parts(p, trials, left, total):
+    sparsity, levels = 0.98, 17
+    path = EvenDamage(sparsity, levels, trials).plan(many(left, total, damage=power(p, left, 0.3)))
+    whole = math.log(left / (0.02 * total))
+    wanted = [whole * (k / levels) ** (1 / p) for k in range(1, levels + 1)]
+    within = 1e-7 if p == 2 else whole / trials  # between two trials the damage is taken to grow like a square
+    assert way(path, left, total) == pytest.approx(wanted, abs=within)
+    assert path.sparsities[-1] == pytest.approx(sparsity, abs=1e-12)
+
+
+def test_more_trials_come_nearer():
+    def off(trials):
+        path = EvenDamage(0.98, 20, trials).plan(many(10**10, damage=power(4, 10**10)))
+        wanted = [math.log(50) * (k / 20) ** (1 / 4) for k in range(1, 21)]
+        return max(abs(a - b) for a, b in zip(way(path, 10**10, 10**10), wanted, strict=True))
+
+    assert off(40) < off(10) / 3 < off(4) / 9
+
+
+def test_trials_are_even_in_the_logarithm_of_the_density():
+    asked = []
+    EvenDamage(0.96, 7, trials=4).plan(many(10**8, damage=lambda count: asked.append(count) or 1.0))
+    assert [1 - count / 10**8 for count in asked] == pytest.approx([0.04 ** (k / 4) for k in (1, 2, 3, 4)], abs=1e-8)
+
+
+def test_what_does_no_damage_is_cut_evenly():
+    for damage in (lambda count: 0.0, lambda count: -1.0):
+        path = EvenDamage(0.9, 5).plan(many(10**9, damage=damage))
+        assert path.sparsities == pytest.approx([1 - 0.1 ** (k / 5) for k in range(1, 6)])
+
+
+curves = st.lists(st.floats(0, 50) | st.sampled_from([0.0, 1.0, 1e-300, 1e300]), min_size=2, max_size=12)
+
+
+@given(curves, st.integers(1, 60), st.floats(0.01, 0.999), st.integers(1, 5000), st.floats(0, 1))
+@settings(max_examples=300)
+def test_any_curve_gives_a_path_that_never_falls_and_ends_exactly(curve, levels, sparsity, total, gone):
+    left = max(round((1 - gone) * total), 1)
+    amount = EvenDamage(sparsity, levels, len(curve))
+    values = iter(curve)
+    path = amount.plan(many(left, total, damage=lambda count: next(values)))
+    assert len(path.sparsities) == levels
+    assert all(a <= b for a, b in pairwise(path.sparsities))
+    keep = round((1 - sparsity) * total)
+    remaining = left
+    for level in range(1, levels + 2):
+        cut = path(many(remaining, total, level)) if remaining else 0
+        assert 0 <= cut <= remaining
+        remaining -= cut
+    assert remaining == min(left, keep)
+
+
+@given(curves, st.integers(1, 20))
+def test_a_curve_that_falls_counts_as_the_highest_so_far(curve, levels):
+    def planned(values):
+        values = iter(values)
+        return EvenDamage(0.95, levels, len(curve)).plan(many(10**6, damage=lambda count: next(values)))
+
+    assert planned(curve) == planned(np.maximum.accumulate(curve).tolist())
+
+
+@given(curves, st.integers(1, 20), st.floats(1e-3, 1e3))
+def test_the_unit_of_damage_does_not_matter(curve, levels, scale):
+    def planned(values):
+        values = iter(values)
+        return EvenDamage(0.95, levels, len(curve)).plan(many(10**9, damage=lambda count: next(values)))
+
+    curve = [min(value, 50.0) if value > 1e-9 else 0.0 for value in curve]
+    assert planned(curve).sparsities == pytest.approx(planned([scale * value for value in curve]).sparsities, abs=1e-6)
+
+
+def test_a_jump_is_shared_out_and_a_plateau_is_passed_at_once():
+    steps = {0.5: 0.0, 0.25: 0.0, 0.125: 4.0, 0.0625: 4.0}  # density → damage: nothing, nothing, a jump, a plateau
+
+    def damage(count):
+        return steps[round((2**20 - count) / 2**20, 6)]
+
+    path = EvenDamage(1 - 1 / 16, 4, trials=4).plan(many(2**20, damage=damage))
+    wanted = [math.log(4) + math.log(2) * math.sqrt(k / 4) for k in (1, 2, 3)] + [math.log(16)]
+    assert way(path, 1, 1) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("left", [100, 99, 40, 1])
+def test_what_is_sparse_enough_already_is_left_alone_and_not_tried(left):
+    def damage(count):
+        raise AssertionError("tried")
+
+    amount = EvenDamage(0.9, 5)
+    path = amount.plan(many(left, 1000, damage=damage))
+    assert [path(many(left, 1000, level)) for level in (1, 5, 9)] == [0, 0, 0]
+    assert amount(many(left, 1000, damage=damage)) == 0
+
+
+def test_of_no_weights_none_are_cut():
+    for total in (0, 10):
+        assert EvenDamage(0.9, 3)(Competition(torch.ones(0), total, damage=lambda count: 1.0)) == 0
+
+
+@given(st.integers(1, 9), st.floats(0.5, 4), st.integers(2, 6), st.floats(0, 0.9))
+def test_a_call_is_the_first_cut_of_a_plan_for_the_levels_that_are_left(level, p, trials, gone):
+    left = round((1 - gone) * 5000)
+    now = many(left, 5000, level, power(p, left))
+    ahead = EvenDamage(0.97, max(6 - level + 1, 1), trials).plan(now)
+    assert EvenDamage(0.97, 6, trials)(now) == ahead(dataclasses.replace(now, level=1))
+    if level >= 6:
+        assert EvenDamage(0.97, 6, trials)(now) == left - 150
+
+
+def test_without_damage_it_says_what_to_pass():
+    for asked in (EvenDamage(0.9, 3), EvenDamage(0.9, 3).plan):
+        with pytest.raises(InputError, match=r"prune with damage=flow\.Damage\(model, probe\), or search with a probe"):
+            asked(many(100))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_damage_that_is_no_number_is_told(bad):
+    with pytest.raises(
+        InputError, match=r"the damage of cutting \d+ weights is -?(nan|inf): it must be a finite number"
+    ):
+        EvenDamage(0.9, 3).plan(many(100, damage=lambda count: bad if count > 80 else 1.0))
+
+
+@pytest.mark.parametrize("bad", [0, 0.0, 1.0, 1, -0.1, 1.1, math.nan, math.inf, True, "0.9", None])
+def test_even_damage_sparsity_out_of_range(bad):
+    with pytest.raises(InputError, match=r"EvenDamage\(sparsity=.*must be in \(0, 1\)$"):
+        EvenDamage(bad, 3)
+
+
+@pytest.mark.parametrize("bad", [-1, 0, 2.0, True, "3", None, math.nan])
+@pytest.mark.parametrize(("key", "least"), [("levels", 1), ("trials", 2)])
+def test_even_damage_counts_out_of_range(bad, key, least):
+    with pytest.raises(InputError, match=rf"EvenDamage\({key}=.*a whole number of at least {least}$"):
+        EvenDamage(0.9, **{"levels": 3, key: bad})
+    with pytest.raises(InputError, match="at least 2"):
+        EvenDamage(0.9, 3, trials=1)
 
 
 # --- the PQ index
@@ -189,6 +383,7 @@ positive = st.floats(1e-3, 1e3)
 @given(
     st.builds(Fraction, share)
     | st.builds(Target, share, st.integers(1, 99))
+    | st.builds(EvenDamage, st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 99))
     | st.builds(
         lambda p, gap, e, g, b: PQIndex(p, p + gap, e, g, b), positive, positive, positive, positive, st.just(0.7)
     )
@@ -202,6 +397,7 @@ def test_what_an_amount_writes_is_read_back(rule):
     [
         (Fraction(0.2), "0.2"),
         (Target(0.98, 10), "to 0.98 in 10"),
+        (EvenDamage(0.98, 40), "flow to 0.98 in 40"),
         (PQIndex(), "pq:1,2"),
         (PQIndex(0.5, 1), "pq:0.5,1"),
         (PQIndex(beta=0.5), "pq:1,2,0,1,0.5"),
@@ -209,3 +405,7 @@ def test_what_an_amount_writes_is_read_back(rule):
 )
 def test_in_words(rule, text):
     assert str(rule) == text
+
+
+def test_a_path_in_words():
+    assert str(Path((0.5, 0.8, 0.9))) == "path of 3 to 0.9"

@@ -10,7 +10,10 @@ from torch import nn
 
 from incop import Masks, pruning
 from incop.errors import InputError, TrainingError
+from incop.flow import Damage
 from incop.pruning import (
+    Competition,
+    EvenDamage,
     Fraction,
     Global,
     GradientTimesWeight,
@@ -22,6 +25,7 @@ from incop.pruning import (
     Target,
     prune,
 )
+from incop.pruning.cut import planned
 
 
 def chain(sizes, seed=0, coarse=False):
@@ -323,6 +327,77 @@ def test_damage_may_take_gradients():
         return float(torch.autograd.grad(value, net[0].weight)[0].norm())
 
     prune(net, amount=Largest(1.0), damage=damage)
+
+
+# --- a path planned by trial cuts
+
+
+@given(sizes, st.integers(0, 1000), st.booleans(), st.floats(0.1, 0.95), st.floats(0, 0.5), st.integers(1, 9))
+@settings(max_examples=60)
+def test_trial_cuts_of_a_plan_are_those_that_prune_would_make(layers, seed, coarse, sparsity, before, levels):
+    net = chain(layers, seed, coarse)
+    masks = prune(net, amount=before)
+    kept, tried = bits(net), []
+
+    def damage(trial):
+        tried.append(trial)
+        return lost(net)(trial)
+
+    path = planned(net, masks, EvenDamage(sparsity, levels, trials=5), damage=damage)
+    for trial in tried:
+        count = masks.remaining - trial.remaining
+        assert trial == prune(net, masks, amount=lambda competition, count=count: count)
+    by_count = {masks.remaining - trial.remaining: lost(net)(trial) for trial in tried}
+    flat = torch.ones(masks.remaining)
+    assert path == EvenDamage(sparsity, levels, 5).plan(Competition(flat, masks.total, damage=by_count.__getitem__))
+    for level in range(1, levels + 1):
+        masks = prune(net, masks, amount=path, level=level)
+    keep = round((1 - sparsity) * masks.total)
+    assert masks.remaining == (min(keep, len(flat)) if keep else 0)
+    assert all(torch.equal(t, kept[n]) for n, t in net.state_dict().items())
+
+
+def test_a_plan_heeds_the_score():
+    net = chain([6, 5, 4])
+    tried = []
+    planned(net, Masks.full(net), EvenDamage(0.9, 3, 2), score=Random(3), damage=lambda m: tried.append(m) or 1.0)
+    assert [m.remaining for m in tried] == [16, 5]
+    assert tried[0] == prune(net, amount=34 / 50, score=Random(3))
+
+
+@pytest.mark.parametrize("selection", [Layerwise(), Layerwise(output=0.5), NofM(2, 4)])
+def test_a_plan_for_layers_on_their_own_is_refused(selection):
+    net = chain([6, 5, 4])
+    for masks in (Masks.full(net), Masks.full(net, skip=["1"])):
+        one = len(masks) == 1 and selection == Layerwise()  # one layer by itself competes with all there is
+        if one:
+            assert planned(net, masks, EvenDamage(0.9, 1), selection=selection, damage=lost(net)).sparsities == (0.9,)
+            continue
+        with pytest.raises(
+            InputError, match=r"'flow to 0\.9 in 3' plans one path for all weights: .* selection global$"
+        ):
+            planned(net, masks, EvenDamage(0.9, 3), selection=selection, damage=lost(net))
+
+
+def test_a_plan_for_weights_that_are_not_finite():
+    net = chain([4, 3])
+    with torch.no_grad():
+        net[0].weight[1, 1] = float("nan")
+    with pytest.raises(TrainingError, match=r"weights of '0.weight' or their scores are not finite"):
+        planned(net, Masks.full(net), EvenDamage(0.9, 3), damage=lost(net))
+
+
+@pytest.mark.parametrize("selection", [Global(), Layerwise()])
+def test_even_damage_cuts_by_itself_too(selection):
+    net = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
+    damage, masks = Damage(net, torch.randn(40, 8)), None
+    for level in range(1, 6):
+        smaller = prune(net, masks, amount=EvenDamage(0.9, 5), selection=selection, level=level, damage=damage)
+        assert masks is None or smaller.within(masks)
+        masks = smaller
+    assert masks.remaining == round(0.1 * masks.total)
+    with pytest.raises(InputError, match=r"prune with damage=flow\.Damage\(model, probe\)"):
+        prune(net, amount=EvenDamage(0.9, 5), selection=selection)
 
 
 # --- what is refused
