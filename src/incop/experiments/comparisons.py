@@ -328,7 +328,12 @@ def _ready(work: _Work, job: Job, dense: Mapping[tuple[str, str, int], Future[No
 
 
 def _other(work: _Work, job: Job) -> Job:
-    return next(j for j in work.jobs if j.place == job.place and j.label.text == job.label.of)
+    """Return the run whose cost a control matches; a method that takes a run for each sparsity has one at the same."""
+    return next(
+        j
+        for j in work.jobs
+        if j.place == job.place and j.label.text == job.label.of and j.sparsity in (None, job.sparsity)
+    )
 
 
 def _dense(work: _Work, place: tuple[str, str, int]) -> None:
