@@ -412,3 +412,169 @@ def test_tickets_on_the_way_do_not_end_the_search():
 def test_a_ticket_where_the_search_has_ended_is_refused(beyond):
     with pytest.raises(InputError, match="where the search ends"):
         run(levels=6, amount=0.3, sparsity=0.6, ticket_at=(0.4, beyond))
+
+
+# --- cuts planned by the flow
+
+
+class Counting:
+    """Counts what planning tries, and from which weights."""
+
+    def __init__(self, monkeypatch):
+        self.made = []
+        counting = self
+
+        class Counted(flow.Damage):
+            def __init__(self, model, probe):
+                super().__init__(model, probe)
+                self.model_was, self.calls = Snapshot.of(model), []
+                counting.made.append(self)
+
+            def __call__(self, masks):
+                self.calls.append(masks.remaining)
+                self.model_was.prove(self.model)
+                return super().__call__(masks)
+
+        monkeypatch.setattr(incop.loop, "Damage", Counted)
+
+
+EVEN = pruning.EvenDamage(0.9, levels=6, trials=4)
+PROBE = data(200)[0]
+
+
+def planned_run(model=None, **arguments):
+    arguments = {"levels": 6, "amount": EVEN, "probe": PROBE.split(50), "rewind": "rate", **arguments}
+    return run(model, rule=stopping.AfterEpochs(1), **arguments)[1]
+
+
+@pytest.mark.parametrize("rewind", ["init", "early:1", "rate", "none"])
+@pytest.mark.parametrize("sparsity", [None, 0.9])
+def test_even_damage_ends_exactly_at_the_sparsity_in_exactly_its_levels(rewind, sparsity):
+    tickets = planned_run(rewind=rewind, sparsity=sparsity)
+    assert len(tickets) == 7
+    assert tickets[-1].masks.remaining == round(0.1 * tickets[0].masks.total)
+    remaining = [t.masks.remaining for t in tickets]
+    assert all(a >= b for a, b in pairwise(remaining))
+    assert remaining[-2] > remaining[-1]
+    assert [t.record.epochs for t in tickets[1:]] == [1] * 5 + [EPOCHS - (rewind == "early:1")]
+
+
+def test_the_path_is_planned_once_on_the_dense_network_and_charged_to_the_first_level(monkeypatch):
+    counting = Counting(monkeypatch)
+    tickets = planned_run()
+    before, planning = counting.made  # a try on a few samples before any training, and the plan
+    assert before.samples == 3 * 4  # four samples, as they are and cut twice
+    assert len(planning.calls) == 4
+    assert planning.calls == pytest.approx([624 * 0.1 ** (k / 4) for k in (1, 2, 3, 4)], abs=1)
+    assert planning.samples == 5 * 128
+    dense = {k: v for k, v in tickets[0].weights.items() if k in planning.model_was.tensors}
+    assert same_bits(dense, planning.model_was.tensors)
+    assert [t.record.probe_samples for t in tickets] == [0, 5 * 128, 0, 0, 0, 0, 0]
+    assert [t.record.probe_seconds > 0 for t in tickets] == [False, True, False, False, False, False, False]
+    assert tickets[1].record.probe_seconds == pytest.approx(planning.seconds)
+    # the path is that of a damage measured outside
+    model = net()
+    Snapshot(tickets[0].weights).rewind(model)
+    path = pruning.cut.planned(model, tickets[0].masks, EVEN, damage=flow.Damage(model, PROBE[:128]))
+    assert [t.masks.remaining for t in tickets[1:]] == [round((1 - s) * 624) for s in path.sparsities]
+
+
+def test_planning_is_charged_beside_what_the_rule_and_the_record_look_at():
+    x, _ = data()
+    rule = stopping.FlowRestored(within=1e-9) | stopping.AfterEpochs(2)
+    arguments = {"probe": x, "meter": flow.InformationFlow(), "levels": 3, "rewind": "rate", "check_every": 1}
+    _, tickets = run(rule=rule, amount=pruning.EvenDamage(0.8, 3, trials=4), **arguments)
+    assert [t.record.probe_samples for t in tickets[1:]] == [5 * 120 + 2 * 120, 2 * 120, 0]
+    assert [t.record.record_samples for t in tickets[1:]] == [2 * 60, 2 * 60, 3 * (120 + 60)]
+
+
+@pytest.mark.parametrize(("size", "seen"), [(2, 2), (50, 50), (127, 127), (128, 128), (200, 128)])
+def test_planning_sees_128_samples_or_what_there_is(monkeypatch, size, seen):
+    counting = Counting(monkeypatch)
+    planned_run(probe=list(PROBE[:size].split(30)), levels=1, amount=pruning.EvenDamage(0.5, 1, trials=2))
+    assert counting.made[-1].samples == 3 * seen
+
+
+def test_a_planned_search_repeats_itself():
+    first, second = planned_run(), planned_run()
+    for a, b in zip(first, second, strict=True):
+        assert same_bits(a.weights, b.weights)
+        assert a.masks == b.masks
+
+        def kept(ticket):
+            return {k: v for k, v in ticket.record.to_json().items() if "seconds" not in k}
+
+        assert kept(a) == kept(b)
+    assert [t.masks for t in planned_run(net(seed=4))] != [t.masks for t in first]
+
+
+def test_a_planned_search_from_a_given_dense_level_is_the_same_search(monkeypatch):
+    for rewind in ("init", "rate"):
+        whole = planned_run(rewind=rewind, keep=("init",))
+        dense = Dense(whole[0].record, Snapshot(whole[0].weights, EPOCHS), whole[0].points)
+        counting = Counting(monkeypatch)
+        shared = planned_run(net(seed=9), rewind=rewind, dense=dense)
+        monkeypatch.undo()
+        assert same_bits(counting.made[-1].model_was.tensors, whole[0].weights)
+        for a, b in zip(whole, shared, strict=True):
+            assert a.masks == b.masks
+            assert same_bits(a.weights, b.weights)
+            assert a.record.probe_samples == b.record.probe_samples
+
+
+def test_tickets_on_the_way_of_a_planned_search_end_exactly_there():
+    plain = planned_run()
+    tickets = planned_run(ticket_at=(0.4, 0.7), sparsity=0.9, levels=20)
+    left = [t.masks.remaining for t in tickets]
+    for end in (0.4, 0.7, 0.9):
+        assert 624 - round(end * 624) in left
+    assert left[-1] == 624 - round(0.9 * 624)
+    reported = [t for t in tickets if t.record.search is not None]
+    assert [t.masks.remaining for t in reported] == [624 - round(0.4 * 624), 624 - round(0.7 * 624)]
+    assert all(t.record.epochs == EPOCHS and t.record.search.epochs == 1 for t in reported)
+    assert len(tickets) == len(plain)  # a level that stops short is made up for by the next: the path is absolute
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"probe": None}, r"'flow to 0\.9 in 6' tries cuts on a probe: pass probe=batches of the training split"),
+        ({"probe": []}, "the probe is empty"),
+        ({"probe": PROBE[:1]}, "a probe of at least 2 samples"),
+        ({"probe": torch.ones(10, 7)}, "cannot be run on a batch of the probe"),
+        ({"selection": pruning.Layerwise()}, "use it with selection global"),
+        ({"selection": pruning.NofM(2, 4)}, "use it with selection global"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_before_any_training(arguments, sentence):
+    model, spy = net(), Spy(trainer())
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(InputError, match=sentence):
+        search(model, spy, **{"levels": 6, "amount": EVEN, "probe": PROBE, "rewind": "init", **arguments})
+    assert not spy.starts
+    assert same_bits(before, model.state_dict())
+
+
+def test_a_network_that_diverged_is_told_when_its_cuts_are_planned():
+    class Diverges(Spy):
+        def fit(self, model, masks, watch):
+            super().fit(model, masks, watch)
+            with torch.no_grad():
+                model[1].running_var.fill_(math.nan)
+
+    with pytest.raises(TrainingError, match="not finite on the probe: the training diverged"):
+        planned_run(made=Diverges(trainer()))
+
+
+def test_levels_that_go_on_from_the_last_ones_weights_say_so():
+    for rewind, goes_on in [("init", False), ("early:1", False), ("dense", False), ("rate", True), ("none", True)]:
+        said = []
+
+        class Asks(Spy):
+            def fit(self, model, masks, watch, said=said):
+                said.append((watch.continues, watch.searching))
+                super().fit(model, masks, watch)
+
+        run(made=Asks(trainer()), rewind=rewind, rule=stopping.AfterEpochs(1), levels=3)
+        # the first pruned level comes after the dense one, which was no search
+        assert said == [(False, False), (False, True), (goes_on, True), (goes_on, False)]
