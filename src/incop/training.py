@@ -240,6 +240,8 @@ class Trainer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
         kept, self._kept = self._kept, None
         if not (self.keep_optimizer and watch.searching):
+            if watch.stopped is not None:
+                self._kept = kept  # a ticket on the way is trained on to its end; the search goes on from the stop
             return self._fresh(model)
         optimizer = kept[1] if kept is not None and kept[0] is model and watch.continues else self._fresh(model)
         self._kept = model, optimizer
