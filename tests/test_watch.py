@@ -167,3 +167,48 @@ def test_a_rule_without_its_accuracy_says_how_to_give_it():
     watch = Watch(net(), rule=stopping.AccuracyRestored(), reference_accuracy=0.9)
     with pytest.raises(InputError, match="look\\(accuracy=…\\)"):
         watch.look()
+
+
+def test_it_searches_while_a_rule_may_still_end_the_level():
+    assert not Watch(net()).searching
+    watch = Watch(net(), rule=stopping.AfterEpochs(2))
+    assert watch.searching
+    watch.look()
+    assert watch.searching
+    watch.look()
+    assert watch.verdict.stop
+    assert watch.searching  # nothing was trained after the stop
+    reported = Watch(net(), rule=stopping.AfterEpochs(2), go_on=lambda: seen.append(reported.searching))
+    seen = []
+    for k in (1, 2, 3):
+        assert reported.searching == (k < 3)
+        assert not reported.look().stop
+    assert not reported.searching
+    assert seen == [False]
+
+
+def test_weights_are_taken_for_rewound_unless_said_otherwise():
+    assert not Watch(net()).continues
+    assert Watch(net(), continues=True).continues
+
+
+def test_what_the_cut_before_the_level_took_counts_as_probing():
+    watch = Watch(net(), rule=stopping.AfterEpochs(2))
+    watch.probed(640, 1.5)
+    watch.probed(10)
+    watch.look(accuracy=lambda: watch.probed(7, 0.25) or 0.5)  # the rule needs no accuracy: for the record
+    spent = watch.spent
+    assert (spent.probe_samples, spent.probe_seconds) == (650, 1.5)
+    assert spent.record_samples == 7
+    assert spent.record_seconds >= 0.25
+    assert watch.checks[0].spent == spent
+    assert spent.epochs == 1
+
+
+def test_seconds_of_the_cut_are_in_the_ledger_at_the_stop_too():
+    watch = Watch(net(), rule=stopping.AfterEpochs(1), go_on=lambda: None)
+    watch.probed(640, 1.5)
+    watch.look()
+    watch.look()
+    assert (watch.stopped.probe_samples, watch.stopped.probe_seconds) == (640, 1.5)
+    assert (watch.spent.probe_samples, watch.spent.probe_seconds) == (640, 1.5)
