@@ -14,6 +14,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
+
+from incop import reports
 
 CONTROLS = "fixed:match=incop,oneshot=incop,mask-settled=incop,accuracy-restored=incop,gradual=incop"
 BOTH, RATE = f"lth-rate,lth-early,incop,{CONTROLS}", f"lth-rate,incop,{CONTROLS}"
@@ -45,6 +48,43 @@ def main() -> None:
         run("compare", *words, "--seeds", told.seeds, "--threads", "1", "--jobs", told.jobs, "--out", folder)
         for form in ("json", "html"):
             run("report", folder, "--format", form, "--out", str(told.out / f"{name}.{form}"))
+    text = "# Planned cuts against lottery tickets and equal-cost controls\n\n"
+    text += "\n".join(table(told.runs / name) for name in told.pair)
+    (told.out / "summary.md").write_text(text)
+    print(text)
+
+
+def table(folder: Path) -> str:
+    """Return one pair's results: every method, and incop's paired difference to it; then what incop costs."""
+    comparison = reports.read([folder])
+    found = reports.analyse(comparison)
+    gaps = {(d.against, d.target): d for d in found.differences if d.label == "incop"}
+    data, model = comparison.jobs[0].data, comparison.jobs[0].model
+    dense = next(s.dense for s in found.summaries if s.dense is not None)
+    rows = [row for row in comparison.rows if row.label == "incop"]
+    lines = [f"## {data}, {model}: dense {100 * dense.mean:.2f} %, n = {dense.n} seeds\n"]
+    lines.append("| sparsity | method | test accuracy, % | search epochs | all epochs | incop less it, points |")
+    lines.append("|---|---|---|---|---|---|")
+    for s in found.summaries:
+        gap = gaps.get((s.label, s.target))
+        told = "–"
+        if gap is not None and gap.accuracy.low is not None and gap.accuracy.high is not None:
+            a = gap.accuracy
+            told = f"{100 * a.mean:+.2f} [{100 * a.low:+.2f}, {100 * a.high:+.2f}]"
+            told += f" {gap.verdict}" if gap.role == "reference" else ""
+        epochs = f"{s.search_epochs.mean:.1f} | {s.total_epochs.mean:.1f}"
+        lines.append(f"| {s.target:g} | {s.label} | {100 * s.accuracy.mean:.2f} | {epochs} | {told} |")
+    lines.append("")
+    for target in sorted({s.target for s in found.summaries}):
+        full = next(s for s in found.summaries if s.label == "lth-rate" and s.target == target)
+        own = next(s for s in found.summaries if s.label == "incop" and s.target == target)
+        costs = [row.search for row in rows if row.target == target]
+        share = fmean(c.probe_seconds / (c.seconds + c.probe_seconds) for c in costs)
+        lines.append(
+            f"At {target:g}: search 1/{full.search_epochs.mean / own.search_epochs.mean:.1f} of full retraining's, all "
+            f"1/{full.total_epochs.mean / own.total_epochs.mean:.1f}; probing {100 * share:.1f} % of the search's time.\n"
+        )
+    return "\n".join(lines)
 
 
 def run(*words: str) -> None:
