@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from incop.errors import InputError, TrainingError
+from incop.errors import InputError, TrainingError, quoted
 from incop.masks import Masks
-from incop.rundir import is_file, write_atomically
+from incop.rundir import inside, is_file, write_atomically
 
 __all__ = ["load_masks", "load_weights", "save_masks", "save_weights"]
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
+MOST_HEADER = 2**22  # bytes: names, shapes and places of 40,000 tensors; a network of 300 needs 30 kB
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -71,7 +72,7 @@ def load_masks(file: str | Path) -> Masks:
         if set(about) != set(packed):
             raise ValueError("its list of masks does not fit its tensors")
         masks = {name: _unpacked(name, packed[name], one["shape"], one["remaining"]) for name, one in about.items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{str(file)!r} holds no masks of incop, or is damaged: {what}") from error
     return Masks(masks)
@@ -82,11 +83,11 @@ def _unpacked(name: str, packed: Tensor, shape: list[int], remaining: int) -> Te
         raise ValueError(f"{name!r} is no packed mask")
     count = math.prod(shape)
     if packed.shape != ((count + 7) // 8,):
-        raise ValueError(f"{name!r} has {packed.numel()} bytes for {count} positions")
+        raise ValueError(f"{name!r} has {packed.numel()} bytes for {quoted(count)} positions")
     bits = np.unpackbits(packed.numpy(), count=count)
     if int(bits.sum()) != remaining:
-        raise ValueError(f"{name!r} keeps {int(bits.sum())} positions and was written with {remaining}")
-    return torch.from_numpy(bits.astype(bool).reshape(shape))
+        raise ValueError(f"{name!r} keeps {int(bits.sum())} positions and was written with {quoted(remaining)}")
+    return torch.from_numpy(bits.view(np.bool_).reshape(shape))
 
 
 def _make(folder: Path) -> None:
@@ -98,14 +99,29 @@ def _make(folder: Path) -> None:
 
 def _within(file: str | Path, name: str) -> Path:
     path = Path(file)
-    return path / name if path.is_dir() else path
+    return inside(path, path / name) if path.is_dir() else path
 
 
 def _load(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not is_file(file):
         raise InputError(f"there is no file {str(file)!r}: the level was not finished, or the path is wrong")
+    _check_header(file)
     try:
         with safe_open(str(file), framework="pt") as content:
             return {name: content.get_tensor(name) for name in content.keys()}, dict(content.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise InputError(f"{str(file)!r} is damaged or no safetensors file: {error}") from error
+
+
+def _check_header(file: Path) -> None:
+    """Refuse a header that is larger than any network needs, before every name in it becomes an object."""
+    try:
+        with file.open("rb") as stream:
+            announced = int.from_bytes(stream.read(8), "little")
+    except OSError as error:
+        raise InputError(f"{str(file)!r} is damaged or no safetensors file: {error}") from error
+    if announced > MOST_HEADER:
+        raise InputError(
+            f"{str(file)!r} is damaged or no safetensors file: its header announces {announced} bytes, and at most "
+            f"{MOST_HEADER} are read"
+        )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
-__all__ = ["IncopError", "InputError", "MissingExtra", "TrainingError", "unknown"]
+__all__ = ["IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
 
 
+SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing
 SHOWN = 30  # names in a message: a network may have hundreds
 
 
@@ -37,6 +39,35 @@ class MissingExtra(IncopError, ImportError):
         return type(self), self.parts
 
 
+def quoted(value: object, most: int = 120) -> str:
+    """Return a value of a stranger's file for a message: quoted, on one line, and never long or deep.
+
+    Example:
+        >>> from incop.errors import quoted
+        >>> quoted("many"), quoted([[[[[[[1]]]]]]])
+        ("'many'", '[[[[[...]]]]]')
+    """
+    form = reprlib.Repr()
+    form.maxlevel, form.maxstring, form.maxother, form.maxlong = 5, most, most, most
+    try:
+        return form.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return f"a {type(value).__name__} too long to show"
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Return "did you mean …? " with the choice nearest to a name; empty when none is near.
+
+    Example:
+        >>> from incop.errors import nearest
+        >>> nearest("globl", ["global", "layer"])
+        "did you mean 'global'? "
+    """
+    lower = {str(choice).lower(): str(choice) for choice in choices}
+    near = difflib.get_close_matches(str(name)[:SHOWN_NAME].lower(), lower, n=1, cutoff=0.6)
+    return f"did you mean {lower[near[0]]!r}? " if near else ""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     """An error for a name that is not among the choices, with the nearest one suggested.
 
@@ -54,8 +85,5 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
         unknown model 'lenet5': did you mean 'lenet-5'? (known: lenet-5, vgg-16)
     """
     known = [str(choice) for choice in choices]
-    lower = {choice.lower(): choice for choice in known}
-    near = difflib.get_close_matches(str(name).lower(), lower, n=1, cutoff=0.6)
-    hint = f"did you mean {lower[near[0]]!r}? " if near else ""
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
-    return InputError(f"unknown {kind} {name!r}: {hint}(known: {shown or 'none'})")
+    return InputError(f"unknown {kind} {quoted(name)}: {nearest(name, known)}(known: {shown or 'none'})")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from incop.errors import InputError
+from incop.errors import InputError, quoted
 
 __all__ = [
     "Check",
@@ -29,6 +29,15 @@ __all__ = [
 ]
 
 SCHEMA = 1  # of every record written to disk; a reader refuses a newer one
+MOST = 2**53  # of a count: beyond it a float, in which costs are reckoned, is no longer exact
+DEEPEST = 20  # objects and lists within each other, where a record may hold anything
+
+# What numbers of a name must lie between when they are read; others may be any float, NaN too. Whole numbers are counts.
+RANGES: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("sparsity", "model_sparsity", "accuracy", "val_accuracy", "test_accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(("epoch", "epochs", "max_epochs", "full_epochs"), (0.0, 1e9)),
+    **dict.fromkeys(("seconds", "probe_seconds", "record_seconds"), (0.0, 1e12)),
+}
 
 
 class Record:
@@ -54,7 +63,7 @@ class Record:
         readers, needed = _readers(cls)  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
         if strange := [key for key in data if key not in readers]:
             raise InputError(
-                f"a {cls.__name__} record has the unknown key {min(map(str, strange))!r}: "
+                f"a {cls.__name__} record has the unknown key {quoted(min(map(str, strange)))}: "
                 "it was written by another version of incop, or edited"
             )
         if missing := [name for name in needed if name not in data]:
@@ -97,7 +106,7 @@ def _reader(where: str, hint: Any) -> Reader:
     """Return the function that reads a field's type: lists as tuples, "nan" as NaN only where a float belongs."""
     kind, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
-        return lambda value: value
+        return functools.partial(_anything, where)
     if kind in (types.UnionType, typing.Union):
         inner = _reader(where, next(p for p in parts if p is not types.NoneType))
         return lambda value: None if value is None else inner(value)
@@ -117,20 +126,44 @@ def _reader(where: str, hint: Any) -> Reader:
         return lambda value: (
             hint.from_json(value) if isinstance(value, Mapping) else _refuse(where, hint.__name__, value)
         )
-    return functools.partial(_plain_value, where, hint)
+    return functools.partial(_plain_value, where, hint, RANGES.get(where.rpartition(".")[2]))
 
 
-def _plain_value(where: str, hint: Any, value: Any) -> Any:
-    if type(value) is hint or (hint is float and type(value) is int):
-        return value
-    if hint is float and value in ("nan", "inf", "-inf"):
-        return float(value)
-    return _refuse(where, getattr(hint, "__name__", str(hint)), value)
+def _plain_value(where: str, hint: Any, span: tuple[float, float] | None, value: Any) -> Any:
+    if hint in (int, float):
+        return _number(where, hint, span, value)
+    return value if type(value) is hint else _refuse(where, getattr(hint, "__name__", str(hint)), value)
+
+
+def _number(where: str, hint: Any, span: tuple[float, float] | None, value: Any) -> Any:
+    kind = type(value)
+    if kind is int:
+        if not (0 if hint is int else -MOST) <= value <= MOST:
+            return _refuse(where, f"{'a count' if hint is int else 'a number'} of at most 2**53", value)
+    elif hint is int:
+        return _refuse(where, "int", value)
+    elif kind is str and value in ("nan", "inf", "-inf"):
+        value = float(value)
+    elif kind is not float:
+        return _refuse(where, "float", value)
+    if span is not None and not span[0] <= value <= span[1]:
+        return _refuse(where, f"a number from {span[0]:g} to {span[1]:g}", value)
+    return value
+
+
+def _anything(where: str, value: Any, depth: int = 0) -> Any:
+    """Let any JSON value pass that can be shown later: not nested without end, no endless whole number."""
+    if depth > DEEPEST or (isinstance(value, int) and abs(value) > 2**63):
+        return _refuse(where, f"a number of 64 bits or at most {DEEPEST} levels of lists", value)
+    if isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            _anything(where, part, depth + 1)
+    return value
 
 
 def _refuse(where: str, wanted: str, value: Any) -> Any:
     raise InputError(
-        f"a record holds {value!r} under {where!r}, where {wanted} belongs: the file is damaged or was edited"
+        f"a record holds {quoted(value)} under {where!r}, where {wanted} belongs: the file is damaged or was edited"
     )
 
 

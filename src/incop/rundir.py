@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import stat
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -13,12 +15,19 @@ from typing import Any, BinaryIO, TypeVar
 
 import tomli_w
 
-from incop.errors import InputError, TrainingError
-from incop.records import SCHEMA, Check, Level, Record, Run
+from incop.errors import InputError, TrainingError, quoted
+from incop.records import DEEPEST, SCHEMA, Check, Level, Record, Run
 
-__all__ = ["RunDir", "is_file", "read_toml", "write_atomically"]
+__all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
 
 R = TypeVar("R", bound=Record)
+
+# What is read at most, in bytes, before memory is taken for it. JSON of nothing but brackets takes 24 times its size.
+MOST_TOML = 2**16  # a plan is 1 kB
+MOST_JSON = 2**24  # a summary of 100 levels of ResNet-56 is 0.7 MB
+MOST_RECORDS = 2**28  # 10,000 checks of ResNet-56 are 30 MB; they are read line by line
+MOST_LINE = 2**22  # one record
+MOST_DOTS = 256  # in a line of TOML: a key of n parts takes n² steps
 
 
 class RunDir:
@@ -83,26 +92,26 @@ class RunDir:
     @property
     def plan_file(self) -> Path:
         """Everything needed to repeat the run."""
-        return self.path / "plan.toml"
+        return inside(self.path, self.path / "plan.toml")
 
     @property
     def summary_file(self) -> Path:
         """The run's summary."""
-        return self.path / "summary.json"
+        return inside(self.path, self.path / "summary.json")
 
     @property
     def levels_file(self) -> Path:
         """One record a level."""
-        return self.path / "levels.jsonl"
+        return inside(self.path, self.path / "levels.jsonl")
 
     @property
     def checks_file(self) -> Path:
         """One record a check."""
-        return self.path / "checks.jsonl"
+        return inside(self.path, self.path / "checks.jsonl")
 
     def level_dir(self, level: int) -> Path:
         """Return the folder of one level's weights and masks."""
-        return self.path / f"level_{level:02d}"
+        return inside(self.path, self.path / f"level_{level:02d}")
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Write `plan.toml`; keys without a value are left out."""
@@ -123,12 +132,12 @@ class RunDir:
         Raises:
             InputError: it is absent, torn, or of a newer incop.
         """
-        data = _json(self.summary_file, _read(self.summary_file))
+        data = read_json(self.summary_file)
         if not isinstance(data, dict) or type(data.get("schema")) is not int:
             raise InputError(f"{str(self.summary_file)!r} is no summary of a run")
         if data["schema"] > SCHEMA:
             raise InputError(
-                f"{str(self.summary_file)!r} was written by a newer incop (schema {data['schema']}): upgrade"
+                f"{str(self.summary_file)!r} was written by a newer incop (schema {quoted(data['schema'])}): upgrade"
             )
         return _record(Run, data, where=repr(str(self.summary_file)))
 
@@ -163,11 +172,54 @@ class RunDir:
         return _records(Check, self.checks_file)
 
 
-def _read(file: Path) -> str:
+def inside(folder: Path, file: Path) -> Path:
+    """Return a file of a folder, unless a link or its name leads out of the folder: it may be a stranger's.
+
+    Raises:
+        InputError: it does.
+    """
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        if file.resolve().is_relative_to(folder.resolve()):
+            return file
+    except (OSError, ValueError, RuntimeError) as error:  # Python 3.11 raises RuntimeError for links in a circle
         raise InputError(f"{str(file)!r} cannot be read: {_why(error)}") from error
+    raise InputError(
+        f"{str(file)!r} leads out of the folder {str(folder)!r}, by a link or by its name: put the file itself there"
+    )
+
+
+def _opened(file: Path, most: int) -> BinaryIO:
+    """Open a regular file that is not larger than may be read; a pipe would block, a device never end."""
+    try:
+        about = file.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise InputError(f"{str(file)!r} cannot be read: it is no regular file")
+        if about.st_size > most:
+            raise InputError(
+                f"{str(file)!r} has {about.st_size} bytes, and at most {most} are read: it is not what its name says"
+            )
+        return file.open("rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{str(file)!r} cannot be read: {_why(error)}") from error
+
+
+def _read(file: Path, most: int) -> str:
+    with _opened(file, most) as stream:
+        try:
+            return stream.read(most).decode()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{str(file)!r} cannot be read: {_why(error)}") from error
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is absent, too large, or not JSON.
+    """
+    return _json(file, _read(file, MOST_JSON))
 
 
 def _why(error: Exception) -> str:
@@ -204,12 +256,22 @@ def _record(kind: type[R], data: Any, *, where: str) -> R:
 def _records(kind: type[R], file: Path) -> list[R]:
     if not is_file(file):
         return []
-    finished, _, _ = _read(file).rpartition("\n")
-    lines = finished.split("\n") if finished else []  # not splitlines(), which also cuts at U+2028 within a string
-    return [
-        _record(kind, _json(file, text, number), where=f"{str(file)!r}, line {number}")
-        for number, text in enumerate(lines, 1)
-    ]
+    found = []
+    with _opened(file, MOST_RECORDS) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(MOST_LINE + 1)  # not splitlines(), which also cuts at U+2028 within a string
+            if len(line) > MOST_LINE:
+                raise InputError(f"{str(file)!r} is damaged at line {number}: it has more than {MOST_LINE} bytes")
+            if not line.endswith(b"\n"):
+                break
+            try:
+                text = line[:-1].decode()
+            except ValueError as error:
+                raise InputError(f"{str(file)!r} cannot be read: line {number}: {error}") from error
+            found.append(_record(kind, _json(file, text, number), where=f"{str(file)!r}, line {number}"))
+    if line[:1] not in (b"{", b""):
+        raise InputError(f"{str(file)!r} cannot be read: its last line is no record")
+    return found
 
 
 def _drop_unfinished(out: BinaryIO) -> None:
@@ -242,12 +304,28 @@ def read_toml(file: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        InputError: it is absent or not TOML.
+        InputError: it is absent, too large, nested without end, or not TOML.
     """
+    text = _read(file, MOST_TOML)
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+        raise InputError(
+            f"{str(file)!r} has a line with more than {MOST_DOTS} dots: it is no plan; write lists on several"
+        )
     try:
-        return tomllib.loads(_read(file))
-    except tomllib.TOMLDecodeError as error:
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise InputError(f"{str(file)!r} is not a TOML file: {error}") from error
+    _plain_toml(file, found)
+    return found
+
+
+def _plain_toml(file: Path, value: Any, depth: int = 0) -> None:
+    if depth > DEEPEST:
+        raise InputError(f"{str(file)!r} is nested more than {DEEPEST} levels deep: it is no plan")
+    if isinstance(value, int) and abs(value) > 2**63:  # in hexadecimal they may be of any length
+        raise InputError(f"{str(file)!r} has a whole number of more than 64 bits, which TOML does not allow")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _plain_toml(file, part, depth + 1)
 
 
 def write_atomically(file: Path, content: bytes) -> None:
