@@ -1,12 +1,17 @@
-import pytest
+import math
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from incop import stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 from incop.pruning import Target
-from incop.records import Level, Spent
+from incop.records import Interval, Level, Spent
 
 
 def level(number, sparsity, epochs, *, probe=0, search=None):
@@ -56,6 +61,13 @@ def test_cost_counts_the_search_with_its_probing_and_the_last_levels_full_traini
         ("gradual=lth", "gradual", "lth", None, True, True),
         ("mask-settled", "mask-settled", "incop-if", None, False, False),
         ("random=incop-if", "random", "incop-if", None, True, False),
+        ("accuracy-restored", "accuracy-restored", "incop-if", None, False, False),
+        ("incop", "method", "incop", None, False, True),
+        ("fixed:2=incop", "fixed", "incop", 2.0, False, True),
+        ("fixed:match=incop", "fixed", "incop", None, True, True),
+        ("mask-settled=incop", "mask-settled", "incop", None, False, True),
+        ("accuracy-restored=incop", "accuracy-restored", "incop", None, False, True),
+        ("random=incop", "random", "incop", None, True, True),
     ],
 )
 def test_labels(text, kind, of, epochs, needs_cost, each):
@@ -107,3 +119,126 @@ def test_default_controls_belong_to_methods_that_stop_early():
         assert text in found
     for text in found:
         Label.parse(text)
+
+
+def test_default_controls_of_a_planned_method_are_all_there_are_of_it():
+    every = ["fixed:match", "oneshot", "mask-settled", "accuracy-restored", "gradual", "random"]
+    assert default_controls(["lth-rate", "incop"]) == [f"{control}=incop" for control in every]
+    both = default_controls(["incop", "lth", "incop-if"])
+    assert both == [*default_controls(["incop"]), *default_controls(["incop-if"])]
+    assert default_controls(["lth-rate", "lth-early"]) == []
+
+
+# --- controls of a method that plans its cuts
+
+CONTROLS = [
+    "fixed:match=incop",
+    "oneshot=incop",
+    "mask-settled=incop",
+    "accuracy-restored=incop",
+    "gradual=incop",
+    "random=incop",
+]
+KEPT = (
+    "search_batch_size",
+    "search_lr",
+    "keep_optimizer",
+    "test_levels",
+    "meter",
+    "last_level_full",
+)  # how levels are trained
+COST = Cost(search=2.7, search_levels=25, total=22.9)
+
+
+def control(text, cost=COST, sparsity=0.9, **said):
+    own = Label.parse(text).plan(cost, sparsity)
+    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(own))
+
+
+def base(sparsity=0.9, **said):
+    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(Label.parse("incop").plan(None, sparsity)))
+
+
+def test_a_planned_methods_own_plan_is_that_of_a_run_alone():
+    assert base() == resolve(Plan(seed=1, method="incop", sparsity=0.9))
+    assert Label.parse("incop").plan(None, 0.98).levels == methods.cuts(0.98)
+
+
+@pytest.mark.parametrize("text", CONTROLS)
+def test_controls_train_their_levels_as_the_method_does(text):
+    plan = control(text, batch_size=48)
+    assert [getattr(plan, key) for key in KEPT] == [getattr(base(batch_size=48), key) for key in KEPT]
+    assert plan.search_batch_size == 16
+    assert (plan.rewind, plan.selection) == ("rate", "global")
+    assert methods.PLANNED not in plan.told().values()
+    assert resolve(plan) == plan
+
+
+@pytest.mark.parametrize(
+    ("text", "changed"),
+    [
+        ("fixed:match=incop", {"levels", "amount", "rule", "check_every", "check_before"}),
+        ("fixed:1=incop", {"levels", "amount", "rule", "check_every", "check_before"}),
+        ("oneshot=incop", {"levels", "amount", "rule", "check_every", "level_epochs"}),
+        ("mask-settled=incop", {"levels", "amount", "rule", "check_every"}),
+        ("accuracy-restored=incop", {"levels", "amount", "rule", "check_every", "check_before"}),
+        ("gradual=incop", {"levels", "amount", "rule", "check_every", "check_before"}),
+        ("random=incop", {"levels", "amount", "rule", "check_every", "check_before", "score"}),
+    ],
+)
+def test_controls_change_nothing_else(text, changed):
+    plan, method = control(text), base()
+    found = {k for k in plan.told() | method.told() if getattr(plan, k) != getattr(method, k)}
+    assert changed - {"check_before"} <= found <= changed
+
+
+@pytest.mark.parametrize("text", [text for text in CONTROLS if text[0] not in "og"])
+@pytest.mark.parametrize(("sparsity", "levels"), [(0.3, 2), (0.5, 4), (0.8, 8), (0.9, 11), (0.95, 14), (0.98, 18)])
+def test_controls_go_by_levels_of_a_fifth(text, sparsity, levels):
+    plan = control(text, sparsity=sparsity)
+    assert plan.levels == levels
+    assert methods.amount(plan.amount) == Target(sparsity, levels)
+    assert 1 - (1 - sparsity) ** (1 / levels) <= 0.2 < 1 - (1 - sparsity) ** (1 / (levels - 1))
+    assert plan.sparsity == sparsity
+
+
+@given(st.floats(0.25, 0.99), st.floats(0.3, 30), st.integers(2, 60), st.floats(1, 50))
+def test_matched_controls_of_a_planned_method_spend_in_all_what_it_spent(sparsity, search, levels, last):
+    cost = Cost(search=search, search_levels=levels, total=search + last)
+    for text in ("fixed:match=incop", "gradual=incop", "random=incop"):
+        plan = control(text, cost, sparsity)
+        rule = methods.rule(plan.rule)
+        assert isinstance(rule, stopping.AfterEpochs)
+        assert Interval.parse(plan.check_every) == Interval(rule.epochs, "epochs")
+        assert (plan.levels - 1) * rule.epochs == pytest.approx(search, abs=5e-5 * plan.levels)
+        assert plan.last_level_full
+    plan = control("oneshot=incop", cost, sparsity)
+    assert (plan.levels, plan.rule, plan.rewind) == (1, "none", "rate")
+    assert plan.level_epochs == cost.total
+    assert methods.amount(plan.amount) == Target(sparsity, 1)
+
+
+def test_random_and_gradual_of_a_planned_method():
+    random, gradual = control("random=incop"), control("gradual=incop")
+    assert random.score == "random"
+    assert random.rule == "after 0.27 epochs"  # 2.7 over the ten of eleven levels that are searched
+    assert methods.amount(random.amount) == Target(0.9, 11)
+    assert methods.amount(gradual.amount) == Target(0.9, 20, "cubic")
+    assert gradual.rule == "after 0.1421 epochs"
+
+
+@pytest.mark.parametrize(("text", "every"), [("accuracy-restored=incop", "0.1"), ("accuracy-restored=incop-if", "1")])
+def test_accuracy_restored_asks_before_training_and_lets_two_tenths_of_a_point_go(text, every):
+    plan = control(text)
+    assert methods.rule(plan.rule) == stopping.AccuracyRestored(drop=0.002)
+    assert plan.check_before
+    assert (plan.check_every, plan.meter) == (every, "none")
+    assert control(text.replace("accuracy-restored", "mask-settled")).check_every == every
+    assert control("accuracy-restored") == control("accuracy-restored=incop-if")
+
+
+def test_the_cost_of_a_planned_run_counts_its_trial_cuts():
+    levels = [level(0, 0.0, 20), level(1, 0.4, 0.1, probe=1408), level(2, 0.7, 0.1), level(3, 0.9, 10)]
+    # 100 samples an epoch
+    assert Cost.of(levels, 0.9) == Cost(search=pytest.approx(0.2 + 14.08), search_levels=2, total=pytest.approx(24.28))
+    assert math.isclose(Cost.of(levels, 0.9).search + 10, Cost.of(levels, 0.9).total)
