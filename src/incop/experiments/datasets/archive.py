@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, held
+from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked, held
 
 __all__ = ["read_archive", "read_arrays"]
 
 _Array = npt.NDArray[np.generic]
 _CHANNELS = (1, 3)
+_PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others take memory as their header says
 _HEADER_READERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -85,13 +86,16 @@ def read_arrays(stream: IO[bytes], wanted: list[str], where: str) -> dict[str, _
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             chosen = {name: members[name] for name in wanted if name in members}
             total = sum(info.file_size for info in chosen.values())
+            check_unpacked(where, total, stream.seek(0, os.SEEK_END))
             if total > MAX_BYTES:
                 raise InputError(
                     f"{where} would take {total} bytes when decompressed, more than {MAX_BYTES}: store the"
                     " images as uint8, or fewer of them"
                 )
             return {name: _read_member(archive, info, f"{where}: {name}") for name, info in chosen.items()}
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as fault:
+    except (InputError, MemoryError):
+        raise
+    except Exception as fault:  # what zipfile raises on damaged bytes ranges from BadZipFile to UnicodeDecodeError
         raise InputError(
             f"{where} is not a sound .npz file ({fault}): it is damaged, encrypted or of another kind; write"
             " it again with numpy.savez"
@@ -99,15 +103,20 @@ def read_arrays(stream: IO[bytes], wanted: list[str], where: str) -> dict[str, _
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> _Array:
+    if info.compress_type not in _PACKINGS:
+        raise InputError(f"{where} is packed in a way that NumPy does not use: write it again with numpy.savez")
     with archive.open(info) as member:
         try:
             reader = _HEADER_READERS[np.lib.format.read_magic(member)]
             shape, fortran, dtype = reader(member)
-        except (ValueError, KeyError) as fault:
-            raise InputError(f"{where} is not a NumPy array ({fault}): write it again with numpy.savez") from None
+        except Exception as fault:  # NumPy reads the header as Python's literals, which fail in many ways
+            reason = " ".join(str(fault).split())[:200]
+            raise InputError(f"{where} is not a NumPy array ({reason}): write it again with numpy.savez") from None
         if dtype.hasobject:
             raise InputError(f"{where} holds pickled objects, which are never loaded: store an array of whole numbers")
         implied, left = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+        if dtype.kind not in "biufc":
+            raise InputError(f"{where} is of type {str(dtype)[:80]}, which is no number: store whole numbers")
         if any(length < 0 for length in shape) or implied != left:
             raise InputError(
                 f"{where} announces {'×'.join(map(str, shape))} {dtype} = {implied} bytes but holds {left}:"
@@ -118,7 +127,10 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
     if len(content) != implied:
         raise InputError(f"{where} holds {len(content)} bytes instead of {implied}: it is damaged; write it again")
     flat: _Array = np.frombuffer(content, dtype)
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except ValueError as fault:  # none of its lengths fits, beside one of zero
+        raise InputError(f"{where} has an impossible shape ({fault}): write it again with numpy.savez") from None
 
 
 def _required(arrays: dict[str, _Array], images: str, labels: str, path: Path) -> Part:
@@ -169,6 +181,7 @@ def _labels(array: _Array, where: str) -> Tensor:
             f"{where} is {array.dtype} of shape {array.shape}: labels must be one whole number an image,"
             " shape (N,); store class numbers 0 to K-1"
         )
+    check_count(where, array.size)
     if array.size and int(array.max()) >= 2**63:
         raise InputError(f"{where} has the label {array.max()}: labels must be 0 to K-1; renumber them")
     return torch.from_numpy(array.reshape(-1).astype(np.int64))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import Part, Parts
+from incop.experiments.datasets.parts import MAX_EXAMPLES, Part, Parts, check_count
 from incop.experiments.datasets.pictures import SUFFIXES, Decoder
 
 __all__ = ["read_folder"]
@@ -37,7 +38,7 @@ def read_folder(root: Path) -> Parts:
     folders = {path.name: path for path in _entries(root) if path.is_dir()}
     given = [name for name in _VALIDATION if name in folders]
     if "train" not in folders and not given and "test" not in folders:
-        classes = _classes(root)
+        classes = _numbered(root)
         return Parts(_read_part(root, classes, Decoder()))
     if "train" not in folders:
         raise InputError(f"{root} has {', '.join(sorted(folders))} but no train folder: put the training classes there")
@@ -49,7 +50,7 @@ def read_folder(root: Path) -> Parts:
             f"{root / strange[0]} stands beside train but is neither test nor val: rename it or move it away"
         )
     decoder = Decoder()
-    classes = _classes(folders["train"])
+    classes = _numbered(folders["train"])
     return Parts(
         _read_part(folders["train"], classes, decoder),
         _read_part(folders["test"], classes, decoder) if "test" in folders else None,
@@ -58,8 +59,14 @@ def read_folder(root: Path) -> Parts:
 
 
 def _entries(folder: Path) -> list[Path]:
+    entries = []
     try:
-        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+        with os.scandir(folder) as found:
+            for entry in found:
+                if not entry.name.startswith("."):
+                    entries.append(folder / entry.name)
+                if len(entries) > MAX_EXAMPLES:
+                    raise InputError(f"{folder} has more than {MAX_EXAMPLES} entries: take a part of them")
     except OSError as fault:
         raise InputError(f"{folder} cannot be read ({fault.strerror}): check that it is a readable folder") from None
     return sorted((path for path in entries if path.name.lower() not in _DEBRIS), key=lambda path: path.name)
@@ -80,7 +87,11 @@ def _classes(folder: Path) -> list[str]:
     return classes
 
 
-def _read_part(folder: Path, classes: list[str], decoder: Decoder) -> Part:
+def _numbered(folder: Path) -> dict[str, int]:
+    return {name: number for number, name in enumerate(_classes(folder))}
+
+
+def _read_part(folder: Path, classes: dict[str, int], decoder: Decoder) -> Part:
     files: list[Path] = []
     labels: list[int] = []
     for name in _classes(folder):
@@ -90,7 +101,8 @@ def _read_part(folder: Path, classes: list[str], decoder: Decoder) -> Part:
             )
         pictures = _pictures(folder / name)
         files += pictures
-        labels += [classes.index(name)] * len(pictures)
+        labels += [classes[name]] * len(pictures)
+        check_count(str(folder), len(files))
     return Part(
         torch.tensor(labels, dtype=torch.int64),
         lambda rows: decoder.stack(((str(files[row]), files[row]) for row in rows.tolist()), len(rows)),
@@ -102,7 +114,7 @@ def _pictures(folder: Path) -> list[Path]:
     """The pictures of one class, sorted by name."""
     paths = _entries(folder)
     for path in paths:
-        if path.is_dir() or path.suffix.lower() not in SUFFIXES:
+        if not path.is_file() or path.suffix.lower() not in SUFFIXES:  # a pipe would block, a device never end
             raise InputError(
                 f"{path} is not a picture ({', '.join(sorted(SUFFIXES))}): convert it or move it away, so"
                 " that no part of the data set is left out unseen"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, held
+from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked, held
 
 __all__ = ["holds_idx", "read_array", "read_folder"]
 
@@ -57,7 +57,7 @@ def read_folder(folder: Path) -> Parts:
 def read_array(path: Path, dimensions: int) -> Tensor:
     """The content of one idx file of unsigned bytes.
 
-    At most one byte more than the header announces is read, so a file cannot take more memory than it says.
+    At most one byte more than the header announces is read, and that is held against the size of the file before.
 
     Args:
         path: the file; compressed if its name ends in ".gz".
@@ -74,6 +74,9 @@ def read_array(path: Path, dimensions: int) -> Tensor:
         with gzip.open(path, "rb") if compressed else path.open("rb") as stream:
             shape = _read_header(stream, path, dimensions)
             implied = math.prod(shape)
+            check_count(str(path), shape[0])
+            if compressed:
+                check_unpacked(str(path), implied, path.stat().st_size)
             content = _read_at_most(stream, implied + 1)
     except EOFError:
         raise InputError(

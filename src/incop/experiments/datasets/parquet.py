@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, MissingExtra
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts
+from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked
 from incop.experiments.datasets.pictures import Decoder
 
 __all__ = ["Columns", "holds_parquet", "read_file", "read_folder"]
@@ -29,6 +30,8 @@ _PARTS = {
 _NAME = re.compile(r"(?P<part>train|test|validation|valid|val)(?![a-z0-9]).*\.parquet", re.IGNORECASE)
 _SHARD = re.compile(r"-(?P<number>\d+)-of-(?P<count>\d+)\.parquet$")
 _PREFERRED_LABELS = ("label", "fine_label")
+_SMALL_COUNT = 100_000  # rows that a file of any size may have: one row may be stored once for all that equal it
+_BATCH = 256  # rows whose pictures are held at once, encoded: one stored once for many rows is not unpacked for all
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def _read_part(paths: list[Path], columns: Columns, decoder: Decoder, where: str
         file = _guarded(path, partial(_open, path))
         with file:
             image, label = _choose(file.schema_arrow, columns, path)
+            _check_sizes(file.metadata, path)
             values = _read_labels(file, label, path)
             labels.append(values)
             for number in range(file.num_row_groups):
@@ -150,6 +154,23 @@ def _read_part(paths: list[Path], columns: Columns, decoder: Decoder, where: str
     if len(joined) != start:
         raise InputError(f"{where} announces {start} rows but holds {len(joined)}: it is damaged; fetch it again")
     return Part(joined, lambda rows: decoder.stack(_pictures(groups, rows), len(rows)), where)
+
+
+def _check_sizes(metadata: Any, path: Path) -> None:
+    """Hold what a file announces against its size: a few bytes of it may stand for any number of equal rows."""
+    stored = path.stat().st_size
+    check_count(str(path), metadata.num_rows)
+    if metadata.num_rows > max(_SMALL_COUNT, stored):
+        raise InputError(
+            f"{path} has {stored} bytes and announces {metadata.num_rows} rows, each with a picture of its own: it is"
+            " damaged or made to fill the memory"
+        )
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if not 0 <= group.num_rows <= metadata.num_rows:
+            raise InputError(f"{path} announces {group.num_rows} rows in a group: it is damaged; fetch it again")
+        for column in range(group.num_columns):
+            check_unpacked(str(path), group.column(column).total_uncompressed_size, stored)
 
 
 @dataclass(frozen=True)
@@ -218,25 +239,35 @@ def _read_labels(file: Any, column: str, path: Path) -> np.ndarray[Any, np.dtype
 
 def _pictures(groups: list[_Group], rows: Tensor) -> Iterator[tuple[str, bytes]]:
     """The encoded pictures of ascending rows, opening only the row groups that hold one of them."""
-    import pyarrow
-
     wanted = rows.numpy()
     for group in groups:
         low, high = np.searchsorted(wanted, (group.start, group.start + group.rows))
         if low == high:
             continue
-        chosen = wanted[low:high] - group.start
-
-        def read(group: _Group = group) -> Any:
-            with _open(group.path) as file:
-                return file.read_row_group(group.number, columns=[group.column]).column(group.column)
-
-        column = _guarded(group.path, read)
-        if len(column) != group.rows:
-            raise InputError(f"{group.path} holds fewer rows than it announces: it is damaged; fetch it again")
-        for row, value in zip(chosen, column.take(pyarrow.array(chosen)).to_pylist(), strict=True):
+        chosen = deque((wanted[low:high] - group.start).tolist())
+        for row, scalar in _rows(group):
+            if row != chosen[0]:
+                continue
+            value = scalar.as_py()
             encoded = value["bytes"] if isinstance(value, dict) else value
             name = f"{group.path} row {row} of row group {group.number}"
             if encoded is None:
                 raise InputError(f"{name} has no picture: leave the row out or store the encoded bytes")
             yield name, encoded
+            chosen.popleft()
+            if not chosen:
+                break
+        else:
+            raise InputError(f"{group.path} holds fewer rows than it announces: it is damaged; fetch it again")
+
+
+def _rows(group: _Group) -> Iterator[tuple[int, Any]]:
+    """Each row of a group with its value, some rows at a time."""
+    file = _guarded(group.path, partial(_open, group.path))
+    with file:
+        batches = file.iter_batches(_BATCH, row_groups=[group.number], columns=[group.column])
+        row = 0
+        while (batch := _guarded(group.path, lambda: next(batches, None))) is not None:
+            for scalar in batch.column(0):
+                yield row, scalar
+                row += 1

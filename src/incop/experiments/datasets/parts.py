@@ -12,10 +12,13 @@ from incop.errors import InputError
 
 __all__ = [
     "MAX_BYTES",
+    "MAX_EXAMPLES",
     "Part",
     "Parts",
     "carve_test",
+    "check_count",
     "check_labels",
+    "check_unpacked",
     "every_fifth",
     "held",
     "pick",
@@ -23,6 +26,15 @@ __all__ = [
 
 MAX_BYTES = 8 * 2**30
 """The most bytes any one array may take; a header that asks for more is refused before allocating."""
+
+MAX_EXAMPLES = 10_000_000
+"""The most examples a part may have; 10 million labels and what sorting them takes are 240 MB."""
+
+MAX_RATIO = 100
+"""The most bytes that one stored byte may become; gzip makes 1,000 of one, MNIST 5, a drawing stored as PNG 50."""
+
+SMALL = 32 * 2**20
+"""Bytes that may always be unpacked: blank pictures are not refused for packing well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +62,34 @@ class Parts:
     train: Part
     test: Part | None = None
     validation: Part | None = None
+
+
+def check_unpacked(where: str, announced: int, stored: int) -> None:
+    """Refuse what would take far more memory than its file takes on disk, before it is unpacked.
+
+    Args:
+        where: the file, for the error.
+        announced: bytes when unpacked.
+        stored: bytes of the file.
+
+    Raises:
+        InputError: it would be more than `MAX_RATIO` times the file and more than `SMALL`.
+    """
+    if announced > max(SMALL, MAX_RATIO * stored):
+        raise InputError(
+            f"{where} has {stored} bytes and would take {announced} unpacked, more than {MAX_RATIO} times as many: it"
+            " is damaged or made to fill the memory; store it uncompressed if it is sound"
+        )
+
+
+def check_count(where: str, count: int) -> None:
+    """Refuse more examples than a part may have, before their labels are held.
+
+    Raises:
+        InputError: there are more than `MAX_EXAMPLES`.
+    """
+    if count > MAX_EXAMPLES:
+        raise InputError(f"{where} announces {count} examples, more than {MAX_EXAMPLES}: take a part of them")
 
 
 def held(images: Tensor, labels: Tensor, where: str) -> Part:

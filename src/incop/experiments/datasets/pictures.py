@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, MissingExtra
-from incop.experiments.datasets.parts import MAX_BYTES
+from incop.experiments.datasets.parts import MAX_BYTES, check_unpacked
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,7 +64,7 @@ class Decoder:
             from PIL import Image, UnidentifiedImageError
         except ImportError:
             raise MissingExtra("pillow", "data", "reading image files") from None
-        pixels, size, shape = bytearray(), 0, (0, 0, 0)
+        pixels, size, shape, encoded = bytearray(), 0, (0, 0, 0), 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_SIDE is the stricter check
             for at, (name, source) in enumerate(sources):
@@ -72,10 +72,12 @@ class Decoder:
                     file = BytesIO(source) if isinstance(source, bytes) else source
                     with Image.open(file, formats=_FORMATS) as image:
                         self._check(name, image)
+                        encoded += len(source) if isinstance(source, bytes) else source.stat().st_size
                         if not pixels:
                             shape = _shape(count, image, name)
                             size = math.prod(shape)
-                            pixels = bytearray(count * size)
+                        # as many bytes as were decoded, not as many as the first header promises for all
+                        check_unpacked(f"{name}, with those before it,", (at + 1) * size, encoded)
                         raw = _lossless(image, name).tobytes()
                 except InputError:
                     raise
@@ -89,7 +91,7 @@ class Decoder:
                         f"{name} cannot be read as a picture ({fault}): it is damaged; replace or remove it"
                     ) from None
                 assert len(raw) == size
-                pixels[at * size : (at + 1) * size] = raw
+                pixels += raw
         assert len(pixels) == count * size > 0, "nothing to decode"
         return torch.frombuffer(pixels, dtype=torch.uint8).view(count, *shape).permute(0, 3, 1, 2).contiguous()
 
