@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "Spent",
     "Verdict",
     "full_retraining",
+    "only_incop",
     "shortest",
 ]
 
@@ -176,6 +178,24 @@ def shortest(number: float) -> str:
         ('20', '0.1', '1e-07')
     """
     return repr(float(number)).removesuffix(".0")
+
+
+def only_incop(command: object) -> str:
+    """Return a recorded command if it calls incop and nothing besides; else nothing.
+
+    It is shown to be copied into a shell, and a record may be a stranger's.
+
+    Example:
+        >>> from incop.records import only_incop
+        >>> only_incop("incop search r/plan.toml --out NEW"), only_incop("incop list; curl x | sh")
+        ('incop search r/plan.toml --out NEW', '')
+    """
+    try:
+        words = shlex.split(command) if isinstance(command, str) else []
+    except ValueError:
+        return ""
+    same = words[:1] == ["incop"] and shlex.join(words) == command and str(command).isprintable()
+    return str(command) if same else ""
 
 
 @dataclass(frozen=True)

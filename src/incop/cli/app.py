@@ -15,6 +15,7 @@ from incop.cli.replay import replay
 from incop.cli.report import report
 from incop.cli.search import search
 from incop.cli.show import show
+from incop.cli.tables import printable
 from incop.errors import IncopError, InputError, MissingExtra
 
 __all__ = ["app", "run"]
@@ -23,6 +24,8 @@ HELP = """Find sparse networks by iterative magnitude pruning, each level's retr
 
 Start with `incop search`: it needs no data and ends in seconds.
 """
+
+LONGEST = 4000  # signs of a sentence: the values in it may be of any length
 
 app = App(name="incop", help=HELP, version=incop.__version__, help_format="plaintext")
 app.command(search, name="search")
@@ -74,5 +77,7 @@ def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for eac
 
 
 def _complain(sentence: str, status: int) -> int:
-    print(f"incop: {' '.join(sentence.split())}", file=sys.stderr)
+    said = printable(" ".join(sentence.split()))
+    shown = said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
+    print(f"incop: {shown}", file=sys.stderr)
     return status

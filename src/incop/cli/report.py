@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from incop import reports, stopping
+from incop.cli.tables import printable
 from incop.errors import InputError
 from incop.experiments import replays
 from incop.rundir import RunDir, write_atomically
@@ -62,7 +63,7 @@ def report(
     subject = reports.read([folder, *more])
     content = _content(subject, _replays(subject, rule, grid), format, margin)
     if out is None:
-        sys.stdout.write(content)
+        sys.stdout.write(printable(content) if sys.stdout.isatty() else content)
         return
     write_atomically(out, content.encode("utf-8", "replace"))
     print(f"report: {out}")

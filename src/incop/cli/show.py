@@ -6,7 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from incop.cli.tables import level_table, plain_console, spent_lines, table
+from incop.cli.tables import level_table, plain_console, printable, spent_lines, table
+from incop.records import only_incop
 from incop.rundir import RunDir
 
 __all__ = ["show"]
@@ -34,8 +35,9 @@ def show(run: Path, /, *, json_: bool = False, debug: bool = False) -> None:
     title = f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed} · {summary.status}"
     console.print(level_table(summary.levels, title=title))
     for line in spent_lines(summary):
-        console.print(line, highlight=False)
+        console.print(printable(line), highlight=False)
     console.print()
     console.print(table("plan", ("key", "value"), [(k, str(v)) for k, v in folder.read_plan().items()]))
     console.print(table("environment", ("key", "value"), [(k, str(v)) for k, v in summary.environment.items()]))
-    console.print(f"repeat: {summary.command}", highlight=False, soft_wrap=True)
+    command = only_incop(summary.command) or "its record holds no command of incop alone; use its plan.toml"
+    console.print(f"repeat: {command}", highlight=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from incop.records import Level, Run, Spent, full_retraining
 
-__all__ = ["level_table", "plain_console", "spent_lines", "table"]
+__all__ = ["level_table", "plain_console", "printable", "spent_lines", "table"]
 
 
 def plain_console() -> Console:
@@ -20,6 +21,12 @@ def plain_console() -> Console:
     return console if console.is_terminal else Console(width=160, no_color=True, markup=False)
 
 
+def printable(text: str) -> str:
+    """Return a text without what steers a terminal: a record may be a stranger's, and an escape can hide or forge lines."""
+    steering = ("Cc", "Cf", "Cs")
+    return "".join("�" if unicodedata.category(s) in steering and s not in "\n\t" else s for s in text)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: int = 0) -> Table:
     """Return a plain table; the last `numbers` columns are aligned to the right."""
     made = _bare(title)
@@ -27,13 +34,15 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, 
         right = position >= len(columns) - numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right or position == 0)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(printable, row))
     return made
 
 
 def _bare(title: str) -> Table:
     # no wrapping of the title: rich would fold it to the width of a narrow table
-    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left", box=None, pad_edge=False)
+    return Table(
+        title=Text(printable(title), no_wrap=True, overflow="ignore"), title_justify="left", box=None, pad_edge=False
+    )
 
 
 def level_table(levels: Sequence[Level], *, title: str) -> Table:
@@ -52,7 +61,7 @@ def level_table(levels: Sequence[Level], *, title: str) -> Table:
             _fraction(level.val_accuracy),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",
-            "; ".join([level.stop_reason, *level.notices]),
+            printable("; ".join([level.stop_reason, *level.notices])),
         )
     return made
 

@@ -26,7 +26,7 @@ from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 from incop.experiments.tickets import dense_plan
-from incop.rundir import RunDir, write_atomically
+from incop.rundir import RunDir, inside, write_atomically
 
 __all__ = ["GUESS", "Comparison", "Job", "compare", "jobs_of"]
 
@@ -292,6 +292,9 @@ def _folder(out: Path) -> Path:
         raise InputError(f"{str(out)!r} is a file: choose another folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / "comparison.toml").is_file():
         raise InputError(f"the folder {str(out)!r} is not empty and holds no comparison: choose another with --out")
+    if out.is_dir():  # what is cut off is removed and trained again: never through a stranger's link
+        for entry in (out / "runs", *((out / "runs").glob("*"))):
+            inside(out, entry)
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:

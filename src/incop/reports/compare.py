@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from incop.errors import IncopError, InputError
-from incop.records import Check, Level, Run, Spent
+from incop.errors import IncopError, InputError, quoted
+from incop.records import MOST, Check, Level, Run, Spent
 from incop.reports.costs import Cost, costs_of_ticket
-from incop.rundir import RunDir, is_file, read_toml
+from incop.rundir import RunDir, inside, is_file, read_json, read_toml
 
 __all__ = [
     "TOLERANCE",
@@ -30,6 +29,7 @@ __all__ = [
 TOLERANCE = 0.0051  # two sparsities are the same target when they are no further apart
 JOBS, SETTINGS = "jobs.json", "comparison.toml"
 FULL = 1e-6  # epochs are sums of fractions
+MOST_JOBS = 10_000  # runs of a comparison
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def read_run(folder: Path, job: Job | None = None) -> Recorded:
         seed = plan.get("seed")
         dense = {"test_accuracy": levels[0].test_accuracy} if levels else {}
         spent = Spent.total(level.spent for level in levels)
-        run = Run(method, data, model, seed if isinstance(seed, int) else 0, "running", dense, levels, spent, None, {})
+        run = Run(method, data, model, seed if type(seed) is int else 0, "running", dense, levels, spent, None, {})
     called = job or Job(run.method, run.seed, run.data, run.model, str(folder))
     return Recorded(Path(folder), called, plan, run)
 
@@ -232,8 +232,8 @@ def read_comparison(folder: Path) -> Comparison:
         InputError: a file is absent or damaged; a damaged run folder is a notice, not an error.
     """
     settings_file = folder / SETTINGS
-    settings = read_toml(settings_file) if is_file(settings_file) else {}
-    jobs = _jobs(folder / JOBS)
+    settings = read_toml(inside(folder, settings_file)) if is_file(settings_file) else {}
+    jobs = _jobs(inside(folder, folder / JOBS))
     notices: list[str] = []
     runs: list[Recorded] = []
     for job in jobs:
@@ -242,7 +242,7 @@ def read_comparison(folder: Path) -> Comparison:
             notices.append(f"{name}: {job.state}{f': {job.error}' if job.error else ''}")
             continue
         try:
-            recorded = read_run(folder / job.folder, job)
+            recorded = read_run(inside(folder, folder / job.folder), job)
         except IncopError as error:
             notices.append(f"{name}: {error}")
             continue
@@ -288,25 +288,22 @@ def together(folders: Iterable[Path]) -> Comparison:
 
 
 def _jobs(file: Path) -> list[Job]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{str(file)!r} cannot be read: {error}") from error
-    if not isinstance(data, list):
-        raise InputError(f"{str(file)!r} holds no list of runs: the file is damaged or was edited")
+    data = read_json(file)
+    if not isinstance(data, list) or len(data) > MOST_JOBS:
+        raise InputError(f"{str(file)!r} holds no list of at most {MOST_JOBS} runs: the file is damaged or was edited")
     return [_job(file, entry) for entry in data]
 
 
 def _controlled(file: Path, value: object) -> tuple[str, ...]:
     given = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-        raise InputError(f"{str(file)!r} lists a run as a control of {value!r}: the file is damaged")
+        raise InputError(f"{str(file)!r} lists a run as a control of {quoted(value)}: the file is damaged")
     return tuple(given)
 
 
 def _job(file: Path, entry: object) -> Job:
     if not isinstance(entry, dict):
-        raise InputError(f"{str(file)!r} lists {entry!r}, which is no run: the file is damaged or was edited")
+        raise InputError(f"{str(file)!r} lists {quoted(entry)}, which is no run: the file is damaged or was edited")
 
     def text(key: str) -> str:
         if not isinstance(entry.get(key), str):
@@ -314,8 +311,11 @@ def _job(file: Path, entry: object) -> Job:
         return str(entry[key])
 
     seed, sparsity = entry.get("seed"), entry.get("sparsity")
-    if not isinstance(seed, int) or not isinstance(sparsity, float | int | None):
-        raise InputError(f"{str(file)!r} lists a run with seed {seed!r} and sparsity {sparsity!r}: it is damaged")
+    ends = sparsity is None or (type(sparsity) in (int, float) and 0 <= sparsity <= 1)
+    if type(seed) is not int or not 0 <= seed <= MOST or not ends:
+        raise InputError(
+            f"{str(file)!r} lists a run with seed {quoted(seed)} and sparsity {quoted(sparsity)}: it is damaged"
+        )
     control, error = entry.get("control_of"), entry.get("error")
     return Job(
         text("label"),
@@ -334,9 +334,13 @@ def _asked(settings: Mapping[str, Any]) -> list[float]:
     for key in ("sparsities", "sparsity", "ticket_at"):
         value = settings.get(key)
         values = value if isinstance(value, list) else [value]
-        if numbers := [float(v) for v in values if isinstance(v, int | float) and not isinstance(v, bool)]:
+        if numbers := [float(v) for v in values if _is_sparsity(v)]:
             return numbers
     return []
+
+
+def _is_sparsity(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 Place = tuple[str, str]
@@ -385,7 +389,7 @@ def _targets(runs: Sequence[Recorded], asked: Sequence[float]) -> dict[Place, tu
             wanted.append(recorded.job.sparsity)
         on_the_way = recorded.plan.get("ticket_at") or []
         if isinstance(on_the_way, list):
-            wanted.extend(float(v) for v in on_the_way if isinstance(v, int | float))
+            wanted.extend(float(v) for v in on_the_way if _is_sparsity(v))
         found.extend(level.sparsity for level in reported(recorded.levels))
     return {
         place: (bool(named[place]), _apart(named[place] or [round(value, 4) for value in met[place]]))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from incop.errors import InputError
+from incop.records import only_incop
 from incop.reports.across import across
 from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
@@ -66,7 +67,7 @@ def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
         _run_facts(recorded),
         [notice for level in run.levels for notice in (f"level {level.level}: {text}" for text in level.notices)],
         sections,
-        [run.command] if run.command else [],
+        [command] if (command := only_incop(run.command)) else [],
     )
 
 
@@ -117,9 +118,9 @@ def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Sectio
 
 def _commands(comparison: Comparison) -> list[str]:
     if not comparison.settings:
-        return list(dict.fromkeys(r.run.command for r in comparison.runs if r.run.command))
-    command = comparison.settings.get("command")
-    if isinstance(command, str) and command:
+        found = (only_incop(r.run.command) for r in comparison.runs)
+        return list(dict.fromkeys(command for command in found if command))
+    if command := only_incop(comparison.settings.get("command")):
         return [command]
     return [f"incop compare {shlex.quote(f'{comparison.title}/comparison.toml')} --out NEW_FOLDER"]
 
