@@ -71,10 +71,11 @@ def test_the_test_split_is_read_for_tickets_in_full_or_for_every_level(tmp_path,
 
 
 def test_the_test_split_is_read_for_tickets_on_the_way(tmp_path, reads):
-    levels = run(tmp_path, ticket_at=(0.5,))
-    reported = [level.level for level in levels if level.search is not None]
+    levels = run(tmp_path, ticket_at=(0.5,), rule="after 0.2 epochs", check_every="0.2")
+    reported = [level for level in levels if level.search is not None]
     assert len(reported) == 1
-    assert read_at(levels) == [0, *reported, levels[-1].level]
+    assert 0.9 < reported[0].epochs < 1  # what is left of the budget is rounded to whole steps of the recipe's batches
+    assert read_at(levels) == [0, reported[0].level, levels[-1].level]
     assert len(reads) == 3
 
 
