@@ -310,7 +310,8 @@ def _job(file: Path, entry: object) -> Job:
             raise InputError(f"{str(file)!r} lists a run without a text under {key!r}: the file is damaged")
         return str(entry[key])
 
-    seed, sparsity = entry.get("seed"), entry.get("sparsity")
+    seed: Any = entry.get("seed")
+    sparsity: Any = entry.get("sparsity")
     ends = sparsity is None or (type(sparsity) in (int, float) and 0 <= sparsity <= 1)
     if type(seed) is not int or not 0 <= seed <= MOST or not ends:
         raise InputError(
@@ -323,7 +324,7 @@ def _job(file: Path, entry: object) -> Job:
         text("data"),
         text("model"),
         text("folder"),
-        None if sparsity is None else float(sparsity),
+        float(sparsity) if isinstance(sparsity, int | float) else None,
         _controlled(file, control),
         text("state"),
         None if error is None else str(error),
