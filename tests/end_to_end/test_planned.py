@@ -9,6 +9,8 @@ import pytest
 from incop.cli import main
 from incop.experiments import methods
 from incop.experiments.controls import Cost
+from incop.reports import read
+from incop.reports.subjects import page_of
 from incop.rundir import RunDir
 
 TRAIN = 1294  # of digits, less the validation split
@@ -54,6 +56,9 @@ def test_a_search_ends_at_its_sparsity_and_says_what_it_did(search, capsys):
     assert summary["full_epochs"] == pytest.approx(3 + 11 * 3)  # the dense level, and eleven levels of a fifth in full
     assert incop("show", "R") == 0
     assert "epochs of the 33 that full retraining" in capsys.readouterr().out
+    sentence = page_of(read([Path("R")])).verdict[0]
+    assert "At sparsity 0.900 the ticket of level 26 has test accuracy" in sentence
+    assert "where full retraining takes 33 (" in sentence
 
 
 def test_a_search_spends_what_was_planned(search):

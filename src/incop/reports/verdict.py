@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from incop.records import full_retraining
 from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
 from incop.reports.statistics import FEWEST, Analysis, Difference, Summary
@@ -35,9 +36,8 @@ def of_run(recorded: Recorded) -> list[str]:
         return [*said, f"{only}{reached if len(run.levels) == 1 else ''}."]
     ticket = tickets[-1]
     _, total, _ = costs_of_ticket(run.levels, ticket.level)
-    budgets = [level.max_epochs for level in run.levels if 0 < level.level <= ticket.level]
-    full = None if None in budgets else sum(b for b in budgets if b is not None)
-    instead = f", where full retraining takes {full:g} ({total.epochs / full:.0%})" if full else ""
+    full = full_retraining([level for level in run.levels if level.level <= ticket.level])
+    instead = f", where full retraining takes {round(full, 2):g} ({total.epochs / full:.0%})" if full else ""
     against = ""
     if isinstance(dense, int | float) and ticket.test_accuracy is not None:
         gap = points(ticket.test_accuracy - dense)
