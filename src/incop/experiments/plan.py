@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from incop.errors import InputError, unknown
+from incop.errors import InputError, quoted, unknown
+from incop.records import shortest
 
 __all__ = ["DEFAULTS", "RANGES", "Plan"]
 
@@ -36,22 +37,22 @@ DEFAULTS: Mapping[str, Any] = {
 # key → least, most, whether the limits themselves are allowed; None: any finite number
 RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "seed": (0, 2**31 - 1, True),
-    "levels": (1, None, True),
+    "levels": (1, 10_000, True),
     "sparsity": (0, 1, False),
     "ticket_at": (0, 1, False),
-    "max_epochs": (0, None, False),
-    "level_epochs": (0, None, False),
+    "max_epochs": (1e-6, 1e6, True),
+    "level_epochs": (1e-6, 1e6, True),
     "validation": (0, 1, False),
-    "limit": (10, None, True),
-    "probe_size": (2, None, True),
-    "lr": (0, None, False),
+    "limit": (10, 10_000_000, True),
+    "probe_size": (2, 10_000_000, True),
+    "lr": (1e-12, None, True),
     "momentum": (0, 0.9999, True),
     "weight_decay": (0, None, True),
-    "batch_size": (1, None, True),
-    "clip": (0, None, False),
-    "search_batch_size": (1, None, True),
-    "search_lr": (0, None, False),
-    "threads": (1, None, True),
+    "batch_size": (1, 10_000_000, True),
+    "clip": (1e-12, None, True),
+    "search_batch_size": (1, 10_000_000, True),
+    "search_lr": (1e-12, None, True),
+    "threads": (1, 1024, True),  # more than the machine can start end the process without a word
 }
 
 
@@ -186,8 +187,17 @@ class Plan:
         """Build a plan from a file's keys.
 
         Raises:
-            InputError: a key is unknown, or of the wrong type; all problems in one sentence.
+            InputError: a key is unknown, of the wrong type or out of range; all problems in one sentence.
         """
+        plan, problems = cls.read(values)
+        problems += plan.problems()
+        if problems:
+            raise InputError(f"{source}: {'; '.join(problems)}")
+        return plan
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> tuple[Plan, list[str]]:
+        """Build a plan of the keys that can be read, and say what is wrong with the others, a sentence each."""
         kinds = typing.get_type_hints(cls)
         problems = []
         told: dict[str, Any] = {}
@@ -196,12 +206,10 @@ class Plan:
             if name not in kinds:
                 problems.append(str(unknown("plan key", str(key), kinds)))
             elif (fitted := _fitted(value, kinds[name])) is None:
-                problems.append(f"{key} = {value!r} must be {_kind(kinds[name])}")
+                problems.append(f"{key} = {quoted(value)} must be {_kind(kinds[name])}")
             else:
                 told[name] = fitted
-        if problems:
-            raise InputError(f"{source}: {'; '.join(problems)}")
-        return cls(**told)
+        return cls(**told), problems
 
     def told(self) -> dict[str, Any]:
         """Return the keys that are said."""
@@ -218,30 +226,35 @@ class Plan:
         Raises:
             InputError: some are out of range; all are named in one sentence.
         """
+        if problems := self.problems():
+            raise InputError("; ".join(problems))
+
+    def problems(self) -> list[str]:
+        """Say of every key that is out of range what range it has."""
         problems = []
         for key, value in self.told().items():
             if key not in RANGES:
                 continue
             dense = key == "levels" and value == 0 and self.method == "dense"
             problems += [
-                f"--{key.replace('_', '-')} {one} must be {_span(*RANGES[key])}"
+                f"--{key.replace('_', '-')} {one if isinstance(one, float) else quoted(one)} must be {_span(*RANGES[key])}"
                 for one in (value if isinstance(value, tuple) else (value,))
                 if not _inside(one, *RANGES[key]) and not dense
             ]
-        if problems:
-            raise InputError("; ".join(problems))
+        return problems
 
 
 def _inside(value: float, least: float, most: float | None, closed: bool) -> bool:
-    if not math.isfinite(value) or (most is not None and (value > most if closed else value >= most)):
+    if isinstance(value, float) and not math.isfinite(value):
         return False
-    return value >= least if closed else value > least
+    below = most is None or (value <= most if closed else value < most)
+    return below and (value >= least if closed else value > least)
 
 
 def _span(least: float, most: float | None, closed: bool) -> str:
     if most is None:
-        return f"a number of at least {least:g}" if closed else f"a number above {least:g}"
-    return f"between {least:g} and {most:g}{'' if closed else ', both excluded'}"
+        return f"a number of at least {shortest(least)}" if closed else f"a number above {shortest(least)}"
+    return f"between {shortest(least)} and {shortest(most)}{'' if closed else ', both excluded'}"
 
 
 def _fitted(value: Any, hint: Any) -> Any:
@@ -252,13 +265,14 @@ def _fitted(value: Any, hint: Any) -> Any:
             if isinstance(value, list | tuple) and all(_fitted(part, of | None) is not None for part in value):
                 return tuple(_fitted(part, of | None) for part in value)
         elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
+            return float(value) if isinstance(value, float) or abs(value) <= 2**63 else None
         elif (kind is int and isinstance(value, int) and not isinstance(value, bool)) or (
             kind in (str, bool) and isinstance(value, kind)
         ):
             return value
         elif kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-            return f"{value:g}"  # amount = 0.2 and check_every = 2 read as their words
+            # amount = 0.2 and check_every = 2 read as their words
+            return shortest(value) if isinstance(value, float) or abs(value) <= 2**63 else None
     return None
 
 
