@@ -22,6 +22,7 @@ from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, 
 from incop.pruning.cut import planned
 from incop.records import Check, Flow, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
+from incop.states import State, part, random_states, restore_random, under
 from incop.stopping import Rule
 from incop.watch import Watch
 
@@ -39,6 +40,9 @@ class Trains(Protocol):
         The trainer keeps pruned weights at zero (`incop.hold(masks, model, optimizer)`), starts its optimizer afresh
         and its schedule at epoch `watch.schedule_from`, calls `watch.look()` after every epoch or when `watch.due()`
         says so, once at the end in any case, and returns when a verdict says stop.
+
+        A trainer that offers `state()` and `restore(state)` besides, and calls `watch.rest()` after every step, is resumed
+        within a level: `restore` is called before the `fit` that goes on. Any other is resumed at the level's beginning.
         """
 
     def evaluate(self, model: nn.Module) -> float:
@@ -93,6 +97,18 @@ class Dense:
 
 
 @dataclass
+class _Level:
+    """The level that is trained, and what was found out before its training."""
+
+    number: int
+    notices: list[str] = field(default_factory=list)
+    last: bool = False
+    report: bool = False
+    stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
+    random: State = field(default_factory=dict)  # of all generators when its training began
+
+
+@dataclass
 class _Search:
     """The parts of a search and what it carries from level to level."""
 
@@ -114,6 +130,8 @@ class _Search:
     on_check: Callable[[Check], None] | None
     on_step: Callable[[int, float, int], None] | None
     masks: Masks
+    resume: State | None = None
+    on_state: Callable[[Callable[[], State]], None] | None = None
     dense: Dense | None = None
     keep: tuple[RewindPoint, ...] = ()
     points: dict[str, Snapshot] = field(default_factory=dict)
@@ -144,6 +162,8 @@ def search(
     keep: Sequence[str | RewindPoint] = (),
     on_check: Callable[[Check], None] | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
+    on_state: Callable[[Callable[[], State]], None] | None = None,
+    resume: State | None = None,
 ) -> Iterator[Ticket]:
     """Search a sparse network: yield the dense network's ticket, then one ticket a level.
 
@@ -174,9 +194,13 @@ def search(
         keep: further rewind points of level 0 to hand out with its ticket, for searches that share it.
         on_check: called with every check as it is made.
         on_step: called with (level, epoch, step) after every step that the trainer reports.
+        on_state: called wherever the search could be gone on from, with a function that returns its state: a flat
+            mapping from names to tensors and to what JSON holds. Taking it costs a copy, so it is taken only when wanted.
+        resume: such a state, of a search with the same arguments; this one goes on from there, and its tickets from then
+            on are those of the other, to the bit on the same machine. `dense` is then not needed.
 
     Yields:
-        Tickets, level 0 first.
+        Tickets, level 0 first; when resumed, that of the level the state was taken in first.
 
     Raises:
         InputError: something given cannot be used; before any training where it can be known then.
@@ -217,6 +241,8 @@ def search(
         keep=tuple(RewindPoint.parse(point) for point in keep),
         on_check=on_check,
         on_step=on_step,
+        on_state=on_state,
+        resume=resume,
         masks=Masks.full(model, skip=skip),
     )
     _validate(parts)
@@ -301,27 +327,34 @@ def budget_of(trainer: Any, level: int = 0) -> float | None:
 
 
 def _levels(parts: _Search) -> Iterator[Ticket]:
-    yield _dense(parts) if parts.dense is None else _given(parts, parts.dense)
-    ends = [*parts.ticket_at, *([] if parts.sparsity is None else [parts.sparsity])]
-    for level in range(1, parts.levels + 1):
-        ahead = [end for end in ends if not _reached(parts.masks, end)]
-        masks, notices = _cut(parts, level, at_most=min(ahead, default=None))
-        arrived = [end for end in ahead if _reached(masks, end)]
-        last = level == parts.levels or (parts.sparsity is not None and _reached(masks, parts.sparsity))
-        report = any(end in parts.ticket_at for end in arrived)
-        yield _sparse(parts, level, masks, notices, last=last, report=report)
-        if last:
+    at = None if parts.resume is None else _restore(parts, parts.resume)
+    if at is None or at.number == 0:
+        yield _dense(parts, at or _Level(0)) if parts.dense is None or at is not None else _given(parts, parts.dense)
+        at = None
+    for number in range(1 if at is None else at.number, parts.levels + 1):
+        level, at = at or _begun(parts, number), None
+        yield _sparse(parts, level)
+        if level.last:
             return
+
+
+def _begun(parts: _Search, number: int) -> _Level:
+    """Cut, and say what kind of level follows."""
+    ends = [*parts.ticket_at, *([] if parts.sparsity is None else [parts.sparsity])]
+    ahead = [end for end in ends if not _reached(parts.masks, end)]
+    notices = _cut(parts, number, at_most=min(ahead, default=None))
+    arrived = [end for end in ahead if _reached(parts.masks, end)]
+    last = number == parts.levels or (parts.sparsity is not None and _reached(parts.masks, parts.sparsity))
+    return _Level(number, notices, last, report=any(end in parts.ticket_at for end in arrived))
 
 
 def _reached(masks: Masks, sparsity: float) -> bool:
     return masks.total - masks.remaining >= round(sparsity * masks.total)
 
 
-def _dense(parts: _Search) -> Ticket:
-    notices: list[str] = []
+def _dense(parts: _Search, at: _Level) -> Ticket:
     points = list(dict.fromkeys([parts.rewind, *parts.keep]))
-    if any(point.kind == "init" for point in points):
+    if any(point.kind == "init" for point in points) and "init" not in parts.points:
         parts.points["init"] = Snapshot.of(parts.model)
 
     def remember(epoch: float, step: int) -> None:
@@ -334,7 +367,7 @@ def _dense(parts: _Search) -> Ticket:
             parts.points[str(point)] = Snapshot.of(parts.model, epoch=epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
-                notices.append(
+                at.notices.append(
                     f"the rewind point {point} was taken at {passed:g} {after.unit}, where the trainer first reported"
                 )
 
@@ -346,8 +379,9 @@ def _dense(parts: _Search) -> Ticket:
         every=parts.check_every,
         on_check=parts.on_check,
         on_step=remember,
+        on_rest=lambda: _rest(parts, at, watch),
     )
-    _fit(parts, watch)
+    _fit(parts, at, watch)
     end = Snapshot.of(parts.model, epoch=watch.epoch)
     parts.points["dense"] = end
     for point in points:
@@ -357,7 +391,7 @@ def _dense(parts: _Search) -> Ticket:
                 "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
             )
     parts.reference = watch.checks[-1].flow
-    record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=notices)
+    record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
     parts.reference_accuracy = record.val_accuracy
     return Ticket(record, parts.masks, dict(end.tensors), watch.checks, dict(parts.points))
 
@@ -393,7 +427,7 @@ def _plan(parts: _Search) -> None:
     parts.planning = damage.samples, damage.seconds
 
 
-def _cut(parts: _Search, level: int, *, at_most: float | None) -> tuple[Masks, list[str]]:
+def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
     if level == 1:
         _plan(parts)
     masks = _next_masks(parts, level, at_most=at_most)
@@ -407,7 +441,7 @@ def _cut(parts: _Search, level: int, *, at_most: float | None) -> tuple[Masks, l
     if masks.remaining == parts.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
     parts.masks = masks
-    return masks, notices
+    return notices
 
 
 def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> Masks:
@@ -422,12 +456,17 @@ def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> 
     )
 
 
-def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, last: bool, report: bool) -> Ticket:
-    point = parts.points[str(parts.rewind)] if parts.rewind.restores else Snapshot.of(parts.model)
-    point.rewind(parts.model, masks)  # proves itself
+def _sparse(parts: _Search, at: _Level) -> Ticket:
+    level, masks, last = at.number, parts.masks, at.last
+    point = parts.points[str(parts.rewind)] if parts.rewind.restores else None
+    if parts.resume is None:
+        (point or Snapshot.of(parts.model)).rewind(parts.model, masks)  # proves itself
     full = last and parts.last_level_full
-    stopped: list[Snapshot] = []
-    starts = {"early": point.epoch, "none": math.inf}
+
+    def go_on() -> None:
+        at.stopped = Snapshot.of(parts.model)
+
+    starts = {"early": 0.0 if point is None else point.epoch, "none": math.inf}
     watch = Watch(
         parts.model,
         parts.probe,
@@ -440,22 +479,23 @@ def _sparse(parts: _Search, level: int, masks: Masks, notices: list[str], *, las
         level=level,
         every=parts.check_every,
         before=parts.check_before and not full,
-        go_on=(lambda: stopped.append(Snapshot.of(parts.model))) if report and not last else None,
+        go_on=go_on if at.report and not last else None,
         schedule_from=starts.get(parts.rewind.kind, 0.0),
         continues=level > 1 and not parts.rewind.restores,
         on_check=parts.on_check,
         on_step=_told(parts.on_step, level),
+        on_rest=lambda: _rest(parts, at, watch),
     )
     watch.probed(*parts.planning)
     parts.planning = 0, 0.0
-    _fit(parts, watch)
+    _fit(parts, at, watch)
     _prove_zero(parts.model, masks, level)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
-    record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=notices)
+    record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=at.notices)
     weights = dict(Snapshot.of(parts.model).tensors)
-    if stopped:
-        stopped[0].rewind(parts.model)  # the search goes on from where the rule stopped
+    if at.stopped is not None:
+        at.stopped.rewind(parts.model)  # the search goes on from where the rule stopped
     return Ticket(record, masks, weights, watch.checks)
 
 
@@ -465,8 +505,76 @@ def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Call
     return lambda epoch, step: on_step(level, epoch, step)
 
 
-def _fit(parts: _Search, watch: Watch) -> None:
+def _rest(parts: _Search, at: _Level, watch: Watch) -> None:
+    """Offer the search's state where it can be gone on from: within a level only with a trainer that can, too."""
+    able = all(callable(getattr(parts.trainer, name, None)) for name in ("state", "restore"))
+    if parts.on_state is not None and (able or watch.step == 0):
+        parts.on_state(lambda: _state(parts, at, watch))
+
+
+def _state(parts: _Search, at: _Level, watch: Watch) -> State:
+    take = getattr(parts.trainer, "state", dict)
+    points = {f"points/{name}": point.tensors for name, point in parts.points.items()}
+    stopped = {} if at.stopped is None else {"stopped": at.stopped.tensors}
+    groups: dict[str, Mapping[str, Any]] = {
+        "model": Snapshot.of(parts.model).tensors,
+        "masks": parts.masks,
+        **points,
+        **stopped,
+        "random": random_states() | {name: at.random[name] for name in at.random if name.startswith(("torch", "cuda"))},
+        "watch": watch.state(),
+        "trainer": take(),
+    }
+    return {
+        "level": at.number,
+        "notices": list(at.notices),
+        "last": at.last,
+        "report": at.report,
+        "points": {name: point.epoch for name, point in parts.points.items()},
+        "path": list(parts.amount.sparsities) if isinstance(parts.amount, Path) else None,
+        "reference": None if parts.reference is None else parts.reference.to_json(),
+        "reference_accuracy": parts.reference_accuracy,
+        **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
+    }
+
+
+def _restore(parts: _Search, state: State) -> _Level:
+    """Put everything of the search back that does not belong to its watch or its trainer.
+
+    Raises:
+        InputError: the state is of another search, or incomplete.
+    """
+    try:
+        at = _Level(int(state["level"]), list(state["notices"]), bool(state["last"]), bool(state["report"]))
+        Snapshot(part("model", state)).rewind(parts.model)
+        parts.masks = Masks(part("masks", state))
+        parts.masks.weights(parts.model)
+        parts.points = {name: Snapshot(part(f"points/{name}", state), epoch) for name, epoch in state["points"].items()}
+        stopped = part("stopped", state)
+        at.stopped = Snapshot(stopped) if stopped else None
+        if isinstance(parts.amount, EvenDamage) and state["path"] is not None:
+            parts.amount = Path(tuple(state["path"]))
+        parts.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
+        parts.reference_accuracy = state["reference_accuracy"]
+    except (KeyError, TypeError) as error:
+        raise InputError(f"the state to resume from is incomplete: {error}") from error
+    return at
+
+
+def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
+    state, parts.resume = parts.resume, None
+    if state is None:
+        at.random = random_states()
+    else:
+        watch.restore(part("watch", state))
+        at.random = part("random", state)
+        restore_random(at.random)
+        restore = getattr(parts.trainer, "restore", None)
+        if callable(restore):
+            restore(part("trainer", state))
     watch.start()
+    if state is None:
+        watch.rest()
     parts.trainer.fit(parts.model, parts.masks, watch)
     if not watch.checks:
         raise InputError(

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
 import stat
 import tempfile
 import tomllib
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 import tomli_w
 
 from incop.errors import InputError, TrainingError, quoted
+from incop.locks import LOCK
 from incop.records import DEEPEST, SCHEMA, Check, Level, Record, Run
 
 __all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
@@ -68,14 +70,18 @@ class RunDir:
         """
         try:
             if self.path.is_dir():
-                what = "already exists and is not empty" if any(self.path.iterdir()) else ""
+                others = (entry for entry in self.path.iterdir() if entry.name != LOCK)
+                what = "already exists and is not empty" if any(others) else ""
                 what = "already holds a run" if self.plan_file.exists() else what
             else:
                 what = "is a file" if self.path.exists() else "is a broken link" if self.path.is_symlink() else ""
         except (OSError, ValueError) as error:
             raise InputError(f"the run folder {str(self.path)!r} cannot be used: {_why(error)}") from error
         if what:
-            raise InputError(f"the run folder {str(self.path)!r} {what}: choose another with --out, or remove it first")
+            goes_on = f"; {self.resume_command} goes on with one that was cut off" if what.endswith("a run") else ""
+            raise InputError(
+                f"the run folder {str(self.path)!r} {what}: choose another with --out, or remove it first{goes_on}"
+            )
 
     @classmethod
     def open(cls, path: str | Path) -> RunDir:
@@ -108,6 +114,16 @@ class RunDir:
     def checks_file(self) -> Path:
         """One record a check."""
         return inside(self.path, self.path / "checks.jsonl")
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """What a run that is not finished goes on from."""
+        return inside(self.path, self.path / "checkpoint")
+
+    @property
+    def resume_command(self) -> str:
+        """The command that goes on with the run."""
+        return f"`incop resume {shlex.quote(str(self.path))}`"
 
     def level_dir(self, level: int) -> Path:
         """Return the folder of one level's weights and masks."""
@@ -154,6 +170,40 @@ class RunDir:
                 out.write(_encoded(record) + b"\n")
         except OSError as error:
             raise _unwritable(file, error) from error
+
+    def synced(self) -> dict[str, int]:
+        """Bring the records to the disk and return the sizes of their files, for `cut_back`.
+
+        Raises:
+            TrainingError: a file cannot be written.
+        """
+        return {file.name: _synced(file) for file in (self.levels_file, self.checks_file)}
+
+    def cut_back(self, sizes: Mapping[str, int]) -> None:
+        """Drop the records that were written after `synced` gave these sizes; all of a file that is not named.
+
+        Raises:
+            InputError: a file is shorter than it was then, or cannot be written.
+        """
+        for file in (self.levels_file, self.checks_file):
+            size = int(sizes.get(file.name, 0))
+            try:
+                have = file.stat().st_size if file.exists() else 0
+                if have < size:
+                    raise InputError(
+                        f"{str(file)!r} has {have} bytes and had {size} when the checkpoint was written: it was edited or cut "
+                        "short, so that the run cannot go on exactly; start anew from its plan.toml"
+                    )
+                if have > size:
+                    os.truncate(file, size)
+            except OSError as error:
+                raise InputError(f"{str(file)!r} cannot be written: {_why(error)}") from error
+
+    def sweep(self) -> None:
+        """Remove what a killed process left of files it was writing."""
+        for folder in (self.path, *self.path.glob("level_*"), *self.path.glob("level_*/*/")):
+            for file in folder.glob(".*.*.????????"):
+                file.unlink(missing_ok=True)
 
     def levels(self) -> list[Level]:
         """Read `levels.jsonl`; empty when there is none yet.
@@ -226,7 +276,20 @@ def _why(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def _synced(file: Path) -> int:
+    try:
+        with file.open("ab") as out:
+            os.fsync(out.fileno())
+            return out.tell()
+    except OSError as error:
+        raise _unwritable(file, error) from error
+
+
 def _unwritable(file: Path, error: OSError) -> TrainingError:
+    if not file.parent.is_dir():
+        return TrainingError(
+            f"{str(file)!r} cannot be written: the folder {str(file.parent)!r} is gone, moved or removed while it was in use"
+        )
     return TrainingError(
         f"{str(file)!r} cannot be written: {_why(error)}; make room, or see to the folder's permissions"
     )

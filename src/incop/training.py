@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from incop.batches import output_tensor
 from incop.errors import InputError, TrainingError, unknown
 from incop.flow.gradient import mean_loss
 from incop.masks import Masks, hold
+from incop.states import State, optimizer_state, part, restore_optimizer, under
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -24,6 +25,36 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("float32", "bfloat16")
 FLOOR = 0.01  # where the cosine schedule ends, as a share of the rate: "rewind none" goes on at the end, which must not be 0
+
+
+@dataclass
+class _Samples:
+    """The order in which samples are drawn, and how many of it have been."""
+
+    generator: torch.Generator
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    at: int = 0
+
+    def next(self, labels: Tensor, batch_size: int) -> Tensor:
+        """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
+        if self.at >= len(self.order):
+            self.order, self.at = torch.randperm(len(labels), generator=self.generator).to(labels.device), 0
+        index = self.order[self.at : self.at + batch_size]
+        self.at += len(index)
+        return index
+
+
+@dataclass
+class _Stretch:
+    """A stretch of training with one optimizer and one batch size: a level, or what a rule's stop divides it into."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    samples: _Samples
+    begin: float  # epochs of the level before it
+    searching: bool
+    step: int = 0
+    losses: list[float] = field(default_factory=list)  # since the last look
 
 
 @dataclass
@@ -88,6 +119,8 @@ class Trainer:
     search_lr: float = 1.0
     keep_optimizer: bool = False
     _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
+    _now: _Stretch | None = field(default=None, init=False, repr=False, compare=False)
+    _restored: State | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -151,46 +184,107 @@ class Trainer:
         was = model.training
         try:
             with torch.random.fork_rng(devices=devices):
-                seed = self.seed * 1_000_003 + watch.level
-                torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
-                generator = torch.Generator().manual_seed(seed)
-                if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
-                    return
-                if watch.searching and not self._stretch(model, masks, watch, generator, budget):
-                    return
-                self._stretch(model, masks, watch, generator, budget)
+                self._now = self._resumed(model)
+                if self._now is None:
+                    seed = self.seed * 1_000_003 + watch.level
+                    torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
+                    samples = _Samples(torch.Generator().manual_seed(seed))
+                    if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
+                        return
+                    self._now = self._begun(model, watch, samples.generator)
+                while self._train(model, masks, watch, self._now, budget):
+                    self._now = self._begun(model, watch, self._now.samples.generator)
         finally:
+            self._now = None
             model.train(was)
+
+    def state(self) -> State:
+        """Return what `restore` needs to go on from here: at `watch.rest()`, or between two levels.
+
+        The optimizer and what it has gathered, the order of samples, where it stands in it, and torch's random state.
+        """
+        now = self._now
+        kept = None if self._kept is None else self._kept[1]
+        apart = {} if kept is None or (now is not None and kept is now.optimizer) else optimizer_state(kept)
+        if now is None:
+            return {"keeps": kept is not None, **under("kept", apart)}
+        state: State = {
+            "begin": now.begin,
+            "step": now.step,
+            "searching": now.searching,
+            "losses": torch.tensor(now.losses, dtype=torch.float64),
+            "keeps": kept is not None,
+            "apart": kept is not None and kept is not now.optimizer,
+            "generator": now.samples.generator.get_state(),
+            "order": now.samples.order,
+            "at": now.samples.at,
+            "torch": torch.get_rng_state(),
+            **under("optimizer", optimizer_state(now.optimizer)),
+            **under("kept", apart),
+        }
+        if observing.device_of(now.model).type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(observing.device_of(now.model))
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state in the next `fit`, of the same network at the same level."""
+        self._restored = dict(state)
+
+    def _resumed(self, model: nn.Module) -> _Stretch | None:
+        """Return the stretch of training that was restored; None where the level begins."""
+        state, self._restored = self._restored, None
+        if state is None:
+            return None
+        if state.get("keeps"):
+            kept = self._fresh(model)
+            restore_optimizer(kept, part("kept", state))
+            self._kept = model, kept
+        if "step" not in state:
+            return None
+        optimizer = self._fresh(model)
+        if self._kept is not None and not state["apart"]:
+            optimizer = self._kept[1]
+        restore_optimizer(optimizer, part("optimizer", state))
+        samples = _Samples(torch.Generator(), state["order"].to(self.train[1].device), int(state["at"]))
+        samples.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch"])
+        if "cuda" in state and observing.device_of(model).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
+        begin, searching, step = float(state["begin"]), bool(state["searching"]), int(state["step"])
+        return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist())
+
+    def _begun(self, model: nn.Module, watch: Watch, generator: torch.Generator) -> _Stretch:
+        return _Stretch(model, self._optimizer(model, watch), _Samples(generator), watch.epoch, watch.searching)
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
 
-    def _stretch(self, model: nn.Module, masks: Masks, watch: Watch, generator: torch.Generator, budget: float) -> bool:
+    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: _Stretch, budget: float) -> bool:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
-        searching = watch.searching
+        searching, begin, optimizer = now.searching, now.begin, now.optimizer
         size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
-        per_epoch, offset, whole, begin = self._steps_of(size), watch.schedule_from, self._whole(watch), watch.epoch
+        per_epoch, offset, whole = self._steps_of(size), watch.schedule_from, self._whole(watch)
         total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
-        optimizer, batches = self._optimizer(model, watch), self._order(generator, size)
-        losses: list[float] = []
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
-            for step in range(1, total + 1):
-                inputs, labels = next(batches)
+            for step in range(now.step + 1, total + 1):
+                inputs, labels = self._batch(now.samples, size)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * (
                     self.search_lr if searching else 1.0
                 )
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                losses.append(self._step(model, optimizer, inputs, labels, watch))
+                now.losses.append(self._step(model, optimizer, inputs, labels, watch))
+                now.step = step
                 watch.stepped(len(labels), epoch=begin + step / per_epoch)
                 if watch.due() or step == total:
-                    loss = math.fsum(losses) / len(losses)
-                    losses = []
+                    loss = math.fsum(now.losses) / len(now.losses)
+                    now.losses = []
                     if watch.look(accuracy=self._validated(model, watch), loss=loss).stop:
                         return False
                     if searching and not watch.searching and self._searches_otherwise:
                         return step < total
+                watch.rest()
         return False
 
     @property
@@ -226,15 +320,13 @@ class Trainer:
         with torch.autocast(inputs.device.type, torch.bfloat16):
             return output_tensor(model(inputs), where=type(model).__name__).float()
 
-    def _order(self, generator: torch.Generator, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batch(self, samples: _Samples, batch_size: int) -> tuple[Tensor, Tensor]:
         inputs, labels = self.train
-        while True:
-            order = torch.randperm(len(labels), generator=generator).to(labels.device)
-            for index in order.split(batch_size):
-                batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
-                if self.augment is not None:
-                    batch = self.augment(batch, generator)
-                yield (self.prepare(batch) if self.prepare is not None else batch), labels.index_select(0, index)
+        index = samples.next(labels, batch_size)
+        batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
+        if self.augment is not None:
+            batch = self.augment(batch, samples.generator)
+        return (self.prepare(batch) if self.prepare is not None else batch), labels.index_select(0, index)
 
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from incop.errors import InputError
 from incop.flow import Meter, measure
 from incop.masks import Masks
 from incop.records import Check, Flow, History, Interval, Spent, Verdict
+from incop.states import State, part, under
 from incop.stopping import Rule
 
 __all__ = ["Watch"]
@@ -71,6 +72,7 @@ class Watch:
         continues: the weights are those that the last level ended with, less what was cut; False: they were rewound.
         on_check: called with every check as it is made.
         on_step: called with (epoch, step) at every reported step and look.
+        on_rest: called by `rest()`, wherever training could be gone on from later; it may take `state()`.
 
     Raises:
         InputError: the rule needs something that is not given, or an argument cannot be used.
@@ -107,6 +109,7 @@ class Watch:
         continues: bool = False,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
+        on_rest: Callable[[], None] | None = None,
     ) -> None:
         if meter is not None and probe is None:
             raise InputError("a meter needs a probe: pass batches of the training split")
@@ -130,6 +133,7 @@ class Watch:
         self._go_on = go_on
         self._on_check = on_check
         self._on_step = on_step
+        self._on_rest = on_rest
         self._checks: list[Check] = []
         self._samples = 0
         self._seconds = 0.0
@@ -138,6 +142,7 @@ class Watch:
         self._bucket = self._probed
         self._stopped: Spent | None = None
         self._mark = time.perf_counter()
+        self._taken = False
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -204,6 +209,54 @@ class Watch:
         last = self._checks[-1] if self._checks else None
         at = 0.0 if last is None else last.epoch if self.every.unit == "epochs" else last.step
         return self.every.passed(epoch=self.epoch, step=self.step, times=int(at / self.every.amount + 1e-9) + 1)
+
+    def rest(self) -> None:
+        """Say that training can be gone on from here; the trainer calls it after a step and the look that was due.
+
+        Where the watch's state is taken for a checkpoint, the time this takes counts as recording.
+        """
+        if self._on_rest is None:
+            return
+        self._taken = False
+        self._on_rest()
+        if self._taken:
+            now = time.perf_counter()
+            self._recorded.seconds += now - self._mark
+            self._mark = now
+
+    def state(self) -> State:
+        """Return what the watch of a resumed level needs: where it stands, its ledger, its checks, masks it remembers."""
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark, self._taken = now, True
+        probed, recorded = self._probed, self._recorded
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "samples": self._samples,
+            "seconds": self._seconds,
+            "probed": [probed.samples, probed.seconds],
+            "recorded": [recorded.samples, recorded.seconds],
+            "stopped": None if self._stopped is None else self._stopped.to_json(),
+            "checks": [check.to_json() for check in self._checks],
+            "older": len(self._older),
+            **{
+                name: mask
+                for number, masks in enumerate(self._older)
+                for name, mask in under(f"older/{number}", masks).items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state of this level's watch; its checks are not told again."""
+        self.epoch, self.step = float(state["epoch"]), int(state["step"])
+        self._samples, self._seconds = int(state["samples"]), float(state["seconds"])
+        self._probed.samples, self._probed.seconds = state["probed"]
+        self._recorded.samples, self._recorded.seconds = state["recorded"]
+        self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
+        self._checks = [Check.from_json(check) for check in state["checks"]]
+        self._older = [Masks(part(f"older/{number}", state)) for number in range(state["older"])]
+        self._mark = time.perf_counter()
 
     def probed(self, samples: int, seconds: float = 0.0) -> None:
         """Count samples that a look needed, from within the function given as `accuracy`, or that the cut before it did."""

@@ -19,13 +19,23 @@ ORDER = [
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches"},
+    {"layers", "batches", "states"},
     {"rundir"},
-    {"records"},
+    {"records", "locks"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}
-WITHOUT_TORCH = ["errors", "records", "rundir", "stopping", "experiments.plan", "experiments.replays", "cli", "cli.app"]
+WITHOUT_TORCH = [
+    "errors",
+    "records",
+    "locks",
+    "rundir",
+    "stopping",
+    "experiments.plan",
+    "experiments.replays",
+    "cli",
+    "cli.app",
+]
 
 
 def room_of(module: str) -> str:

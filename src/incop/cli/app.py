@@ -13,6 +13,7 @@ from incop.cli.list_ import list_
 from incop.cli.measure import measure
 from incop.cli.replay import replay
 from incop.cli.report import report
+from incop.cli.resume import resume
 from incop.cli.search import search
 from incop.cli.show import show
 from incop.cli.tables import printable
@@ -29,6 +30,7 @@ LONGEST = 4000  # signs of a sentence: the values in it may be of any length
 
 app = App(name="incop", help=HELP, version=incop.__version__, help_format="plaintext")
 app.command(search, name="search")
+app.command(resume, name="resume")
 app.command(compare, name="compare")
 app.command(replay, name="replay")
 app.command(report, name="report")
@@ -57,7 +59,9 @@ def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for eac
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, KeyboardInterrupt):
-        return _complain("interrupted; what was finished is in the run folder", 130)
+        return _complain(
+            str(error) or "interrupted; what was finished is in the run folder", getattr(error, "status", 130)
+        )
     if isinstance(error, BrokenPipeError):  # the reader of our output went away, as in `incop show RUN | head -1`
         sys.stderr.close()
         return 1

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from incop.cli.live import watch_progress
-from incop.cli.tables import level_table, spent_lines
+from incop.cli.tables import print_run
 from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir, read_toml
@@ -47,25 +47,21 @@ def search(
     debug
         Show where an error came from.
     """
-    told = plan
+    told, source = plan, ""
+    wrong: list[str] = []
     if plan_file is not None:
         file = plan_file / "plan.toml" if plan_file.is_dir() else plan_file
         if not file.is_file():
             raise InputError(f"there is no plan file {str(plan_file)!r}")
-        told = plan.over(Plan.from_mapping(read_toml(file), source=str(file)))
-    told.check()
+        from_file, wrong = Plan.read(read_toml(file))
+        told, source = plan.over(from_file), str(file)
     if out is not None:
         RunDir(out).refuse_existing()
-    from incop.experiments import parts, runs  # imports torch
+    from incop.experiments import parts, problems, runs  # imports torch
 
+    problems.refuse([*wrong, *problems.said_wrong(told)], source)
     full = parts.resolve(told)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
         run = runs.execute(full, folder, runs.Progress(*listeners), dense=dense)
-    summary = run.read_summary()
-    console.print(
-        level_table(summary.levels, title=f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed}")
-    )
-    for line in spent_lines(summary):
-        console.print(line, highlight=False)
-    console.print(f"run folder: {run.path}", highlight=False, soft_wrap=True)
+    print_run(console, run)

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from incop.records import Level, Run, Spent, full_retraining
+from incop.rundir import RunDir
 
-__all__ = ["level_table", "plain_console", "printable", "spent_lines", "table"]
+__all__ = ["level_table", "plain_console", "print_run", "printable", "spent_lines", "table"]
 
 
 def plain_console() -> Console:
@@ -93,3 +94,13 @@ def spent_lines(run: Run) -> list[str]:
     if run.error:
         lines.append(f"{run.status}: {run.error}")
     return lines
+
+
+def print_run(console: Console, run: RunDir) -> None:
+    """Print the levels of a run that has ended, what was spent, and where it lies."""
+    summary = run.read_summary()
+    title = f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed}"
+    console.print(level_table(summary.levels, title=title))
+    for line in spent_lines(summary):
+        console.print(line, highlight=False)
+    console.print(f"run folder: {run.path}", highlight=False, soft_wrap=True)

@@ -182,6 +182,10 @@ class Plan:
     threads: int | None = None
     """Threads torch may use. Default: torch's own choice."""
 
+    checkpoint_every: str | None = None
+    """How often what is needed to go on is written: seconds (60s) or steps (500steps). Default: 60s, or more seldom where
+    writing would take 2 % of the time."""
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the plan") -> Plan:
         """Build a plan from a file's keys.

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-import platform
+import re
 import shlex
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import incop
 from incop import checkpoints, observing
-from incop.errors import IncopError
-from incop.experiments.parts import Parts, prepare, said
+from incop.checkpoints import Checkpoints
+from incop.errors import IncopError, TrainingError
+from incop.experiments.parts import Parts, prepare, resolve, said
 from incop.experiments.plan import Plan
+from incop.experiments.saving import Due, Saving, check_exact, check_same_data, environment
+from incop.experiments.signals import Signals
 from incop.experiments.tickets import POINT, shared_dense
-from incop.loop import Ticket, search
+from incop.locks import Lock
+from incop.loop import Dense, Ticket, search
 from incop.masks import Masks
 from incop.records import Check, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 from incop.snapshots import Snapshot
+from incop.states import State
 
-__all__ = ["Progress", "default_out", "execute"]
+__all__ = ["Progress", "default_out", "execute", "resume"]
 
 
 @dataclass
@@ -41,11 +43,13 @@ class Progress:
         on_check: every check, as it is made.
         on_level: every finished level.
         on_step: (level, epoch, step), after every step.
+        on_notice: a sentence that the user should know, such as that a checkpoint was damaged.
     """
 
     on_check: Callable[[Check], None] | None = None
     on_level: Callable[[Level], None] | None = None
     on_step: Callable[[int, float, int], None] | None = None
+    on_notice: Callable[[str], None] | None = None
 
 
 def default_out(plan: Plan) -> Path:
@@ -64,7 +68,7 @@ def execute(
     """Carry out a resolved plan and write its run folder.
 
     The folder is made when everything is known to be usable. A run that fails or is interrupted keeps what it has,
-    and its summary says how it ended.
+    its summary says how it ended, and `resume` goes on with it.
 
     Args:
         plan: every key said; see `resolve`.
@@ -76,45 +80,175 @@ def execute(
     Raises:
         InputError: the plan or the folder cannot be used; nothing has been written.
         TrainingError: training went wrong; `summary.json` says where.
+        Interrupted: a signal came; a checkpoint was written.
     """
     progress = progress or Progress()
     run = RunDir(out)
     run.refuse_existing()
-    parts = prepare(plan)
+    with _within_memory(plan):
+        parts = prepare(plan)
     given = None if dense is None else shared_dense(parts, RunDir.open(dense))
-    # torch's first optimizer imports its compiler, a second or two that is no cost of training
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
-    tickets = search(
-        parts.model,
-        parts.trainer,
-        **parts.arguments,
-        dense=given,
-        on_check=_both(run.append, progress.on_check),
-        on_step=progress.on_step,
-    )
-    run = RunDir.create(out)
-    run.write_plan(plan.told())
-    environment = _environment(parts)
-    levels: list[Level] = []
-
-    def summarise(status: str, error: str | None = None) -> None:
-        run.write_summary(_summary(parts, levels, status, error, environment, run.path))
-
-    summarise("running")
-    try:
-        for ticket in tickets:
-            level = _keep(run, parts, ticket)
-            levels.append(level)
-            summarise("running")
-            if progress.on_level is not None:
-                progress.on_level(level)
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        known = isinstance(error, IncopError)
-        summarise("interrupted" if stopped else "failed", str(error) if known else repr(error))
-        raise
-    summarise("finished")
+    around = environment(parts)
+    if dense is not None:
+        around["dense"] = os.path.relpath(dense, run.path)  # for a run that is killed before its first checkpoint
+    work = _Work(run, parts, progress, Checkpoints(run.checkpoint_dir), around)
+    tickets = work.search(dense=given)
+    RunDir.create(out)
+    with Lock(run.path):
+        if run.plan_file.exists():
+            run.refuse_existing()  # another process was faster
+        run.write_plan(plan.told())
+        work.carry_out(tickets, [])
     return run
+
+
+def resume(
+    out: str | Path,
+    progress: Progress | None = None,
+    *,
+    data_dir: str | None = None,
+    dense: str | Path | None = None,
+    inexact: bool = False,
+    patience: float = 0.0,
+) -> RunDir:
+    """Go on with a run that was killed, interrupted or failed, from its last checkpoint, and end it as if nothing had been.
+
+    Weights, masks and records are those of a run that was never cut off, to the bit, on the same machine with the same
+    versions. Records that were written after the checkpoint are made again.
+
+    Args:
+        out: its folder.
+        progress: who is told.
+        data_dir: where the data are now, if elsewhere.
+        dense: a run folder with its dense level, for a run that was killed before its first checkpoint.
+        inexact: go on also with another version of torch or another processor, though results then differ in their last bits.
+        patience: seconds to wait for another process to let go of the folder.
+
+    Raises:
+        InputError: there is no run, it is in use, its data have changed, or it cannot be gone on with exactly; the folder is
+            as it was.
+        TrainingError: training went wrong; `summary.json` says where.
+        Interrupted: a signal came; a checkpoint was written.
+    """
+    progress = progress or Progress()
+    notice = progress.on_notice or (lambda sentence: None)
+    run = RunDir.open(out)
+    with Lock(run.path, patience=patience):
+        then: Mapping[str, Any] = {}
+        if run.summary_file.exists():
+            summary = run.read_summary()
+            if summary.status == "finished":
+                notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
+                return run
+            then = summary.environment
+        plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+        plan = resolve(Plan(data_dir=data_dir).over(plan))
+        files = Checkpoints(run.checkpoint_dir)
+        found, damaged = files.newest()
+        then = found.about["environment"] if found is not None else then
+        with _within_memory(plan):
+            parts = prepare(plan)
+        if "threads" in then:
+            torch.set_num_threads(int(then["threads"]))  # sums are taken in another order by another number of threads
+        now = environment(parts)
+        check_same_data(run, then, now)
+        changed = check_exact(run, then, now, inexact=inexact)
+        around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]]}
+        work = _Work(run, parts, progress, files, around)
+        if found is None:
+            folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
+            tickets = work.search(dense=None if folder is None else shared_dense(parts, RunDir.open(folder)))
+        else:
+            tickets = work.search(resume=found.state)
+        run.cut_back({} if found is None else found.about["records"])
+        run.sweep()
+        for sentence in (*damaged, *changed):
+            notice(sentence)
+        at = (
+            "the beginning"
+            if found is None
+            else f"level {found.state['level']}, epoch {found.state['watch/epoch']:.4g}"
+        )
+        notice(f"the run {str(run.path)!r} goes on from {at}")
+        work.carry_out(tickets, run.levels())
+    return run
+
+
+@dataclass
+class _Work:
+    """A run being carried out."""
+
+    run: RunDir
+    parts: Parts
+    progress: Progress
+    files: Checkpoints
+    environment: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.signals = Signals(self.run.resume_command)
+        due = Due.parse(self.parts.plan.checkpoint_every)
+        self.saving = Saving(self.run, due, self.files, self.signals, self.environment)
+
+    def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Iterator[Ticket]:
+        """Begin the search; what cannot be used is found now, and nothing is trained yet."""
+        # torch's first optimizer imports its compiler, a second or two that is no cost of training
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
+        return search(
+            self.parts.model,
+            self.parts.trainer,
+            **self.parts.arguments,
+            dense=dense,
+            resume=resume,
+            on_check=_both(self.run.append, self.progress.on_check),
+            on_step=self.progress.on_step,
+            on_state=self.saving,
+        )
+
+    def carry_out(self, tickets: Iterator[Ticket], levels: list[Level]) -> None:
+        """Go through the tickets and write each down; the summary says at every moment how it stands."""
+
+        def summarise(status: str, error: str | None = None) -> None:
+            self.run.write_summary(_summary(self.parts, levels, status, error, self.environment, self.run.path))
+
+        try:
+            with self.signals, _within_memory(self.parts.plan):
+                summarise("running")
+                for ticket in tickets:
+                    level = _keep(self.run, self.parts, ticket)
+                    levels.append(level)
+                    summarise("running")
+                    if self.progress.on_level is not None:
+                        self.progress.on_level(level)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            known = isinstance(error, IncopError | KeyboardInterrupt)
+            with contextlib.suppress(IncopError, OSError):  # the disk is full or the folder gone: `error` says so
+                summarise(
+                    "interrupted" if stopped else "failed", (str(error) or "interrupted") if known else repr(error)
+                )
+            raise
+        summarise("finished")
+        self.files.remove()
+
+
+@contextlib.contextmanager
+def _within_memory(plan: Plan) -> Iterator[None]:
+    """Say what to lower when there is not enough memory; torch says it by a RuntimeError on a CPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not (
+            isinstance(error, MemoryError | torch.OutOfMemoryError)
+            or re.search("(not enough|can't allocate) memory", text)
+        ):
+            raise
+        tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
+        size = plan.probe_size if plan.probe_size is not None else "1000 at most"
+        raise TrainingError(
+            f"out of memory{f' where {tried[1]} more were needed' if tried else ''}: lower --batch-size ({plan.batch_size}) or "
+            f"--probe-size ({size}), use --limit or a smaller network than {plan.model}, or more memory"
+        ) from error
 
 
 def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None) -> Callable[[Check], None]:
@@ -202,22 +336,3 @@ def _summary(
         command=f"incop search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
         error=error,
     )
-
-
-def _environment(parts: Parts) -> dict[str, Any]:
-    device = next(parts.model.parameters()).device
-    return {
-        "incop": incop.__version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else (platform.processor() or platform.machine()),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data_fingerprint": parts.data.fingerprint,
-        "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
-    }

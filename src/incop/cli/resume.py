@@ -1,0 +1,51 @@
+"""`incop resume`: go on with a run that was killed, interrupted or failed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from incop.cli.live import watch_progress
+from incop.cli.tables import print_run, printable
+from incop.experiments.plan import Plan
+from incop.rundir import RunDir
+
+__all__ = ["resume"]
+
+
+def resume(
+    run: Path,
+    /,
+    *,
+    data_dir: str | None = None,
+    inexact: bool = False,
+    progress: Literal["auto", "lines", "off"] = "auto",
+    debug: bool = False,
+) -> None:
+    """Go on with a run that was killed, interrupted or failed, and end it as if it had never been cut off, to the bit.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    data_dir
+        Folder that holds the data sets now. Default: as the run was told.
+    inexact
+        Go on also with another version of torch or another processor than the run was begun with: results then differ in
+        their last bits from those of an uninterrupted run.
+    progress
+        auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
+    debug
+        Show where an error came from.
+    """
+    folder = RunDir.open(run)
+    plan = Plan.from_mapping(folder.read_plan(), source=str(folder.plan_file))
+    from incop.experiments import runs  # imports torch
+
+    with watch_progress(plan, progress) as (console, listeners):
+        told = runs.Progress(
+            *listeners, on_notice=lambda sentence: print(f"incop: {printable(sentence)}", file=sys.stderr)
+        )
+        folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact)
+    print_run(console, folder)

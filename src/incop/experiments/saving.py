@@ -1,0 +1,179 @@
+"""Saving: when a run's checkpoint is due, what is written with it, and whether a run can be gone on with exactly."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import incop
+from incop.checkpoints import Checkpoints
+from incop.errors import InputError
+from incop.experiments.parts import Parts
+from incop.experiments.signals import Interrupted, Signals
+from incop.rundir import RunDir
+from incop.states import State
+
+__all__ = ["Due", "Saving", "check_exact", "check_same_data", "environment"]
+
+SECONDS = 60.0  # between two checkpoints, when nothing is said
+SHARE = 0.02  # of the time that writing them may take then: the larger the network, the further apart they are
+EXACT = {  # kernels differ between these, and with them the last bits of every sum
+    "torch": "torch {}",
+    "device": "the device {!r}",
+    "instructions": "the processor's instructions {}",
+}
+TOLD = ("incop", "numpy", "python", "platform")  # no result depends on these
+
+
+@dataclass(frozen=True)
+class Due:
+    """How often a checkpoint is written.
+
+    Args:
+        seconds: between two, or None.
+        steps: optimizer steps between two, or None. With neither it is 60 seconds, more where writing takes 2 % of that.
+
+    Example:
+        >>> from incop.experiments.saving import Due
+        >>> Due.parse("500steps")
+        Due(seconds=None, steps=500)
+    """
+
+    seconds: float | None = None
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str | None) -> Due:
+        """Read "60s" (seconds), "500steps", or None.
+
+        Raises:
+            InputError: it is neither.
+        """
+        if text is None:
+            return cls()
+        if (match := re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*s(?:ec(?:onds?)?)?\s*", text)) and float(match[1]) > 0:
+            return cls(seconds=float(match[1]))
+        if (match := re.fullmatch(r"\s*(\d{1,15})\s*steps?\s*", text)) and int(match[1]) > 0:
+            return cls(steps=int(match[1]))
+        raise InputError(f"--checkpoint-every {text!r} cannot be read: give seconds (60s) or steps (500steps)")
+
+    def now(self, *, seconds: float, steps: int, took: float) -> bool:
+        """Say whether one is due, so long after the last, whose writing took so many seconds."""
+        if self.steps is not None:
+            return steps >= self.steps
+        return seconds >= (self.seconds if self.seconds is not None else max(SECONDS, took / SHARE))
+
+
+class Saving:
+    """Told by a search wherever it could be gone on from, writes its checkpoint when one is due or a signal has come.
+
+    Args:
+        run: the run's folder.
+        due: how often.
+        files: its checkpoints.
+        signals: what the process has been told.
+        environment: in which the run's numbers are made.
+    """
+
+    def __init__(
+        self, run: RunDir, due: Due, files: Checkpoints, signals: Signals, environment: Mapping[str, Any]
+    ) -> None:
+        self.run = run
+        self.due = due
+        self.files = files
+        self.signals = signals
+        self.environment = environment
+        self._steps = 0
+        self._took = 0.0
+        self._last = time.monotonic()
+
+    def __call__(self, take: Callable[[], State]) -> None:
+        """Write a checkpoint if one is due.
+
+        Raises:
+            Interrupted: a signal has come; the checkpoint is written.
+            TrainingError: it cannot be written.
+        """
+        self._steps += 1
+        started = time.monotonic()
+        noted = self.signals.noted
+        if noted is None and not self.due.now(seconds=started - self._last, steps=self._steps, took=self._took):
+            return
+        state = take()
+        self.files.write(state, about={"records": self.run.synced(), "environment": dict(self.environment)})
+        self._last, self._steps = time.monotonic(), 0
+        self._took = self._last - started
+        if noted is not None:
+            raise Interrupted(
+                f"interrupted in level {state['level']} after {state['watch/epoch']:.4g} of its epochs: "
+                f"{self.run.resume_command} goes on from there",
+                noted,
+            )
+
+
+def environment(parts: Parts) -> dict[str, Any]:
+    """Return the versions, machine, threads, time and data that a run's numbers were made with."""
+    device = next(parts.model.parameters()).device
+    return {
+        "incop": incop.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else (platform.processor() or platform.machine()),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "data_fingerprint": parts.data.fingerprint,
+        "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
+    }
+
+
+def check_same_data(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run on other data.
+
+    Raises:
+        InputError: the data have changed since it began.
+    """
+    before, after = then.get("data_fingerprint"), now["data_fingerprint"]
+    if before is not None and before != after:
+        raise InputError(
+            f"the data of {str(run.path)!r} have changed since it began (fingerprint {str(before)[:16]}, now {str(after)[:16]}): "
+            "put the old files back, or name their folder with --data-dir; on other data start a new run"
+        )
+
+
+def check_exact(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], *, inexact: bool) -> list[str]:
+    """Return a sentence on everything that is not as it was when the run began.
+
+    Args:
+        run: the run.
+        then: its environment.
+        now: this one.
+        inexact: go on also where results cannot be those of a run that was never cut off.
+
+    Raises:
+        InputError: they cannot, and nobody said that this does not matter.
+    """
+    other = {key: (then[key], now[key]) for key in (*EXACT, *TOLD) if then.get(key, now[key]) != now[key]}
+    matters = [f"{form.format(other[key][0])}, now {other[key][1]}" for key, form in EXACT.items() if key in other]
+    if matters and not inexact:
+        raise InputError(
+            f"the run {str(run.path)!r} was begun with {' and '.join(matters)}: its results would not be exactly those of an "
+            "uninterrupted run; resume it where it began, or give --inexact to go on all the same"
+        )
+    return [f"{key} was {before} when the run began and is {after} now" for key, (before, after) in other.items()]
