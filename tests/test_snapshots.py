@@ -256,7 +256,7 @@ def test_any_early_point_reads_what_it_writes(amount):
     "text", ["", "early", "early:", "early:0", "early:-1", "early:x", "init:2", "late", "early:1.5steps", None, 3]
 )
 def test_unknown_rewind_points(text):
-    with pytest.raises(InputError, match=r"unknown rewind point .*: use init, early:N"):
+    with pytest.raises(InputError, match=r"unknown rewind point .*: (did you mean .*\? )?use init, early:N"):
         RewindPoint.parse(text)
 
 

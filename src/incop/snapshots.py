@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from incop.errors import InputError, TrainingError
+from incop.errors import InputError, TrainingError, nearest
 from incop.masks import Masks
 from incop.records import Interval
 
@@ -162,7 +162,9 @@ class RewindPoint:
 
 
 def _unknown(text: object) -> InputError:
+    kind = str(text).partition(":")[0]
+    hint = "" if kind in get_args(Kind) else nearest(kind, get_args(Kind))
     return InputError(
-        f"unknown rewind point {text!r}: use init, early:N (N > 0 epochs of level 0, or early:Nsteps), dense, "
+        f"unknown rewind point {text!r}: {hint}use init, early:N (N > 0 epochs of level 0, or early:Nsteps), dense, "
         "rate or none"
     )

@@ -132,11 +132,11 @@ def test_killed_in_the_middle_and_started_again_ends_with_the_same_tables(done, 
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
-    plan = Plan(max_epochs=1.0, limit=200, levels=1)  # one level of a fifth does not reach the sparsity
-    comparison = Comparison(methods=("lth", "incop-if"), seeds=1, sparsities=(0.7,), plan=plan)
+    plan = Plan(max_epochs=1.0, limit=200, levels=1)  # one level by the PQ index does not reach the sparsity
+    comparison = Comparison(methods=("sap", "incop-if"), seeds=1, sparsities=(0.7,), plan=plan)
     ended = compare(comparison, tmp_path / "C", jobs=2)
     states = {job.label.text: job.state for job in ended}
-    assert states["lth"] == states["incop-if"] == "done"
+    assert states["sap"] == states["incop-if"] == "done"
     assert states["fixed:match=incop-if"] == "failed"
     assert "no ticket of sparsity 0.7" in next(job.error for job in ended if job.label.text == "fixed:match=incop-if")
 
@@ -155,6 +155,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
         (["--methods", "lth", "--model", "lenet-6"], "did you mean 'lenet-5'"),
         (["--methods", "lth", "--lr", "-1"], "--lr -1"),
         (["--methods", "lth", "--jobs", "0"], "--jobs 0"),
+        (["--methods", "lth", "--amount", "0.2", "--levels", "3"], "cannot be reached: the amount 0.2 leads to 0.4880 in 3"),
         (["nowhere.toml"], "no comparison file"),
     ],
 )

@@ -346,7 +346,10 @@ def _dense(work: _Work, place: tuple[str, str, int]) -> None:
     plan = Plan()
     for text in work.comparison.labels():
         label = Label.parse(text)
-        full = resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
+        try:
+            full = resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
+        except IncopError:
+            continue  # its own job will say why
         plan = dense_plan(full)
         keep.update(dict.fromkeys(plan.keep or ()))
     plan = resolve(Plan(keep=tuple(keep) or None).over(plan))

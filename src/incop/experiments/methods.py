@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from incop import stopping
-from incop.errors import InputError, unknown
+from incop.errors import InputError, nearest, unknown
 from incop.flow import GradientFlow, InformationFlow, Meter
 from incop.pruning import (
     Amount,
@@ -252,7 +252,8 @@ def selection(text: str) -> Selection:
         return Layerwise(output=float(match[1]) if match[1] else 1.0)
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NofM(int(match[1]), int(match[2]))
-    raise InputError(f"the selection {text!r} cannot be read: use global, layer, layer:0.5 or n:m such as 2:4")
+    hint = nearest(text, ("global", "layer"))
+    raise InputError(f"the selection {text!r} cannot be read: {hint}use global, layer, layer:0.5 or n:m such as 2:4")
 
 
 def score(text: str, *, batches: Any, seed: int) -> Score:

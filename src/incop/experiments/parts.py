@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incop.errors import InputError, unknown
-from incop.experiments import datasets, methods, models
+from incop.errors import InputError
+from incop.experiments import datasets, methods, models, problems
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.masks import Masks
@@ -42,10 +42,10 @@ def resolve(plan: Plan) -> Plan:
     """Say every key of a plan: the method's row, the model's recipe, then the defaults, under what is said.
 
     Raises:
-        InputError: method or model is unknown, or a key is out of range.
+        InputError: keys are out of range or cannot be read, or do not go together; all of these in one sentence.
     """
+    problems.refuse(problems.said_wrong(plan))
     plan = plan.over(Plan(**{k: v for k, v in DEFAULTS.items() if k in ("data", "model", "method")}))
-    plan.check()
     assert plan.method is not None
     assert plan.model is not None
     row = methods.method(plan.method)
@@ -72,6 +72,7 @@ def resolve(plan: Plan) -> Plan:
         levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
         row |= {"amount": f"to {plan.sparsity!r} in {levels}"}
     full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
+    problems.refuse(problems.combinations(full))
     return replace(full, model=models.entry(said(plan.model)).name)
 
 
@@ -87,10 +88,6 @@ def prepare(plan: Plan) -> Parts:
     seed = plan.seed or 0
     rule = methods.rule(said(plan.rule))
     meter = methods.meter(said(plan.meter), alive_only=bool(plan.alive_only))
-    if rule is not None and "flow" in rule.wants and meter is None:
-        raise InputError(
-            f"the rule {str(rule)!r} watches the flow and --meter is none: choose --meter information or gradient"
-        )
     amount = methods.amount(said(plan.amount))
     selection = methods.selection(said(plan.selection))
     rewind = RewindPoint.parse(said(plan.rewind))
@@ -98,6 +95,7 @@ def prepare(plan: Plan) -> Parts:
     data = datasets.load(
         said(plan.data), data_dir=plan.data_dir, seed=seed, validation=plan.validation or 0.1, limit=plan.limit
     )
+    problems.refuse(problems.of_data(plan, data))
     model = models.build(said(plan.model), channels=data.channels, size=data.size, classes=data.classes, seed=seed)
     model.to(device)
     trainer, test, prepared = _trainer(plan, data, device)
@@ -141,8 +139,6 @@ def _device(plan: Plan) -> torch.device:
     name = plan.device or "auto"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise unknown("device", name, ["auto", "cpu", "cuda"])
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu or auto")
     return torch.device(name)
@@ -196,11 +192,6 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
 def _probe(plan: Plan, data: Dataset, prepared: Prepare, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     available = len(data.train.labels)
     size = plan.probe_size if plan.probe_size is not None else min(1000, available)
-    if size > available:
-        raise InputError(
-            f"--probe-size {size} is larger than the training split of {available} images"
-            f"{f' (--limit {plan.limit})' if plan.limit else ''}: take at most {available}"
-        )
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(plan.seed or 0))[:size]
     images, labels = data.train.images[chosen], data.train.labels[chosen].to(device)
     return [

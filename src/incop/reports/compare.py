@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from incop.errors import IncopError, InputError, quoted
 from incop.records import MOST, Check, Level, Run, Spent
@@ -340,7 +340,7 @@ def _asked(settings: Mapping[str, Any]) -> list[float]:
     return []
 
 
-def _is_sparsity(value: object) -> bool:
+def _is_sparsity(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 

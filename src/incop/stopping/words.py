@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from incop.errors import InputError
+from incop.errors import InputError, nearest
 from incop.stopping.rules import (
     AccuracyRestored,
     AfterEpochs,
@@ -111,4 +111,8 @@ def _parse_phrase(tokens: list[str], text: str) -> tuple[Rule, list[str]]:
                 return make(match), tokens[1:]
     forms = ", ".join(f"'{form}'" for _, form, _ in PHRASES)
     shown = repr(tokens[0]) if tokens else "its end"
-    raise InputError(f"the rule {text!r} cannot be read at {shown}: a rule is one of {forms}, joined by 'or' and 'and'")
+    plain = re.sub(NUMBER, "X", tokens[0]) if tokens else ""
+    hint = nearest(plain, [form for _, form, _ in PHRASES])
+    raise InputError(
+        f"the rule {text!r} cannot be read at {shown}: {hint}a rule is one of {forms}, joined by 'or' and 'and'"
+    )

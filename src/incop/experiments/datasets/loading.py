@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from incop.errors import InputError, unknown
+from incop.errors import InputError, quoted, unknown
 from incop.experiments.datasets import archive, folder, idx, parquet
 from incop.experiments.datasets.catalogue import Known, check_published, check_shape, known, names
 from incop.experiments.datasets.parts import Part, Parts, carve_test, held
 from incop.experiments.datasets.splits import Choices, Dataset, assemble, stem
 
-__all__ = ["load"]
+__all__ = ["check_name", "load"]
 
 _SUFFIXES = (".npz", ".parquet")
 _VARIABLE = "INCOP_DATA"
@@ -75,20 +75,38 @@ def load(
         (1, (8, 8), 10)
     """
     choices = Choices(seed, validation, limit)
-    if not isinstance(name, str) or not name:
-        raise InputError(f"the data set must be a name ({', '.join(names())}) or a path, not {name!r}")
-    row = known(name)
-    path = _expanded(name)
+    check_name(name)
+    row, path = known(name), _expanded(name)
     try:
         if row is not None:
             return assemble(row.name, _published(row, data_dir), choices, augment=row.augment)
-        separated = any(mark in name for mark in (os.sep, os.altsep) if mark)
-        if not separated and not name.lower().endswith(_SUFFIXES) and not path.exists():
-            raise unknown("data set", name, names())
         parts = _at_path(path)
     except OSError as fault:
         raise InputError(f"{name} cannot be read ({fault}): check the path and its permissions") from None
     return assemble(stem(path), parts, choices)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is neither a known data set nor a path to anything, without reading a file.
+
+    Raises:
+        InputError: there is no such data set; the nearest name is suggested.
+    """
+    if not isinstance(name, str) or not name:
+        raise InputError(f"the data set must be a name ({', '.join(names())}) or a path, not {name!r}")
+    if known(name) is not None:
+        return
+    path = _expanded(name)
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as fault:  # ValueError: a NUL within it
+        raise InputError(f"{quoted(name)} cannot be read ({fault}): check the path and its permissions") from None
+    separated = any(mark in name for mark in (os.sep, os.altsep) if mark)
+    if there:
+        return
+    if separated or name.lower().endswith(_SUFFIXES):
+        raise InputError(f"{path} does not exist: check the path, or give one of {', '.join(names())}")
+    raise unknown("data set", name, names())
 
 
 def _expanded(path: str | Path) -> Path:
@@ -104,8 +122,6 @@ def _at_path(path: Path) -> Parts:
             return idx.read_folder(path)
         shards = _shard_folder(path)
         return parquet.read_folder(shards) if shards else folder.read_folder(path)
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check the path, or give one of {', '.join(names())}")
     if path.suffix.lower() == ".npz":
         return archive.read_archive(path)
     if path.suffix.lower() == ".parquet":

@@ -51,6 +51,7 @@ class Dataset:
         augment: "crop-flip" where random crops and mirror images are customary (cifar10, cifar100), else
             "none".
         fingerprint: sha256 in hex over shapes and bytes of all three splits.
+        carved: whether the validation images were carved off the training part; false where the source had its own.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Dataset:
     std: tuple[float, ...]
     augment: str
     fingerprint: str
+    carved: bool = True
 
     @property
     def channels(self) -> int:
@@ -127,6 +129,7 @@ def assemble(name: str, parts: Parts, choices: Choices, *, augment: str = "none"
     classes = check_labels(parts)
     _check_limit(choices.limit, len(parts.train), classes, parts.train.where)
     train = _limited(parts.train, choices.limit)
+    carved = parts.validation is None
     if parts.validation is None:
         train, validation = _carve_validation(train, choices)
     else:
@@ -140,7 +143,7 @@ def assemble(name: str, parts: Parts, choices: Choices, *, augment: str = "none"
             )
     mean, std = statistics(train.images)
     digest = _fingerprint(train, validation, test)
-    return Dataset(name, train, validation, test, classes, mean, std, augment, digest)
+    return Dataset(name, train, validation, test, classes, mean, std, augment, digest, carved)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,0 +1,182 @@
+"""Problems of a plan: everything that is wrong with it, found together and before any training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from incop.errors import InputError, unknown
+from incop.experiments import datasets, methods, models
+from incop.experiments.datasets import Dataset
+from incop.experiments.plan import Plan
+from incop.pruning import EvenDamage, Fraction, NofM, Target
+from incop.records import Interval
+from incop.snapshots import RewindPoint
+from incop.training import OPTIMIZERS, PRECISIONS, SCHEDULES
+
+__all__ = ["DEVICES", "MOST_LEVELS", "combinations", "of_data", "refuse", "said_wrong"]
+
+DEVICES = ("auto", "cpu", "cuda")
+MOST_LEVELS = 10_000  # of an amount, which holds a sparsity for each
+NEAR = 2e-3  # of sparsity: counts are rounded, most in small networks
+
+
+def refuse(problems: Iterable[str], source: str = "") -> None:
+    """Raise one error that lists all problems; none at all is no error.
+
+    Raises:
+        InputError: there are problems.
+    """
+    found = list(dict.fromkeys(problems))
+    if found:
+        raise InputError(f"{source}: {'; '.join(found)}" if source else "; ".join(found))
+
+
+def said_wrong(plan: Plan) -> list[str]:
+    """Return what is wrong with each key that is said, one by one: ranges, names and words."""
+    found = plan.problems()
+    known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "device": DEVICES}
+    for key, choices in known.items():
+        value = getattr(plan, key)
+        if value is not None and value not in choices:
+            found.append(str(unknown(key, value, choices)))
+    readers: dict[str, Callable[[Any], object]] = {
+        "method": methods.method,
+        "model": models.entry,
+        "data": datasets.check_name,
+        "rule": methods.rule,
+        "meter": methods.meter,
+        "amount": _amount,
+        "selection": methods.selection,
+        "score": lambda text: methods.score(text, batches=None, seed=0),
+        "rewind": RewindPoint.parse,
+        "check_every": Interval.parse,
+    }
+    for key, reader in readers.items():
+        found += _unread(reader, getattr(plan, key))
+    for point in plan.keep or ():
+        found += _unread(RewindPoint.parse, point)
+    return found
+
+
+def _unread(reader: Callable[[Any], object], value: Any) -> list[str]:
+    if value is None:
+        return []
+    try:
+        reader(value)
+    except InputError as error:
+        return [str(error)]
+    return []
+
+
+def _amount(text: str) -> None:
+    amount = methods.amount(text)
+    levels = getattr(amount, "levels", 1)
+    if levels > MOST_LEVELS:
+        raise InputError(f"the amount {text!r} goes by more than {MOST_LEVELS} levels")
+
+
+def combinations(plan: Plan) -> list[str]:
+    """Return what cannot work together in a resolved plan whose keys are right one by one."""
+    found = []
+    rule = methods.rule(plan.rule or "none")
+    if rule is not None and "flow" in rule.wants and plan.meter == "none":
+        found.append(
+            f"the rule {str(rule)!r} watches the flow and --meter is none: choose --meter information or gradient"
+        )
+    beyond = [value for value in plan.ticket_at or () if plan.sparsity is not None and value >= plan.sparsity]
+    if beyond:
+        found.append(
+            f"--ticket-at {beyond[0]} lies at or beyond --sparsity {plan.sparsity}, where the search ends: name sparsities on "
+            "the way, or search further"
+        )
+    return found + _early(plan) + _unreachable(plan)
+
+
+def of_data(plan: Plan, data: Dataset) -> list[str]:
+    """Return what cannot work with these data: a split too small for what is taken of it."""
+    found = []
+    train, validation = len(data.train), len(data.validation)
+    limited = f" (--limit {plan.limit})" if plan.limit else ""
+    if plan.probe_size is not None and plan.probe_size > train:
+        found.append(
+            f"--probe-size {plan.probe_size} is larger than the training split of {train} images{limited}: take at most {train}"
+        )
+    share = plan.validation or 0.1
+    if data.carved and round((train + validation) * share) not in range(1, train + validation):
+        found.append(
+            f"--validation {share:g} of {train + validation} training images{limited} leaves none to "
+            f"{'train on' if share > 0.5 else 'validate on'}: give a fraction that leaves images to both"
+        )
+    for text in dict.fromkeys((plan.rewind or "init", *(plan.keep or ()))):
+        after = RewindPoint.parse(text).after
+        steps = math.ceil(train / (plan.batch_size or 1)) * (plan.max_epochs or 1.0)
+        if after is not None and after.unit == "steps" and after.amount >= steps:
+            found.append(
+                f"--rewind {text} lies at or past the end of the dense network's {steps:g} steps: choose an earlier point, or "
+                "--rewind dense"
+            )
+    return found
+
+
+def _early(plan: Plan) -> list[str]:
+    """Return the rewind points that lie behind what is trained."""
+    found = []
+    for text in dict.fromkeys((plan.rewind or "init", *(plan.keep or ()))):
+        after = RewindPoint.parse(text).after
+        if after is None or after.unit != "epochs":
+            continue
+        if plan.max_epochs is not None and after.amount >= plan.max_epochs:
+            found.append(
+                f"--rewind {text} lies at or past the end of the dense network's {plan.max_epochs:g} epochs: choose an "
+                "earlier point, or --rewind dense"
+            )
+        elif plan.level_epochs is not None and after.amount >= plan.level_epochs and text == plan.rewind:
+            found.append(
+                f"--rewind {text} lies at or past the end of a level's {plan.level_epochs:g} epochs (--level-epochs), of "
+                "which none would be left to train: choose an earlier point, or --rewind rate"
+            )
+    return found
+
+
+def _unreachable(plan: Plan) -> list[str]:
+    """Return the sparsities asked for that the amount cannot lead to, or that the pattern does not know."""
+    wanted: Sequence[tuple[str, float]] = [
+        *((f"--ticket-at {value}", value) for value in plan.ticket_at or ()),
+        *([] if plan.sparsity is None else [(f"--sparsity {plan.sparsity}", plan.sparsity)]),
+    ]
+    selection = methods.selection(plan.selection or "global")
+    if isinstance(selection, NofM):
+        fixed = 1.0 - selection.n / selection.m
+        planned = isinstance(
+            methods.amount(plan.amount or "0.2"), EvenDamage
+        )  # which says itself that it goes by all weights
+        return [
+            f"--selection {selection} leaves {selection.n} of every {selection.m} weights, a sparsity of {fixed:.4g} whatever "
+            f"the amount, and {words} asks for another: leave it out, or choose --selection global"
+            for words, value in wanted[-1:]
+            if abs(value - fixed) > NEAR and not planned
+        ]
+    most = _reach(plan)
+    if most is None:
+        return []
+    return [
+        f"{words} cannot be reached: the amount {plan.amount} leads to {most:.4f} in {plan.levels} levels; raise --levels or "
+        "the amount, or ask for less"
+        for words, value in wanted
+        if value > most + NEAR
+    ][:1]
+
+
+def _reach(plan: Plan) -> float | None:
+    """Return the sparsity that an amount leads to in all levels, at most; None where it depends on the weights."""
+    amount, levels = methods.amount(plan.amount or "0.2"), plan.levels or 0
+    if isinstance(amount, Fraction):
+        return 1.0 - (1.0 - amount.fraction) ** levels
+    if isinstance(amount, Target):
+        at = min(levels, amount.levels) / amount.levels
+        if amount.path == "cubic":
+            return amount.sparsity * (1.0 - (1.0 - at) ** 3)
+        return 1.0 - math.pow(1.0 - amount.sparsity, at)
+    return amount.sparsity if isinstance(amount, EvenDamage) else None
