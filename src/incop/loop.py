@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
 from incop.batches import first_samples, reusable, unpack
-from incop.errors import InputError, TrainingError
+from incop.errors import InputError, TrainingError, unknown
 from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
 from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
@@ -127,6 +127,7 @@ class _Search:
     last_level_full: bool
     sparsity: float | None
     ticket_at: tuple[float, ...]
+    on_collapse: str
     on_check: Callable[[Check], None] | None
     on_step: Callable[[int, float, int], None] | None
     masks: Masks
@@ -158,6 +159,7 @@ def search(
     last_level_full: bool = True,
     sparsity: float | None = None,
     ticket_at: Sequence[float] = (),
+    on_collapse: Literal["tell", "refuse"] = "tell",
     dense: Dense | None = None,
     keep: Sequence[str | RewindPoint] = (),
     on_check: Callable[[Check], None] | None = None,
@@ -190,6 +192,8 @@ def search(
         sparsity: end the search with the level that reaches this sparsity, in (0, 1); its cut goes exactly there.
         ticket_at: sparsities on the way, in (0, 1), that a cut stops exactly at and whose level is trained on to its full
             budget after the rule's stop, to report its ticket; the search then goes on from where the rule stopped.
+        on_collapse: what to do when a cut leaves a layer without weights: "tell" it in the level's notices, or "refuse" it
+            before the level is trained. Without a way around that layer, such as a shortcut, nothing gets through.
         dense: a dense level already trained; the search starts from it instead of training its own.
         keep: further rewind points of level 0 to hand out with its ticket, for searches that share it.
         on_check: called with every check as it is made.
@@ -237,6 +241,7 @@ def search(
         last_level_full=last_level_full,
         sparsity=sparsity,
         ticket_at=tuple(sorted(ticket_at)),
+        on_collapse=on_collapse,
         dense=dense,
         keep=tuple(RewindPoint.parse(point) for point in keep),
         on_check=on_check,
@@ -260,6 +265,8 @@ def _validate(parts: _Search) -> None:
     if not isinstance(parts.levels, int) or isinstance(parts.levels, bool) or parts.levels < 0:
         raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
     _validate_ends(parts)
+    if parts.on_collapse not in ("tell", "refuse"):
+        raise unknown("answer to a collapse", str(parts.on_collapse), ["tell", "refuse"])
     if parts.rule is not None and not isinstance(parts.rule, Rule):
         raise InputError(
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
@@ -345,6 +352,13 @@ def _begun(parts: _Search, number: int) -> _Level:
     notices = _cut(parts, number, at_most=min(ahead, default=None))
     arrived = [end for end in ahead if _reached(parts.masks, end)]
     last = number == parts.levels or (parts.sparsity is not None and _reached(parts.masks, parts.sparsity))
+    if last:
+        notices += [
+            f"the sparsity {end:g} was not reached: {number} levels led to {parts.masks.sparsity:.4f}; search more levels or "
+            "cut more per level"
+            for end in ahead
+            if end not in arrived
+        ]
     return _Level(number, notices, last, report=any(end in parts.ticket_at for end in arrived))
 
 
@@ -438,6 +452,11 @@ def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
         for name in masks
         if masks.remaining_in(name) == 0 and parts.masks.remaining_in(name) > 0
     ]
+    if notices and parts.on_collapse == "refuse":
+        raise TrainingError(
+            f"level {level} would begin with a collapse ({notices[0]}): cut less per level or layer by layer, skip the layer, "
+            "or let on_collapse tell it"
+        )
     if masks.remaining == parts.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
     parts.masks = masks

@@ -27,7 +27,7 @@ FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once 
 
 @dataclass(frozen=True)
 class Parts:
-    """A plan made real: data, network, trainer, and the arguments of the search."""
+    """A plan made real: data, network, trainer, the arguments of the search, and what a reader of its records should know."""
 
     plan: Plan
     data: Dataset
@@ -36,6 +36,7 @@ class Parts:
     test: tuple[Tensor, Tensor]
     probe: list[tuple[Tensor, Tensor]]
     arguments: dict[str, Any]
+    notices: tuple[str, ...] = ()
 
 
 def resolve(plan: Plan) -> Plan:
@@ -124,8 +125,10 @@ def prepare(plan: Plan) -> Parts:
             "last_level_full": plan.last_level_full is not False,
             "sparsity": plan.sparsity,
             "ticket_at": plan.ticket_at or (),
+            "on_collapse": plan.on_collapse or "tell",
             "keep": plan.keep or (),
         },
+        problems.notices(plan, data),
     )
 
 

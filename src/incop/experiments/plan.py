@@ -173,6 +173,9 @@ class Plan:
     keep: tuple[str, ...] | None = None
     """Rewind points of the dense level to keep on disk, for runs that share it. Default: none."""
 
+    on_collapse: str | None = None
+    """When a cut leaves a layer without weights: tell (in the level's notices) or refuse (before it is trained). Default: tell."""
+
     last_level_full: bool | None = None
     """Give the last level its full budget. Default: on."""
 

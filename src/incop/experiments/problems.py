@@ -15,7 +15,7 @@ from incop.records import Interval
 from incop.snapshots import RewindPoint
 from incop.training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
-__all__ = ["DEVICES", "MOST_LEVELS", "combinations", "of_data", "refuse", "said_wrong"]
+__all__ = ["DEVICES", "MOST_LEVELS", "combinations", "notices", "of_data", "refuse", "said_wrong"]
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST_LEVELS = 10_000  # of an amount, which holds a sparsity for each
@@ -36,7 +36,13 @@ def refuse(problems: Iterable[str], source: str = "") -> None:
 def said_wrong(plan: Plan) -> list[str]:
     """Return what is wrong with each key that is said, one by one: ranges, names and words."""
     found = plan.problems()
-    known = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "device": DEVICES}
+    known: dict[str, Sequence[str]] = {
+        "optimizer": OPTIMIZERS,
+        "schedule": SCHEDULES,
+        "precision": PRECISIONS,
+        "device": DEVICES,
+        "on_collapse": ("tell", "refuse"),
+    }
     for key, choices in known.items():
         value = getattr(plan, key)
         if value is not None and value not in choices:
@@ -118,6 +124,17 @@ def of_data(plan: Plan, data: Dataset) -> list[str]:
                 "--rewind dense"
             )
     return found
+
+
+def notices(plan: Plan, data: Dataset) -> tuple[str, ...]:
+    """Return what works and may not be what was meant: batches that are the whole split."""
+    train = len(data.train)
+    sizes = (("batch size", plan.batch_size), ("search batch size", plan.search_batch_size))
+    return tuple(
+        f"the {name} {size} is larger than the training split of {train} images: every step sees them all, one step an epoch"
+        for name, size in sizes
+        if size is not None and size > train
+    )
 
 
 def _early(plan: Plan) -> list[str]:

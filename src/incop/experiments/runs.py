@@ -272,6 +272,7 @@ def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
         test_accuracy=accuracy,
         flops=left,
         dense_flops=dense,
+        notices=tuple(dict.fromkeys([*ticket.record.notices, *(parts.notices if ticket.level == 0 else ())])),
     )
     folder = run.level_dir(level.level)
     checkpoints.save_weights(folder, ticket.weights)
