@@ -20,6 +20,7 @@ __all__ = ["PHRASES", "parse"]
 
 NUMBER = r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)"
 DEEPEST = 100  # parentheses in a rule
+LONGEST = 1000  # phrases, words and parentheses in a rule
 COUNT = r"(\d{1,9})"
 
 # How a phrase is read, how it is shown, what it makes.
@@ -76,6 +77,8 @@ def parse(text: str) -> Rule:
     tokens = [words.get(t, t) for t in tokens]
     if tokens.count("(") > DEEPEST:
         raise InputError(f"the rule has {tokens.count('(')} parentheses: at most {DEEPEST} can be read")
+    if len(tokens) > LONGEST:
+        raise InputError(f"the rule has {len(tokens)} phrases, words and parentheses: at most {LONGEST} can be read")
     rule, rest = _parse_or(tokens, text)
     if rest:
         raise InputError(f"the rule {text!r} cannot be read at {rest[0]!r}")

@@ -245,6 +245,7 @@ def _pictures(groups: list[_Group], rows: Tensor) -> Iterator[tuple[str, bytes]]
         if low == high:
             continue
         chosen = deque((wanted[low:high] - group.start).tolist())
+        given, stored = 0, group.path.stat().st_size
         for row, scalar in _rows(group):
             if row != chosen[0]:
                 continue
@@ -253,6 +254,8 @@ def _pictures(groups: list[_Group], rows: Tensor) -> Iterator[tuple[str, bytes]]
             name = f"{group.path} row {row} of row group {group.number}"
             if encoded is None:
                 raise InputError(f"{name} has no picture: leave the row out or store the encoded bytes")
+            given += len(encoded)
+            check_unpacked(f"{group.path}, up to row {row} of row group {group.number},", given, stored)
             yield name, encoded
             chosen.popleft()
             if not chosen:
