@@ -179,3 +179,11 @@ def test_recipes_are_complete(name):
     assert recipe.batch_size >= 1
     assert recipe.epochs >= 1
     assert (recipe.momentum > 0) == (recipe.optimizer == "sgd")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "classes"), [("lenet-300-100", (4096, 4096), 10), ("lenet-300-100", (28, 28), 10_000_000)]
+)
+def test_a_network_too_large_for_any_machine_is_refused_before_it_is_built(name, size, classes):
+    with pytest.raises(InputError, match=r"would have \d+ parameters, more than 500000000"):
+        models.build(name, channels=3, size=size, classes=classes)

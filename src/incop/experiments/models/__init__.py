@@ -7,6 +7,7 @@ table below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,13 +16,15 @@ from typing import Literal
 import torch
 from torch import nn
 
-from incop.errors import unknown
+from incop.errors import InputError, unknown
 from incop.experiments.models.conv import conv
 from incop.experiments.models.lenet import lenet_5, lenet_300_100
 from incop.experiments.models.resnet import resnet, resnet_18
 from incop.experiments.models.vgg import vgg
 
 __all__ = ["Entry", "Recipe", "build", "entry", "names"]
+
+MOST_PARAMETERS = 500_000_000  # 2 GB, and four times that with gradients and Adam's averages; ResNet-18 has 11 million
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,7 @@ def build(name: str, *, channels: int, size: tuple[int, int], classes: int, seed
         21386
     """
     row = entry(name)
+    _check_size(row, channels, size, classes)
     with torch.device("cpu"):
         if seed is None:
             return row.build(channels=channels, size=size, classes=classes)
@@ -143,6 +147,20 @@ def build(name: str, *, channels: int, size: tuple[int, int], classes: int, seed
             # not torch.manual_seed, which would also seed the accelerators that fork_rng leaves alone here
             torch.default_generator.manual_seed(seed)
             return row.build(channels=channels, size=size, classes=classes)
+
+
+def _check_size(row: Entry, channels: int, size: tuple[int, int], classes: int) -> None:
+    """Refuse a network that pictures of a stranger's size would make too large, before memory is taken for it."""
+    large = math.prod((channels, *size)) > 4 * math.prod(row.published_input) or classes > 10 * row.published_classes
+    if not large:  # building it twice, once without memory, takes up to 40 ms
+        return
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in row.build(channels=channels, size=size, classes=classes).parameters())
+    if parameters > MOST_PARAMETERS:
+        raise InputError(
+            f"{row.name} for {channels}×{size[0]}×{size[1]} images of {classes} classes would have {parameters} parameters, more "
+            f"than {MOST_PARAMETERS}: scale the images down, or choose a network of convolutions such as resnet-20"
+        )
 
 
 def _plain(name: str) -> str:
