@@ -1,0 +1,41 @@
+"""Every promise of the security page names a test, and the test is there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+FULL = re.findall(r"`(tests/[\w/.]+)::(\w+)`", PAGE)
+SHORT = [("tests/faults/test_hostile_files.py", name) for name in re.findall(r"`(test_\w+)`", PAGE)]
+
+
+@pytest.mark.parametrize(("file", "name"), sorted({*FULL, *SHORT}))
+def test_a_named_test_is_there(file, name):
+    assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def test_every_promise_names_one():
+    promised = PAGE.partition("## What is promised")[2].partition("## What is not promised")[0]
+    paragraphs = re.split(r"\n\*\*", promised)[1:]
+    assert len(paragraphs) == 5
+    assert all("test_" in paragraph for paragraph in paragraphs)
+
+
+def test_the_limits_said_are_the_limits_kept():
+    from incop import checkpoints, rundir
+    from incop.experiments.datasets import parts, pictures
+    from incop.experiments.models import MOST_PARAMETERS
+    from incop.records import DEEPEST, MOST
+    from incop.reports.compare import MOST_JOBS
+
+    assert (parts.MAX_BYTES, parts.MAX_EXAMPLES, parts.MAX_RATIO, parts.SMALL) == (8 << 30, 10_000_000, 100, 32 << 20)
+    assert (rundir.MOST_TOML, rundir.MOST_JSON, rundir.MOST_RECORDS, rundir.MOST_LINE) == (
+        1 << 16,
+        1 << 24,
+        1 << 28,
+        1 << 22,
+    )
+    assert (rundir.MOST_DOTS, DEEPEST, MOST, MOST_JOBS, pictures.MAX_SIDE) == (256, 20, 2**53, 10_000, 4096)
+    assert (checkpoints.MOST_HEADER, MOST_PARAMETERS) == (4 << 20, 500_000_000)
