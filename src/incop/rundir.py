@@ -202,6 +202,8 @@ class RunDir:
     def sweep(self) -> None:
         """Remove what a killed process left of files it was writing."""
         for folder in (self.path, *self.path.glob("level_*"), *self.path.glob("level_*/*/")):
+            if not folder.resolve().is_relative_to(self.path.resolve()):
+                continue  # by a stranger's link
             for file in folder.glob(".*.*.????????"):
                 file.unlink(missing_ok=True)
 
