@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -25,7 +26,9 @@ from incop.experiments import runs
 from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.signals import Interrupted, Signals
 from incop.experiments.tickets import dense_plan
+from incop.locks import LOCK, Lock
 from incop.rundir import RunDir, inside, write_atomically
 
 __all__ = ["GUESS", "Comparison", "Job", "compare", "jobs_of"]
@@ -36,7 +39,9 @@ GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only
 PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
-NOT_IDENTITY = ("data_dir", "threads")  # where the data lie and how many cores work do not change what a run is
+# where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
+NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every")
+PATIENCE = 60.0  # seconds for the runs of a comparison that was killed to write their checkpoints and end
 MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
 
@@ -253,8 +258,9 @@ def compare(
 ) -> list[Job]:
     """Carry out a comparison, or what is missing of it, and return its jobs with how each ended.
 
-    Every run is a process of its own and a folder under `out/runs`, named by the hash of its plan: what is
-    finished there is not done again. A run that fails does not stop the others.
+    Every run is a process of its own and a folder under `out/runs`, named by the hash of its plan: what is finished there
+    is not done again, what was cut off is gone on with. A run that fails or dies does not stop the others. At ctrl-C or
+    SIGTERM the runs write their checkpoints; at a second they are ended at once.
 
     Args:
         comparison: what is compared.
@@ -264,23 +270,30 @@ def compare(
 
     Raises:
         InputError: the comparison cannot be carried out, or the folder is in other use.
+        Interrupted: a signal came.
     """
     comparison.check()
     folder = _folder(Path(out))
     cores = os.cpu_count() or 1
     work = _Work(comparison, folder, jobs_of(comparison), max(cores // jobs, 1), tell or (lambda job, done, of: None))
-    write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
-    _write_jobs(work)
     if hasattr(PROCESSES, "set_forkserver_preload"):
         PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
-    with ThreadPoolExecutor(jobs) as pool:
+    interrupted = Signals("interrupted: the same command goes on with what is missing", at_once=True)
+    with Lock(folder), interrupted, ThreadPoolExecutor(jobs) as pool:
+        write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
+        _write_jobs(work)
         try:
             _carry_out(work, pool)
         except BaseException:
             work.stopping.set()
             for process in list(work.running):
                 process.terminate()
-            pool.shutdown(wait=True, cancel_futures=True)
+            try:
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:  # a second signal
+                for process in list(work.running):
+                    process.kill()
+                raise
             raise
         finally:
             _write_jobs(work)
@@ -290,7 +303,8 @@ def compare(
 def _folder(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file: choose another folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / "comparison.toml").is_file():
+    entries = [entry for entry in out.iterdir() if entry.name != LOCK] if out.is_dir() else []
+    if entries and not (out / "comparison.toml").is_file():
         raise InputError(f"the folder {str(out)!r} is not empty and holds no comparison: choose another with --out")
     if out.is_dir():  # what is cut off is removed and trained again: never through a stranger's link
         for entry in (out / "runs", *((out / "runs").glob("*"))):
@@ -394,11 +408,12 @@ def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> st
     with work.lock:
         if _finished(folder):
             return None
-        if folder.exists():
-            shutil.rmtree(folder)  # a run of this comparison that was cut off
+        again = RunDir(folder).plan_file.is_file()
+        if folder.exists() and not again:
+            shutil.rmtree(folder)  # a run of this comparison that was killed before it began
     plan = dataclasses.replace(plan, threads=plan.threads or work.threads)
     ours, theirs = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, theirs), daemon=True)
+    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, again, theirs), daemon=True)
     with work.lock:
         process.start()
         work.running.add(process)
@@ -412,22 +427,40 @@ def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> st
     finally:
         process.join()
         work.running.discard(process)
+    status = process.exitcode or 0
+    if status < 0 and not _finished(folder):
+        why = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-status).name}{why}: the same command goes on with it"
     if error is None and not _finished(folder):
-        return f"its process ended with status {process.exitcode}"
-    return f"{error} (status {process.exitcode})" if error == "its process ended without a word" else error
+        return f"its process ended with status {status}"
+    return error
 
 
-def _alone(plan: Plan, folder: Path, dense: Path | None, tell: Connection) -> None:
+def _alone(plan: Plan, folder: Path, dense: Path | None, again: bool, tell: Connection) -> None:
     """Carry out one plan, in a process of its own, and tell in a sentence what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle: it ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        runs.execute(plan, folder, dense=dense)
+        if again:
+            runs.resume(folder, data_dir=plan.data_dir, dense=dense, patience=PATIENCE)
+        else:
+            runs.execute(plan, folder, dense=dense)
         tell.send(None)
-    except IncopError as error:
-        tell.send(str(error))
+    except (IncopError, Interrupted) as error:
+        with contextlib.suppress(OSError):  # nobody is there any more to be told
+            tell.send(str(error))
     except BaseException as error:
-        tell.send(f"unexpected {type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):
+            tell.send(f"unexpected {type(error).__name__}: {error}")
         raise
+
+
+def _end_with_parent() -> None:
+    """Write a checkpoint and end when the comparison's own process is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _finished(folder: Path) -> bool:

@@ -34,6 +34,9 @@ from incop.states import State
 
 __all__ = ["Progress", "default_out", "execute", "resume"]
 
+# of torch's allocator on a CPU, and of oneDNN, which calls it so when there is no room for its scratchpad
+NO_MEMORY = "(not enough|can't allocate) memory|could not create a (primitive|memory)"
+
 
 @dataclass
 class Progress:
@@ -138,6 +141,8 @@ def resume(
         if run.summary_file.exists():
             summary = run.read_summary()
             if summary.status == "finished":
+                Checkpoints(run.checkpoint_dir).remove()  # killed while it did so itself
+                run.sweep()
                 notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
                 return run
             then = summary.environment
@@ -185,7 +190,7 @@ class _Work:
     environment: dict[str, Any]
 
     def __post_init__(self) -> None:
-        self.signals = Signals(self.run.resume_command)
+        self.signals = Signals(f"ended at once: {self.run.resume_command} goes on from the last checkpoint")
         due = Due.parse(self.parts.plan.checkpoint_every)
         self.saving = Saving(self.run, due, self.files, self.signals, self.environment)
 
@@ -238,10 +243,7 @@ def _within_memory(plan: Plan) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if not (
-            isinstance(error, MemoryError | torch.OutOfMemoryError)
-            or re.search("(not enough|can't allocate) memory", text)
-        ):
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or re.search(NO_MEMORY, text)):
             raise
         tried = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", text)
         size = plan.probe_size if plan.probe_size is not None else "1000 at most"

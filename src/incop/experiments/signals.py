@@ -31,20 +31,20 @@ class Signals:
     Outside the main thread, and for signals that the process was told to ignore, nothing is changed.
 
     Args:
-        goes_on: the command that goes on, for the second signal's sentence.
+        sentence: of what is raised; it says how to go on.
         at_once: raise at the first signal already.
 
     Example:
         >>> import os, signal
         >>> from incop.experiments.signals import Signals
-        >>> with Signals("the same command") as signals:
+        >>> with Signals("ended at once") as signals:
         ...     os.kill(os.getpid(), signal.SIGTERM)
         ...     signals.noted == signal.SIGTERM
         True
     """
 
-    def __init__(self, goes_on: str, *, at_once: bool = False) -> None:
-        self.goes_on = goes_on
+    def __init__(self, sentence: str, *, at_once: bool = False) -> None:
+        self.sentence = sentence
         self.at_once = at_once
         self.noted: int | None = None
         self._before: dict[int, Any] = {}
@@ -70,4 +70,4 @@ class Signals:
             self.noted = number
             return
         self.noted = number
-        raise Interrupted(f"ended at once: {self.goes_on} goes on from the last checkpoint", number)
+        raise Interrupted(self.sentence, number)
