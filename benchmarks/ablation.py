@@ -32,7 +32,7 @@ def variants(sparsity: float, batch_size: int) -> dict[str, Plan]:
     """Return the parts taken away, by what is left."""
     cuts = methods.cuts(sparsity)
     fifths = int(np.ceil(methods.fifths(sparsity)))
-    stretch = methods.fifths(sparsity) * 10 / 40 / fifths
+    stretch = methods.fifths(sparsity) * 10 * methods.SEARCH_SHARE / fifths
     even = Plan(amount=f"to {sparsity!r} in {cuts}")
     blind = {"levels": fifths, "amount": f"to {sparsity!r} in {fifths}", "rule": f"after {stretch:.4g} epochs"}
     plain = {"search_batch_size": batch_size, "search_lr": 1.0, "keep_optimizer": False}

@@ -212,7 +212,7 @@ class Checkpoints:
         for file in sorted(self._numbered(), reverse=True):
             try:
                 state, told = _taken_apart(file)
-                points: dict[str, str] = told["points"]
+                points: dict[str, str] = told.get("points", {})
                 for point, name in points.items():
                     tensors, _ = _taken_apart(self.folder / Path(name).name)
                     state |= {f"{POINT}{point}/{key}": value for key, value in tensors.items()}
@@ -220,7 +220,7 @@ class Checkpoints:
                 wrong.append(str(error))
                 continue
             self._points, self._last = dict(points), file
-            return Checkpoint(state, told["about"]), tuple(wrong)
+            return Checkpoint(state, told.get("about", {})), tuple(wrong)
         return None, tuple(wrong)
 
     def remove(self) -> None:
@@ -275,6 +275,8 @@ def _put_together(state: Mapping[str, Any], told: Mapping[str, Any]) -> bytes:
 
 def _taken_apart(file: Path) -> tuple[State, dict[str, Any]]:
     try:
+        if not file.is_file():  # a pipe would block, a device never end
+            raise FileNotFoundError("it is no regular file")
         content = file.read_bytes()
     except OSError as error:
         raise _DamagedError(f"{file.name} cannot be read: {error.strerror or error}") from error
@@ -290,8 +292,11 @@ def _taken_apart(file: Path) -> tuple[State, dict[str, Any]]:
         for key, shape in told["bits"].items():
             bits = np.unpackbits(tensors[key].numpy(), count=math.prod(shape))
             tensors[key] = torch.from_numpy(bits.astype(bool).reshape(shape))
+        known = [told["facts"], told.get("about", {}), told.get("points", {})]
+        if not all(isinstance(one, dict) for one in known) or not all(isinstance(n, str) for n in known[2].values()):
+            raise TypeError("what it says is no object of names")
     except InputError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise _DamagedError(f"{file.name} is no checkpoint of incop: {error}") from error
     return {**tensors, **told["facts"]}, told

@@ -22,7 +22,7 @@ from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, 
 from incop.pruning.cut import planned
 from incop.records import Check, Flow, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
-from incop.states import State, part, random_states, restore_random, under
+from incop.states import State, part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
 from incop.watch import Watch
 
@@ -563,8 +563,8 @@ def _restore(parts: _Search, state: State) -> _Level:
     Raises:
         InputError: the state is of another search, or incomplete.
     """
-    try:
-        at = _Level(int(state["level"]), list(state["notices"]), bool(state["last"]), bool(state["report"]))
+    with restoring("search"):
+        at = _Level(int(state["level"]), list(map(str, state["notices"])), bool(state["last"]), bool(state["report"]))
         Snapshot(part("model", state)).rewind(parts.model)
         parts.masks = Masks(part("masks", state))
         parts.masks.weights(parts.model)
@@ -574,9 +574,8 @@ def _restore(parts: _Search, state: State) -> _Level:
         if isinstance(parts.amount, EvenDamage) and state["path"] is not None:
             parts.amount = Path(tuple(state["path"]))
         parts.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
-        parts.reference_accuracy = state["reference_accuracy"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"the state to resume from is incomplete: {error}") from error
+        accuracy = state["reference_accuracy"]
+        parts.reference_accuracy = None if accuracy is None else float(accuracy)
     return at
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from incop.errors import InputError
 
-__all__ = ["State", "optimizer_state", "part", "random_states", "restore_optimizer", "restore_random", "under"]
+__all__ = ["State", "optimizer_state", "part", "random_states", "restore_optimizer", "restore_random", "restoring", "under"]
 
 State = dict[str, Any]  # names, with / between their parts, to tensors and to what JSON holds
 
@@ -38,6 +39,22 @@ def part(prefix: str, state: Mapping[str, Any]) -> State:
     """
     start = f"{prefix}/"
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+@contextlib.contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Say in a sentence that a state does not fit: its hash tells of damage, not of an edit.
+
+    Raises:
+        InputError: whatever reading the state raised.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        raise InputError(f"the {what} to go on from is incomplete or was edited: {reason}") from error
 
 
 def random_states() -> State:

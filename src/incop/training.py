@@ -16,7 +16,7 @@ from incop.batches import output_tensor
 from incop.errors import InputError, TrainingError, unknown
 from incop.flow.gradient import mean_loss
 from incop.masks import Masks, hold
-from incop.states import State, optimizer_state, part, restore_optimizer, under
+from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -235,6 +235,10 @@ class Trainer:
         state, self._restored = self._restored, None
         if state is None:
             return None
+        with restoring("training"):
+            return self._stretch_of(model, state)
+
+    def _stretch_of(self, model: nn.Module, state: State) -> _Stretch | None:
         if state.get("keeps"):
             kept = self._fresh(model)
             restore_optimizer(kept, part("kept", state))
@@ -251,6 +255,8 @@ class Trainer:
         if "cuda" in state and observing.device_of(model).type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
         begin, searching, step = float(state["begin"]), bool(state["searching"]), int(state["step"])
+        if not (0.0 <= begin < 1e9 and step >= 0):
+            raise ValueError(f"it stands at epoch {begin}, step {step}")
         return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist())
 
     def _begun(self, model: nn.Module, watch: Watch, generator: torch.Generator) -> _Stretch:

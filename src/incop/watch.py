@@ -16,7 +16,7 @@ from incop.errors import InputError
 from incop.flow import Meter, measure
 from incop.masks import Masks
 from incop.records import Check, Flow, History, Interval, Spent, Verdict
-from incop.states import State, part, under
+from incop.states import State, part, restoring, under
 from incop.stopping import Rule
 
 __all__ = ["Watch"]
@@ -249,13 +249,15 @@ class Watch:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of this level's watch; its checks are not told again."""
-        self.epoch, self.step = float(state["epoch"]), int(state["step"])
-        self._samples, self._seconds = int(state["samples"]), float(state["seconds"])
-        self._probed.samples, self._probed.seconds = state["probed"]
-        self._recorded.samples, self._recorded.seconds = state["recorded"]
-        self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
-        self._checks = [Check.from_json(check) for check in state["checks"]]
-        self._older = [Masks(part(f"older/{number}", state)) for number in range(state["older"])]
+        with restoring("watch"):
+            self.epoch, self.step = float(state["epoch"]), int(state["step"])
+            self._samples, self._seconds = int(state["samples"]), float(state["seconds"])
+            for bucket, name in ((self._probed, "probed"), (self._recorded, "recorded")):
+                samples, seconds = state[name]
+                bucket.samples, bucket.seconds = int(samples), float(seconds)
+            self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
+            self._checks = [Check.from_json(check) for check in state["checks"]]
+            self._older = [Masks(part(f"older/{number}", state)) for number in range(min(int(state["older"]), len(state)))]
         self._mark = time.perf_counter()
 
     def probed(self, samples: int, seconds: float = 0.0) -> None:

@@ -70,7 +70,7 @@ def test_a_search_spends_what_was_planned(search):
     assert {level.samples for level in levels[1:-1]} == {20 * steps}
     assert {round(level.epochs * steps_an_epoch, 6) for level in levels[1:-1]} == {steps}
     cost = Cost.of(levels, 0.9)
-    assert cost.search == pytest.approx(25 * steps / steps_an_epoch + 1408 / TRAIN, rel=1e-6)
+    assert cost.search == pytest.approx(25 * steps / steps_an_epoch + 1152 / TRAIN, rel=1e-6)
 
 
 def test_the_plan_of_a_search_repeats_it(search):

@@ -238,7 +238,7 @@ def test_accuracy_restored_asks_before_training_and_lets_two_tenths_of_a_point_g
 
 
 def test_the_cost_of_a_planned_run_counts_its_trial_cuts():
-    levels = [level(0, 0.0, 20), level(1, 0.4, 0.1, probe=1408), level(2, 0.7, 0.1), level(3, 0.9, 10)]
+    levels = [level(0, 0.0, 20), level(1, 0.4, 0.1, probe=1152), level(2, 0.7, 0.1), level(3, 0.9, 10)]
     # 100 samples an epoch
-    assert Cost.of(levels, 0.9) == Cost(search=pytest.approx(0.2 + 14.08), search_levels=2, total=pytest.approx(24.28))
+    assert Cost.of(levels, 0.9) == Cost(search=pytest.approx(0.2 + 11.52), search_levels=2, total=pytest.approx(21.72))
     assert math.isclose(Cost.of(levels, 0.9).search + 10, Cost.of(levels, 0.9).total)

@@ -129,14 +129,14 @@ sparsities = st.floats(0.01, 0.9999)
 
 
 @given(sparsities, st.floats(0.1, 1000), st.integers(1, 4096), st.none() | st.integers(1, 200))
-def test_planned_keys_share_a_fortieth_of_what_fifths_would_train_evenly(sparsity, epochs, batch_size, levels):
+def test_planned_keys_share_a_thirty_sixth_of_what_fifths_would_train_evenly(sparsity, epochs, batch_size, levels):
     keys = methods.planned(sparsity, epochs, batch_size, levels)
     number = levels or methods.cuts(sparsity)
     assert keys["levels"] == number
     assert methods.amount(keys["amount"]) == EvenDamage(sparsity, number)
     rule = methods.rule(keys["rule"])
     assert isinstance(rule, stopping.AfterEpochs)
-    stretch = math.log(1 - sparsity) / math.log(0.8) * epochs / 40 / number
+    stretch = math.log(1 - sparsity) / math.log(0.8) * epochs / 36 / number
     assert rule.epochs == pytest.approx(stretch, rel=1e-3)
     assert Interval.parse(keys["check_every"]) == Interval(rule.epochs, "epochs")
     assert keys["search_batch_size"] == max(1, batch_size // 3)
@@ -164,26 +164,27 @@ corpora = st.tuples(st.integers(1200, 100_000), st.floats(10, 200), st.integers(
 
 @given(st.floats(0.1, 0.995), corpora)
 @settings(max_examples=200)
-def test_a_search_costs_a_fortieth_and_its_trial_cuts_and_less_than_a_step_a_cut(sparsity, corpus):
+def test_a_search_costs_a_thirty_sixth_and_its_trial_cuts_and_less_than_a_step_a_cut(sparsity, corpus):
     samples, epochs, batch_size = corpus
     cuts, steps_an_epoch = methods.cuts(sparsity), math.ceil(samples / (batch_size // 3))
-    shared = (cuts - 1) / cuts * methods.fifths(sparsity) * epochs / 40
+    shared = (cuts - 1) / cuts * methods.fifths(sparsity) * epochs / 36
     found = search_cost(sparsity, epochs, samples, batch_size)
-    least = shared * (1 - 5e-4) + 1408 / samples
+    least = shared * (1 - 5e-4) + 1152 / samples
     assert least - 1e-6 <= found <= least * (1 + 1e-3) + (cuts - 1) / steps_an_epoch + 1e-6
 
 
 @given(st.floats(0.5, 0.995), corpora)
 @settings(max_examples=200)
 def test_a_search_costs_less_than_a_thirtieth_of_full_levels_of_a_fifth(sparsity, corpus):
-    """Where a full level sees some 60,000 samples (200,000 below a sparsity of 0.8); below, trial cuts weigh more."""
+    """Where a full level sees some 60,000 samples, and from a sparsity of 0.8; below both, trial cuts and rounding weigh more."""
     samples, epochs, batch_size = corpus
     epochs = max(epochs, (60_000 if sparsity >= 0.8 else 200_000) / samples)
-    assert search_cost(sparsity, epochs, samples, batch_size) < full_cost(sparsity, epochs) / 30
+    share = 30 if sparsity >= 0.8 else 27
+    assert search_cost(sparsity, epochs, samples, batch_size) < full_cost(sparsity, epochs) / share
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "samples", "epochs", "share"), [(0.9, 1200, 10, 0.04), (0.9, 1294, 20, 0.031), (0.5, 1200, 10, 0.065)]
+    ("sparsity", "samples", "epochs", "share"), [(0.9, 1200, 10, 0.04), (0.9, 1294, 20, 0.035), (0.5, 1200, 10, 0.062)]
 )
 def test_on_little_data_a_search_may_cost_more_than_a_thirtieth_but_not_much(sparsity, samples, epochs, share):
     found = search_cost(sparsity, epochs, samples, 60) / full_cost(sparsity, epochs)

@@ -17,16 +17,17 @@ import numpy as np
 import torch
 
 import incop
-from incop.checkpoints import Checkpoints
+from incop.checkpoints import Checkpoint, Checkpoints
 from incop.errors import InputError
 from incop.experiments.parts import Parts
 from incop.experiments.signals import Interrupted, Signals
 from incop.rundir import RunDir
 from incop.states import State
 
-__all__ = ["Due", "Saving", "check_exact", "check_same_data", "environment"]
+__all__ = ["Due", "Saving", "check_exact", "check_same_data", "check_told", "environment"]
 
 SECONDS = 60.0  # between two checkpoints, when nothing is said
+MOST_THREADS = 1024  # as in a plan
 SHARE = 0.02  # of the time that writing them may take then: the larger the network, the further apart they are
 EXACT = {  # kernels differ between these, and with them the last bits of every sum
     "torch": "torch {}",
@@ -141,6 +142,27 @@ def environment(parts: Parts) -> dict[str, Any]:
         "data_fingerprint": parts.data.fingerprint,
         "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
+
+
+def check_told(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -> None:
+    """Refuse what a checkpoint or a summary says of a run, where it was edited: its hash tells of damage only.
+
+    Raises:
+        InputError: something is missing or of another type.
+    """
+    threads, dense, resumed = then.get("threads", 1), then.get("dense", ""), then.get("resumed", [])
+    right = type(threads) is int and 1 <= threads <= MOST_THREADS and isinstance(dense, str) and dense.isprintable()
+    right = right and isinstance(resumed, list)
+    if found is not None:
+        sizes = found.about.get("records")
+        right = right and isinstance(sizes, dict) and all(type(n) is int and n >= 0 for n in sizes.values())
+        right = right and type(found.state.get("level")) is int
+        right = right and type(found.state.get("watch/epoch")) in (int, float)
+    if not right:
+        raise InputError(
+            f"the run {str(run.path)!r} cannot be gone on with: its checkpoint or summary.json was edited; start anew from its "
+            "plan.toml"
+        )
 
 
 def check_same_data(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,16 +18,14 @@ from incop.flow.taps import Taps
 
 __all__ = ["Damage"]
 
-LEAST = 1e-3  # a correlation below it is chance: 1/√n is 0.09 for 128 samples
-
 
 class Damage:
-    """What trial cuts would take from a network: the information its units would lose, in the layer that loses most.
+    """What trial cuts would take from a network: the share of what its units say that would be lost, mean over the layers.
 
     With f_l,i the output of unit i of layer l (before its activation, averaged over space or tokens) and f'_l,i the same after
     the cut, r_l = mean_i corr(f_l,i, f'_l,i) over the probe and the units that vary before it; a unit that no longer varies
-    counts 0. The damage is max_l −ln r_l, at least 0: 0 when nothing changed. Correlations of independent losses multiply, so
-    damages of successive cuts add up.
+    counts 0. The damage is mean_l (1 − max(r_l, 0)): 0 when nothing changed, 1 when nothing is left of any layer. Small damages of
+    successive cuts add up, because correlations of independent losses multiply.
 
     Args:
         model: the network as it is before the cut; it is left as it was found.
@@ -62,11 +60,11 @@ class Damage:
         self._whole = {name: _standardised(rows) for name, rows in self._outputs({}).items()}
 
     def __call__(self, masks: Mapping[str, Tensor]) -> float:
-        """Return the damage of leaving only these weights; at least 0."""
+        """Return the damage of leaving only these weights, in [0, 1]."""
         weights = dict(self.model.named_parameters())
         trial = {name: _wide(weights[name]) * mask.to(weights[name].device) for name, mask in masks.items()}
         kept = [self._kept(name, rows) for name, rows in self._outputs(trial).items()]
-        return max(-math.log(min(max(share, LEAST), 1.0)) for share in kept)
+        return fmean(1.0 - min(max(share, 0.0), 1.0) for share in kept)
 
     def _kept(self, name: str, rows_nM: Tensor) -> float:
         """Return r_l, the mean correlation of a layer's units with themselves before the cut."""

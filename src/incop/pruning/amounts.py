@@ -196,7 +196,7 @@ class EvenDamage:
 
     sparsity: float
     levels: int
-    trials: int = 10
+    trials: int = 8
 
     def __post_init__(self) -> None:
         if not _in(self.sparsity, 0.0, 1.0) or self.sparsity in (0.0, 1.0):
