@@ -297,6 +297,14 @@ def _taken_apart(file: Path) -> tuple[State, dict[str, Any]]:
             raise TypeError("what it says is no object of names")
     except InputError:
         raise
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (
+        SafetensorError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise _DamagedError(f"{file.name} is no checkpoint of incop: {error}") from error
     return {**tensors, **told["facts"]}, told

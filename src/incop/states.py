@@ -13,7 +13,16 @@ from torch import Tensor
 
 from incop.errors import InputError
 
-__all__ = ["State", "optimizer_state", "part", "random_states", "restore_optimizer", "restore_random", "restoring", "under"]
+__all__ = [
+    "State",
+    "optimizer_state",
+    "part",
+    "random_states",
+    "restore_optimizer",
+    "restore_random",
+    "restoring",
+    "under",
+]
 
 State = dict[str, Any]  # names, with / between their parts, to tensors and to what JSON holds
 
@@ -135,6 +144,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
         elif isinstance(value, Tensor):
             value = value.to(parameter.device, copy=True)
         optimizer.state[parameter][name] = value
+    kinds = {frozenset(optimizer.state[p]) for p in parameters if optimizer.state.get(p)}
+    if len(kinds) > 1:
+        raise InputError("the optimizer's state holds more for some parameters than for others: it was edited")
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -257,7 +257,9 @@ class Watch:
                 bucket.samples, bucket.seconds = int(samples), float(seconds)
             self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
             self._checks = [Check.from_json(check) for check in state["checks"]]
-            self._older = [Masks(part(f"older/{number}", state)) for number in range(min(int(state["older"]), len(state)))]
+            self._older = [
+                Masks(part(f"older/{number}", state)) for number in range(min(int(state["older"]), len(state)))
+            ]
         self._mark = time.perf_counter()
 
     def probed(self, samples: int, seconds: float = 0.0) -> None:

@@ -2,10 +2,12 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import struct
 import time
@@ -20,14 +22,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from folders import planned, signalled_at
 from PIL import Image
 from safetensors.torch import save
 
 from incop import checkpoints, reports
 from incop.cli import main
 from incop.errors import IncopError, InputError
-from incop.experiments import comparisons, datasets
+from incop.experiments import comparisons, datasets, runs
 from incop.experiments.plan import Plan
+from incop.experiments.signals import Interrupted
 from incop.records import Check
 from incop.rundir import RunDir, read_toml
 
@@ -563,6 +567,82 @@ def test_many_empty_tensors(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(tensors(head))
     with bounded(256), contextlib.suppress(InputError):
         checkpoints.load_weights(tmp_path)
+
+
+# --- checkpoints: their hash tells of damage, not of an edit
+
+
+@pytest.fixture(scope="module")
+def cut_off_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cut") / "run"
+    plan = planned(method="incop-if", levels=2, limit=60, max_epochs=1.0, batch_size=20)
+    with pytest.raises(Interrupted):
+        runs.execute(plan, folder, signalled_at(5))
+    return folder
+
+
+def edited(run, folder, words):
+    """Copy a run and edit what its checkpoint says, with the right length and hash."""
+    shutil.copytree(run, folder)
+    (old,) = (file for file in (folder / "checkpoint").iterdir() if file.name[0] == "0")
+    content = old.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    head = json.loads(content[8 : 8 + size])
+    told = head["__metadata__"]["incop"]
+    for word, other in words.items():
+        assert word in told
+        told = told.replace(word, other)
+    content = tensors(head | {"__metadata__": {"incop": told}}, content[8 + size :])
+    old.unlink()
+    (old.parent / f"000009-{hashlib.sha256(content).hexdigest()[:32]}.safetensors").write_bytes(content)
+    return folder
+
+
+EDITS = {
+    "deep": {'"facts": {': '"facts": {"x": ' + "[" * 3000 + ","},
+    "level": {'"level": 1,': '"level": "x",'},
+    "no level": {'"level": 1,': ""},
+    "epoch": {'"watch/epoch": 0.3': '"watch/epoch": null, "x": 0.3'},
+    "older": {'"watch/older": 0': '"watch/older": 99999999999'},
+    "NaN": {'"trainer/begin": 0': '"trainer/begin": NaN, "x": 0'},
+    "endless": {'"trainer/begin": 0': '"trainer/begin": -1e300, "x": 0'},
+    "step": {'"trainer/step": ': '"trainer/step": "x", "y": '},
+    "probed": {'"watch/probed": [': '"watch/probed": ["a", '},
+    "optimizer": {'"trainer/optimizer/0/step", ': ""},
+    "order": {'"model/fc1.weight", ': ""},
+    "point": {'"points": {"': '"points": {"../../x": "../../../etc/passwd", "'},
+    "threads": {'"threads": ': '"threads": 1000000000, "x": '},
+    "schema": {'"schema": 1': '"schema": "1"'},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_checkpoint_is_refused_in_one_sentence(cut_off_run, tmp_path, name):
+    folder = edited(cut_off_run, tmp_path / "run", EDITS[name])
+    with bounded(), contextlib.suppress(IncopError):
+        runs.resume(folder)
+
+
+def test_a_pipe_for_a_checkpoint_and_a_level_that_leads_out(cut_off_run, tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(cut_off_run, folder)
+    outside.mkdir()
+    (outside / ".mine.txt.abcdefgh").write_text("mine")
+    (folder / "level_77").symlink_to(outside)
+    os.mkfifo(folder / "checkpoint" / f"000010-{'0' * 32}.safetensors")
+    with bounded():
+        runs.resume(folder)
+    assert (outside / ".mine.txt.abcdefgh").exists()  # what a killed run leaves is swept within it only
+
+
+def test_a_checkpoint_folder_that_leads_out(cut_off_run, tmp_path):
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(cut_off_run, folder)
+    (folder / "checkpoint").rename(outside)
+    (folder / "checkpoint").symlink_to(outside)
+    before = sorted(file.name for file in outside.iterdir())
+    refused(lambda: runs.resume(folder), "leads out of the folder")
+    assert sorted(file.name for file in outside.iterdir()) == before
 
 
 def test_run_folders_of_these_tests_are_sound(run):
