@@ -61,7 +61,9 @@ def curve(folder: Path) -> list[dict[str, float]]:
         both = [(b != 0) & (a != 0) for b, a in zip(before, after, strict=True)]
         gap = sum(float(((b - a)[k] ** 2).sum()) for b, a, k in zip(before, after, both, strict=True))
         size = sum(float((b[k] ** 2).sum()) for b, k in zip(before, both, strict=True))
-        rows.append({"lambda": at, "unit with itself, -ln r": own, "between layers, relative": math.sqrt(gap / size)})
+        rows.append(
+            {"lambda": at, "unit with itself, share lost": own, "between layers, relative": math.sqrt(gap / size)}
+        )
     return rows
 
 
@@ -78,13 +80,13 @@ def main() -> None:
         if dense is not None:
             found[pair.name] = curve(dense)
     lines = ["# Damage of cuts on dense networks, by λ = −ln(density)\n"]
-    for title in ("unit with itself, -ln r", "between layers, relative"):
+    for title in ("unit with itself, share lost", "between layers, relative"):
         lines += [f"## {title}\n", f"| pair | {' | '.join(f'{at:g}' for at in LAMBDAS)} | grows like λ to the |"]
         lines.append("|---" * (len(LAMBDAS) + 2) + "|")
         for pair, rows in found.items():
             values = [row[title] for row in rows]
             part = [
-                (math.log(at), math.log(v)) for at, v in zip(LAMBDAS, values, strict=True) if 1.0 <= at <= 3.0 and v > 0
+                (math.log(at), math.log(v)) for at, v in zip(LAMBDAS, values, strict=True) if 0.5 <= at <= 2.0 and v > 0
             ]
             power = np.polyfit([a for a, _ in part], [b for _, b in part], 1)[0]
             lines.append(f"| {pair} | {' | '.join(f'{v:.3g}' for v in values)} | {power:.1f} |")

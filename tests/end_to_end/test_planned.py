@@ -49,8 +49,8 @@ def test_a_search_ends_at_its_sparsity_and_says_what_it_did(search, capsys):
     tested = [level["level"] for level in summary["levels"] if level["test_accuracy"] is not None]
     assert tested == [0, last["level"]]
     assert last["test_accuracy"] > 0.8 < dense["test_accuracy"]
-    assert first["probe_samples"] == 11 * 128
-    assert sum(level["probe_samples"] for level in summary["levels"]) == 11 * 128
+    assert first["probe_samples"] == 9 * 128
+    assert sum(level["probe_samples"] for level in summary["levels"]) == 9 * 128
     for part in ("epochs", "steps", "samples", "seconds", "probe_seconds", "probe_samples"):
         assert summary["spent"][part] == pytest.approx(sum(level[part] for level in summary["levels"]))
     assert summary["full_epochs"] == pytest.approx(3 + 11 * 3)  # the dense level, and eleven levels of a fifth in full
