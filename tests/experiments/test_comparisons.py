@@ -155,7 +155,10 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
         (["--methods", "lth", "--model", "lenet-6"], "did you mean 'lenet-5'"),
         (["--methods", "lth", "--lr", "-1"], "--lr -1"),
         (["--methods", "lth", "--jobs", "0"], "--jobs 0"),
-        (["--methods", "lth", "--amount", "0.2", "--levels", "3"], "cannot be reached: the amount 0.2 leads to 0.4880 in 3"),
+        (
+            ["--methods", "lth", "--amount", "0.2", "--levels", "3"],
+            "cannot be reached: the amount 0.2 leads to 0.4880 in 3",
+        ),
         (["nowhere.toml"], "no comparison file"),
     ],
 )

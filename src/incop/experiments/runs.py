@@ -21,7 +21,7 @@ from incop.checkpoints import Checkpoints
 from incop.errors import IncopError, TrainingError
 from incop.experiments.parts import Parts, prepare, resolve, said
 from incop.experiments.plan import Plan
-from incop.experiments.saving import Due, Saving, check_exact, check_same_data, environment
+from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
 from incop.experiments.signals import Signals
 from incop.experiments.tickets import POINT, shared_dense
 from incop.locks import Lock
@@ -150,7 +150,9 @@ def resume(
         plan = resolve(Plan(data_dir=data_dir).over(plan))
         files = Checkpoints(run.checkpoint_dir)
         found, damaged = files.newest()
-        then = found.about["environment"] if found is not None else then
+        told = then if found is None else found.about.get("environment")
+        then = told if isinstance(told, Mapping) else {"threads": None}
+        check_told(run, found, then)
         with _within_memory(plan):
             parts = prepare(plan)
         if "threads" in then:
