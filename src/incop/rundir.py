@@ -70,7 +70,8 @@ class RunDir:
         """
         try:
             if self.path.is_dir():
-                others = (entry for entry in self.path.iterdir() if entry.name != LOCK)
+                begun = (LOCK, ".plan.toml.")  # all that a process leaves that was killed before its run began
+                others = (entry for entry in self.path.iterdir() if not entry.name.startswith(begun))
                 what = "already exists and is not empty" if any(others) else ""
                 what = "already holds a run" if self.plan_file.exists() else what
             else:

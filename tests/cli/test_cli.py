@@ -334,7 +334,14 @@ def test_interrupt_keeps_what_was_finished(monkeypatch, capsys):
 
 
 def test_help_and_version(capsys):
-    for words in (["--help"], ["search", "--help"], ["measure", "--help"], ["show", "--help"], ["list", "--help"]):
+    for words in (
+        ["--help"],
+        ["search", "--help"],
+        ["resume", "--help"],
+        ["measure", "--help"],
+        ["show", "--help"],
+        ["list", "--help"],
+    ):
         assert incop(*words) == 0
         assert "Usage" in capsys.readouterr().out
     assert incop("--version") == 0

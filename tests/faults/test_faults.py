@@ -174,7 +174,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(wound, cut, whole):
         newest.write_bytes({"torn": content[: len(content) // 2], "flipped": content, "emptied": b""}[wound])
     said = notices_of(cut)
     assert newest.name in said[0]
-    assert "damaged: its content is not what was written" in said[0] or "cannot be read: Is a directory" in said[0]
+    assert "damaged: its content is not what was written" in said[0] or "cannot be read: " in said[0]
     same(cut, whole)
 
 

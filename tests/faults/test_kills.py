@@ -94,6 +94,15 @@ def test_killed_while_writing(tmp_path):
     assert kills >= 8
 
 
+def test_killed_before_it_began(tmp_path):
+    plan = planned(method="dense")
+    assert in_a_process(plan, tmp_path / "R", deadly=("fsync", 1)) == -signal.SIGKILL
+    assert {entry.name[:11] for entry in (tmp_path / "R").iterdir()} == {".lock", ".plan.toml."[:11]}
+    assert in_a_process(plan, tmp_path / "R") == 0
+    runs.execute(plan, tmp_path / "whole")
+    same(tmp_path / "R", tmp_path / "whole")
+
+
 def test_lines_after_the_checkpoint_and_half_a_line_are_dropped(tmp_path):
     plan = planned(method="lth-rate", levels=2, checkpoint_every="4steps")
     runs.execute(plan, tmp_path / "whole")

@@ -100,6 +100,7 @@ def execute(
     with Lock(run.path):
         if run.plan_file.exists():
             run.refuse_existing()  # another process was faster
+        run.sweep()
         run.write_plan(plan.told())
         work.carry_out(tickets, [])
     return run
