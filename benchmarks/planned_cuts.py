@@ -44,7 +44,8 @@ def main() -> None:
         pair, methods, sparsities, limit, epochs = PAIRS[name]
         words = ["--methods", methods, "--no-controls", "--pairs", pair, "--sparsities", sparsities]
         words += ["--schedule", "cosine", "--max-epochs", epochs, *(["--limit", limit] if limit else [])]
-        words += ["--precision", "bfloat16"] if name == "cifar" else []  # a third of the time where the processor has AMX
+        # where the processor has AMX, a third of the time
+        words += ["--precision", "bfloat16"] if name == "cifar" else []
         folder = str(told.runs / name)
         run("compare", *words, "--seeds", told.seeds, "--threads", "1", "--jobs", told.jobs, "--out", folder)
         for form in ("json", "html"):
