@@ -1,4 +1,4 @@
-"""What method incop owes to which of its parts: each taken away alone, at one cost, on the two pairs it was tuned on.
+"""What method incop owes to which of its parts: each taken away alone, at one cost, on a pair it was tuned on.
 
 python benchmarks/ablation.py --runs FOLDER [--seeds 5] [--jobs 2] [--out benchmarks/results/DATE-ablation]
 
@@ -24,7 +24,6 @@ from incop.rundir import RunDir
 
 PAIRS = {  # folder of planned_cuts.py: data, model, the sparsity near the edge, training images
     "mnist": ("mnist", "lenet-300-100", 0.993, 12000),
-    "fashion5": ("fashion-mnist", "lenet-5", 0.97, 6000),
 }
 
 
