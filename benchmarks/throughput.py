@@ -11,9 +11,7 @@
 Both run with the samples made in the training process and with two workers that stay alive between epochs. The goal is
 against the faster of the two, by its median. torchvision's transforms are written out here, with what they check left out.
 The Trainer gets what `incop search` gives it: the images normalised once, in memory, which is not in its time (it is half a
-second for all levels of a search). Everybody trains the same network from the same weights with the same masks; incop's LeNet-5
-has its own max pooling, the opponents torch's, which gives the same numbers to the bit. The rows "incop, torch's pooling" say
-what that is worth.
+second for all levels of a search). Everybody trains the same network from the same weights with the same masks.
 
 Wall time of one epoch each, in turn, in one process; validation is in nobody's time.
 """
@@ -50,7 +48,6 @@ IMAGES = 20_000  # of which nine tenths are trained on: 300 steps of 60
 WORKERS = (0, 2)
 CASES = [("mnist", "lenet-300-100"), ("fashion-mnist", "lenet-5")]
 SPARSITIES = (0.0, 0.9)
-SAME = "incop, torch's pooling"
 WARM_UP = 1  # epochs of everybody before any is counted
 
 
@@ -140,15 +137,6 @@ def ours(model: nn.Module, masks: incop.Masks, trainer: incop.Trainer) -> Callab
     return epoch
 
 
-def as_written_by_hand(model: nn.Module) -> nn.Module:
-    """Return a copy with torch's own pooling, which gives the same numbers."""
-    copied = copy.deepcopy(model)
-    for name, layer in copied.named_children():
-        if isinstance(layer, nn.MaxPool2d):
-            setattr(copied, name, nn.MaxPool2d(2))
-    return copied
-
-
 WAYS = {  # the opponent, its batch, the Trainer's arguments for the same training
     "script": (script, 60, {"optimizer": "adam", "lr": 1.2e-3}),
     "open_lth": (open_lth, 128, {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0}),
@@ -168,11 +156,9 @@ def rows_of(name: str, data: str, way: str, sparsity: float, repeats: int) -> li
     few = (everything[:1000], train.labels[:1000])
     trainer = incop.Trainer((everything, train.labels), few, epochs=1, batch_size=batch, **arguments_of_trainer)
     contenders = {"incop": ours(copy.deepcopy(model), masks, trainer)}
-    if any(isinstance(layer, nn.MaxPool2d) for layer in model.modules()):
-        contenders[SAME] = ours(as_written_by_hand(model), masks, trainer)
     for workers in WORKERS:
         loader = DataLoader(pictures, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
-        contenders[f"{way}, {workers} workers"] = opponent(as_written_by_hand(model), masks, loader)
+        contenders[f"{way}, {workers} workers"] = opponent(copy.deepcopy(model), masks, loader)
     times = {who: [] for who in contenders}
     load = os.getloadavg()[0]
     for turn in range(WARM_UP + repeats):
@@ -183,7 +169,7 @@ def rows_of(name: str, data: str, way: str, sparsity: float, repeats: int) -> li
                 times[who].append(taken)
     rows = []
     theirs = [who for who in contenders if who != "incop"]
-    faster = min((who for who in theirs if who != SAME), key=lambda who: statistics.median(times[who]))
+    faster = min(theirs, key=lambda who: statistics.median(times[who]))
     for who in theirs:
         ratios = [b / a for a, b in zip(times["incop"], times[who], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -6,7 +6,6 @@ from collections import OrderedDict
 
 from torch import nn
 
-from incop.experiments.models.pooling import MaxPool2x2
 from incop.experiments.models.shape import check
 from incop.experiments.models.weights import glorot
 
@@ -96,10 +95,10 @@ def lenet_5(*, channels: int = 1, size: tuple[int, int] = (28, 28), classes: int
             OrderedDict[str, nn.Module](
                 conv1=nn.Conv2d(channels, 6, 5, padding=(pads1[0], pads1[1])),
                 relu1=nn.ReLU(),
-                pool1=MaxPool2x2(),
+                pool1=nn.MaxPool2d(2),
                 conv2=nn.Conv2d(6, 16, 5, padding=(pads2[0], pads2[1])),
                 relu2=nn.ReLU(),
-                pool2=MaxPool2x2(),
+                pool2=nn.MaxPool2d(2),
                 flatten=nn.Flatten(),
                 fc1=nn.Linear(16 * height * width, 120),
                 relu3=nn.ReLU(),
