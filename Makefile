@@ -1,10 +1,12 @@
 # make        check everything: format, lint, types, rooms, tests
 # make test   the tests alone         make demo   search a sparse network on real data
+# make test-extras   the tests of Lightning, transformers, timm, torchvision and trackers, in .venv-extras
 PYTHON ?= python3
 BIN := .venv/bin
+EXTRAS := .venv-extras/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: check format lint types rooms test demo bench clean
+.PHONY: check format lint types rooms test test-extras demo bench clean
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -27,6 +29,10 @@ format: .venv/.dev
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
+# Lightning, transformers, timm, torchvision and trackers, in an environment of their own: their versions need not be ours.
+test-extras: .venv-extras/.all
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/extras/shim HF_HUB_OFFLINE=1 $(EXTRAS)/pytest -n 2 --dist worksteal tests/extras
+
 demo: .venv/.base
 	$(BIN)/incop search --data digits --model lenet-300-100 --method incop --sparsity 0.95 \
 	  --progress $$(test -t 1 && echo auto || echo lines)
@@ -47,5 +53,10 @@ bench: .venv/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
+.venv-extras/.all: pyproject.toml constraints-extras.txt
+	test -x $(EXTRAS)/python || $(PYTHON) -m venv .venv-extras
+	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt torchvision -e '.[extras]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-extras build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
