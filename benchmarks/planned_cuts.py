@@ -1,4 +1,4 @@
-"""Method incop against full lottery tickets and equal-cost controls: two pairs it was tuned on, four it was not.
+"""Method incop against full lottery tickets and equal-cost controls: two pairs it was tuned on, five it was not.
 
 python benchmarks/planned_cuts.py --runs FOLDER [--pair NAME …] [--jobs 2] [--out benchmarks/results/DATE-planned-cuts]
 
@@ -28,6 +28,7 @@ PAIRS = {  # name: pair, methods, sparsities (moderate, near the edge), and what
     # far from trained after 8 epochs of cropped and mirrored images; without augmentation it has converged after 16
     # (test accuracy of two seeds after 8, 16, 32 epochs: 42.1, 43.7, 42.6)
     "cifar": ("cifar10/lenet-5", RATE, "0.9,0.97", "--limit 3000 --max-epochs 8"),
+    "digits-resnet": ("digits/resnet-20", RATE, "0.98,0.995", "--max-epochs 20"),  # batch normalization and shortcuts
     "cifar-converged": ("cifar10/lenet-5", RATE, "0.9,0.97", "--limit 3000 --max-epochs 16 --no-augment"),
 }
 

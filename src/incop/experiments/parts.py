@@ -99,6 +99,9 @@ def prepare(plan: Plan) -> Parts:
     problems.refuse(problems.of_data(plan, data))
     model = models.build(said(plan.model), channels=data.channels, size=data.size, classes=data.classes, seed=seed)
     model.to(device)
+    if device.type == "cpu":
+        # with one channel the layout of the input says nothing, that of the weights does: LeNet-5's step takes 0.87 of its time
+        model.to(memory_format=torch.channels_last)
     trainer, test, prepared = _trainer(plan, data, device)
     probe = _probe(plan, data, prepared, device)
     score = methods.score(said(plan.score), batches=probe, seed=seed)
