@@ -101,7 +101,7 @@ def prepare(plan: Plan) -> Parts:
     model.to(device)
     if device.type == "cpu":
         # with one channel the layout of the input says nothing, that of the weights does: LeNet-5's step takes 0.87 of its time
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot to type it
     trainer, test, prepared = _trainer(plan, data, device)
     probe = _probe(plan, data, prepared, device)
     score = methods.score(said(plan.score), batches=probe, seed=seed)
