@@ -46,7 +46,7 @@ class Progress:
         on_check: every check, as it is made.
         on_level: every finished level.
         on_step: (level, epoch, step), after every step.
-        on_notice: a sentence that the user should know, such as that a checkpoint was damaged.
+        on_notice: a sentence that the user should know, such as that a checkpoint was damaged or a level is begun again.
     """
 
     on_check: Callable[[Check], None] | None = None
@@ -209,6 +209,7 @@ class _Work:
             resume=resume,
             on_check=_both(self.run.append, self.progress.on_check),
             on_step=self.progress.on_step,
+            on_notice=self.progress.on_notice,
             on_state=self.saving,
         )
 
@@ -291,7 +292,7 @@ def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
 
 def _counts(parts: Parts, level: Level) -> bool:
     """Say whether a level is a ticket to report, not a step on the way: it was trained in full, or it is the last."""
-    full = level.max_epochs is None or level.epochs >= level.max_epochs - 1e-6
+    full = level.max_epochs is None or level.trained >= level.max_epochs - 1e-6
     last = level.level == parts.plan.levels or level.sparsity >= (parts.plan.sparsity or 1.0) - 1e-6
     return full or last or level.search is not None
 
