@@ -156,6 +156,35 @@ def test_what_no_loss_shows_is_seen_at_the_end_of_the_level_also_with_a_trainer_
     assert len(said) == 1
 
 
+class Halt(Exception):
+    pass
+
+
+def test_a_wounded_state_that_is_gone_on_from_is_seen_as_well():
+    """Between the wound and the next look the search is cut off: what it goes on with does not pass for its beginning."""
+    taken = []
+
+    class Wounding(incop.Trainer):
+        def _step(self, model, *more):
+            value = super()._step(model, *more)
+            if not taken and more[-1].level == 1:
+                model.mean[0] = math.nan
+            return value
+
+    def on_state(take):
+        state = take()
+        if state["level"] == 1 and state["watch/step"] == 1:
+            taken.append(state)
+            raise Halt
+
+    said = {"levels": 1, "rewind": "rate"}
+    made = {"epochs": 1, "batch_size": 16}
+    with pytest.raises(Halt):
+        list(search(Aside(), Wounding((X, Y), (X, Y), **made), on_state=on_state, **said))
+    with pytest.raises(Diverged, match="'mean' of the model is not finite after step 4 of level 1"):
+        list(search(Aside(), Wounding((X, Y), (X, Y), **made), resume=taken[0], **said))
+
+
 def test_what_was_infinite_before_training_may_be():
     assert len(list(search(Aside(), Own(lambda model: None), levels=2, rewind="init"))) == 3
 
@@ -302,7 +331,12 @@ def test_a_run_that_diverges_is_slower_and_says_so(tmp_path, capsys):
 
 
 WAYS = {
-    "the dense level, its rewind point": {**EARLY, "lr": 100.0},
+    "the dense level, past its rewind point": {
+        **EARLY,
+        "rewind": "early:1steps",
+        "lr": 100.0,
+        "checkpoint_every": "3steps",  # none between the beginning of an attempt and the point
+    },
     "the dense level, three times": {**SEVERAL, "momentum": 0.0, "lr": 300.0},
     "the last level": {**SEVERAL, "momentum": 0.9, "lr": 30.0},
 }
@@ -310,7 +344,7 @@ WAYS = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_interrupted_at_any_step_it_ends_the_same(way, tmp_path):
-    plan = planned(**WAYS[way], on_divergence="retry", checkpoint_every="1steps")
+    plan = planned(**{"checkpoint_every": "1steps", **WAYS[way]}, on_divergence="retry")
     steps = steps_of(plan, tmp_path / "whole")
     levels = RunDir.open(tmp_path / "whole").levels()
     assert levels[-1].lr_share < 1.0
