@@ -4,10 +4,12 @@ import json
 import math
 import pickle
 import random
+import signal
 
 import pytest
 import torch
 from folders import content, cut_off, planned, same, steps_of
+from test_kills import in_a_process
 from torch import nn
 from torch.nn import functional
 
@@ -398,3 +400,12 @@ def test_a_rewind_point_that_is_taken_anew_is_written_anew(tmp_path):
         kept = len(list(tmp_path.glob("point-*")))
         assert kept == (2 if number == 2 else 1)  # the checkpoint before still needs its own
     assert torch.equal(files.newest()[0].state["points/early:1 again 1/w"], new["w"])
+
+
+@pytest.mark.parametrize("call", [6, 9, 12])
+def test_killed_while_a_level_is_begun_again(call, tmp_path):
+    plan = planned(**WAYS["the dense level, three times"], on_divergence="retry", checkpoint_every="2steps")
+    runs.execute(plan, tmp_path / "whole")
+    assert in_a_process(plan, tmp_path / "R", deadly=("replace", call)) == -signal.SIGKILL
+    assert in_a_process(plan, tmp_path / "R") == 0
+    same(tmp_path / "R", tmp_path / "whole")

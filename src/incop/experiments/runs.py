@@ -231,10 +231,13 @@ class _Work:
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             known = isinstance(error, IncopError | KeyboardInterrupt)
-            with contextlib.suppress(IncopError, OSError):  # the disk is full or the folder gone: `error` says so
+            try:
                 summarise(
                     "interrupted" if stopped else "failed", (str(error) or "interrupted") if known else repr(error)
                 )
+            except (IncopError, OSError) as second:
+                if _reason(second) != _reason(error):  # else the disk is full or the folder gone, as `error` says
+                    (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
             raise
         summarise("finished")
         self.files.remove()
@@ -255,6 +258,16 @@ def _within_memory(plan: Plan) -> Iterator[None]:
             f"out of memory{f' where {tried[1]} more were needed' if tried else ''}: lower --batch-size ({plan.batch_size}) or "
             f"--probe-size ({size}), use --limit or a smaller network than {plan.model}, or more memory"
         ) from error
+
+
+def _reason(error: BaseException) -> int | None:
+    """Return the system's number for why something could not be written; None for any other error."""
+    known = error if isinstance(error, OSError) else error.__cause__
+    return known.errno if isinstance(known, OSError) else None
+
+
+def _unheard(sentence: str) -> None:
+    """Stands for a listener where there is none."""
 
 
 def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None) -> Callable[[Check], None]:
