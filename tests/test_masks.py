@@ -785,3 +785,53 @@ def test_holding_only_the_weights_trains_the_others_the_same_to_the_bit(optimize
         return torch.cat([p.detach().flatten() for p in net.parameters()])
 
     assert torch.equal(trained(gradients=True), trained(gradients=False))
+
+
+def test_a_hold_is_what_its_context_gives():
+    net = nn.Linear(3, 2)
+    made = hold(Masks.full(net), net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with made as held:
+        assert held is made
+
+
+def test_masks_are_equal_to_masks_alone():
+    masks = Masks({"w": torch.tensor([True])})
+    assert masks.__eq__(3) is NotImplemented
+    assert masks != {"w": 3}
+
+
+def test_a_network_of_one_weight():
+    net = nn.Linear(1, 1, bias=False)
+    masks = Masks({"weight": torch.zeros(1, 1, dtype=torch.bool)})
+    assert (masks.sparsity, masks.layer_sparsity(), masks.model_sparsity(net)) == (1.0, {"weight": 1.0}, 1.0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_what_an_optimizer_has_gathered_of_weights_that_are_left_stays(kind):
+    torch.manual_seed(0)
+    net = nn.Linear(6, 4)
+    made = kind(net.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    net(torch.randn(8, 6)).square().sum().backward()
+    made.step()
+    masks = prune(net, amount=0.5)
+    key = "momentum_buffer" if kind is torch.optim.SGD else "exp_avg"
+    before = made.state[net.weight][key].clone()
+    with hold(masks, net, made):
+        after = made.state[net.weight][key]
+        assert torch.equal(after[masks["weight"]], before[masks["weight"]])
+        assert not after[~masks["weight"]].any()
+        assert made.state[net.bias]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_without_gradients_held_a_write_that_torch_does_not_count_is_zeroed_by_the_next_step(kind):
+    net = nn.Linear(40, 40)
+    masks = prune(net, amount=0.5)
+    made = kind(net.parameters(), lr=0.01)
+    with hold(masks, net, made, gradients=False):
+        for _ in range(3):
+            made.zero_grad()
+            net(torch.ones(2, 40)).square().sum().backward()
+            net.weight.data[~masks["weight"]] = 1.0
+            made.step()
+            assert not net.weight[~masks["weight"]].any()

@@ -409,3 +409,27 @@ def test_in_words(rule, text):
 
 def test_a_path_in_words():
     assert str(Path((0.5, 0.8, 0.9))) == "path of 3 to 0.9"
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("levels", [1, 2, 7])
+def test_the_cubic_schedule_is_that_of_its_paper(sparsity, levels):
+    """Zhu & Gupta 2018, Eq. (1) with s_i = 0: s_t = s_f + (0 − s_f)(1 − t / n)³; level by level, and no further."""
+    total, left = 1000, 1000
+    for level in range(1, levels + 3):
+        cut = Target(sparsity, levels, "cubic")(Competition(torch.ones(left), total=total, level=level))
+        left -= cut
+        t = min(level, levels)
+        assert (
+            abs((total - left) / total - (sparsity + (0.0 - sparsity) * (1.0 - t / levels) ** 3)) <= 0.5 / total + 1e-9
+        )
+        assert cut >= 0
+    assert left == total - round(sparsity * total)
+
+
+def test_what_is_competed_for_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Fraction(0.2).fraction = 0.3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Competition(torch.ones(1), total=1).total = 2
+    assert Competition(torch.ones(1), total=1).level == 1
