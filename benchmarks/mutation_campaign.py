@@ -330,12 +330,11 @@ def chosen(only: list[str], sample: int | None, seed: int) -> dict[str, list[int
     every = [
         (module, number)
         for module in ROOMS
-        if not only or module in only
         for number, _ in enumerate(sites(ast.parse((SOURCE / module).read_text(encoding="utf-8"))))
     ]
     if sample is not None and sample < len(every):
         every = random.Random(seed).sample(every, sample)
-    return {module: sorted(number for m, number in every if m == module) for module in ROOMS}
+    return {m: sorted(n for module, n in every if module == m) for m in ROOMS if not only or m in only}
 
 
 def known(file: Path) -> dict[tuple[str, int], dict]:
@@ -353,14 +352,14 @@ def fingerprint(module: str) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
-def campaign(plan: dict[str, list[int]], state: Path, again: bool, wider: bool) -> None:
+def campaign(plan: dict[str, list[int]], state: Path, again: bool, others: list[str]) -> None:
     """Try every mutant that the state file does not know; with `again`, survivors once more."""
     before = known(state)
     for module, numbers in plan.items():
         left = [n for n in numbers if (one := before.get((module, n))) is None or (again and one["fate"] == "survived")]
         if not left:
             continue
-        tests = WIDER if wider else ROOMS[module]
+        tests = others or ROOMS[module]
         started = time.monotonic()
         assert forked(module, None, tests, 600.0) == "survived", f"the tests of {module} are red as it is"
         most = SLOWER * (time.monotonic() - started) + LEAST_SECONDS
@@ -434,13 +433,15 @@ def main() -> int:
     parser.add_argument(
         "--wider", action="store_true", help="try survivors once more, with the tests of the rooms that use it"
     )
+    parser.add_argument("--tests", nargs="*", default=[], help="try survivors once more, with these tests")
     parser.add_argument("--result", type=Path, help="the .md to write")
     options = parser.parse_args()
     os.chdir(ROOT)
     plan = chosen(options.only, options.sample, options.seed)
     print({module: len(numbers) for module, numbers in plan.items() if numbers}, flush=True)
     preload()
-    campaign(plan, options.state, options.again or options.wider, options.wider)
+    others = WIDER if options.wider else options.tests
+    campaign(plan, options.state, options.again or bool(others), others)
     words = f" --sample {options.sample} --seed {options.seed}" if options.sample else ""
     text, share = report(plan, options.state, f"python benchmarks/mutation_campaign.py{words}")
     print(text)

@@ -835,3 +835,36 @@ def test_without_gradients_held_a_write_that_torch_does_not_count_is_zeroed_by_t
             net.weight.data[~masks["weight"]] = 1.0
             made.step()
             assert not net.weight[~masks["weight"]].any()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("size", [8, 40])  # few weights, and so many that they are masked by their bits
+def test_gradients_of_gradients_see_the_mask(size):
+    torch.manual_seed(0)
+    net, x = nn.Linear(size, size, bias=False), torch.randn(3, size)
+    masks = prune(net, amount=0.5)
+    with hold(masks, net, torch.optim.SGD(net.parameters(), lr=0.1)):
+        net(x).tanh().square().sum().backward()  # from here on the bits are known
+        net.zero_grad()
+        net(x).tanh().square().sum().backward(create_graph=True)
+        found = torch.autograd.grad(net.weight.grad.square().sum(), net.weight)[0]
+    weight = net.weight.detach().clone().requires_grad_()
+    first = torch.autograd.grad((x @ weight.t()).tanh().square().sum(), weight, create_graph=True)[0]
+    wanted = torch.autograd.grad((first * masks["weight"]).square().sum(), weight)[0]
+    torch.testing.assert_close(found, wanted)
+    net.weight.grad = None  # a gradient with a graph refers to its weight in a circle
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_step_without_any_gradient_moves_nothing(kind):
+    net = two()
+    masks = some(net)
+    made = kind(net.parameters(), lr=0.1)
+    with hold(masks, net, made):
+        net(torch.ones(2, 4)).sum().backward()
+        made.step()
+        made.zero_grad()
+        before = [p.detach().clone() for p in net.parameters()]
+        made.step()
+        made.step()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
