@@ -847,10 +847,10 @@ def test_gradients_of_gradients_see_the_mask(size):
         net(x).tanh().square().sum().backward()  # from here on the bits are known
         net.zero_grad()
         net(x).tanh().square().sum().backward(create_graph=True)
-        found = torch.autograd.grad(net.weight.grad.square().sum(), net.weight)[0]
+        found = torch.autograd.grad((net.weight.grad + 1).square().sum(), net.weight)[0]
     weight = net.weight.detach().clone().requires_grad_()
     first = torch.autograd.grad((x @ weight.t()).tanh().square().sum(), weight, create_graph=True)[0]
-    wanted = torch.autograd.grad((first * masks["weight"]).square().sum(), weight)[0]
+    wanted = torch.autograd.grad((first * masks["weight"] + 1).square().sum(), weight)[0]
     torch.testing.assert_close(found, wanted)
     net.weight.grad = None  # a gradient with a graph refers to its weight in a circle
 

@@ -679,9 +679,12 @@ def _go_back(parts: _Search, at: _Level, watch: Watch, error: Diverged) -> None:
         Diverged: that is not asked for, or was done as often as it may be.
     """
     if not at.beginning:
-        raise Diverged(
-            error.what, f"{error.remedy}; on_divergence='retry' begins the level again with half the learning rate"
-        ) from error
+        more = (
+            "on_divergence='retry' begins the level again with half the learning rate"
+            if parts.on_divergence == "stop"
+            else "this level goes on from a state without its beginning, taken before on_divergence was 'retry': start anew"
+        )
+        raise Diverged(error.what, f"{error.remedy}; {more}") from error
     if parts.lr_share <= LEAST_SHARE:
         raise Diverged(f"{error.what}, with {parts.lr_share:g} of the learning rate", error.remedy) from error
     parts.lr_share *= SLOWER

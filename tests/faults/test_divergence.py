@@ -287,6 +287,16 @@ def test_a_stop_that_came_before_the_divergence_is_forgotten():
     assert [check.attempt for check in tickets[2].checks] == [1, 1]
 
 
+def test_a_level_whose_beginning_was_not_kept_is_not_begun_again_and_says_why():
+    """As when a run that diverged is resumed after its plan was edited."""
+    states, said = [], {"levels": 1, "rewind": "init"}
+    whole = search(net(), careless(9, 9), on_state=lambda take: states.append(take()), **said)
+    list(whole)
+    (state,) = [state for state in states if state["level"] == 1 and state["watch/step"] == 2]
+    with pytest.raises(Diverged, match=r"taken before on_divergence was 'retry': start anew"):
+        list(search(net(), careless(1, 4), resume=state, on_divergence="retry", **said))
+
+
 def test_other_errors_are_not_tried_again():
     class Broken(Own):
         def fit(self, model, masks, watch):

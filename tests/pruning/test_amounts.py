@@ -433,3 +433,27 @@ def test_what_is_competed_for_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Competition(torch.ones(1), total=1).total = 2
     assert Competition(torch.ones(1), total=1).level == 1
+
+
+def test_cuts_are_planned_also_where_a_single_weight_is_to_be_left():
+    path = EvenDamage(0.9, 3, trials=20).plan(Competition(torch.ones(10), total=10, damage=lambda count: float(count)))
+    assert path.sparsities[-1] == 0.9
+    assert 0 < path.sparsities[0] < path.sparsities[1] < 0.9
+
+
+def test_where_the_harm_stands_still_the_first_place_that_reaches_a_share_is_taken():
+    """Of a harm of 16, a quarter is reached at the first of three trials that do 4."""
+    seen = []
+
+    def damage(count):
+        seen.append(count)
+        return (1.0, 4.0, 4.0, 4.0, 16.0)[len(seen) - 1]
+
+    path = EvenDamage(0.9, 4, trials=5).plan(Competition(torch.ones(1000), total=1000, damage=damage))
+    assert path.sparsities[0] == pytest.approx(1.0 - 0.1 ** (2 / 5))
+
+
+def test_weights_of_one_size_have_an_index_of_nothing_and_never_less():
+    for d in range(1, 200):
+        assert 0.0 <= PQIndex(1, 2).index(torch.full((d,), 0.1)) < 1e-12
+        assert 0.0 <= PQIndex(0.5, 1).index(torch.full((d,), 0.1)) < 1e-12
