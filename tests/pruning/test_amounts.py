@@ -433,6 +433,9 @@ def test_what_is_competed_for_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Competition(torch.ones(1), total=1).total = 2
     assert Competition(torch.ones(1), total=1).level == 1
+    for amount in (Target(0.5, 2), Path((0.5,)), EvenDamage(0.5, 2), PQIndex()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(amount, dataclasses.fields(amount)[0].name, 1)
 
 
 def test_cuts_are_planned_also_where_a_single_weight_is_to_be_left():
