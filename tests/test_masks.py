@@ -785,3 +785,86 @@ def test_holding_only_the_weights_trains_the_others_the_same_to_the_bit(optimize
         return torch.cat([p.detach().flatten() for p in net.parameters()])
 
     assert torch.equal(trained(gradients=True), trained(gradients=False))
+
+
+def test_a_hold_is_what_its_context_gives():
+    net = nn.Linear(3, 2)
+    made = hold(Masks.full(net), net, torch.optim.SGD(net.parameters(), lr=0.1))
+    with made as held:
+        assert held is made
+
+
+def test_masks_are_equal_to_masks_alone():
+    masks = Masks({"w": torch.tensor([True])})
+    assert masks.__eq__(3) is NotImplemented
+    assert masks != {"w": 3}
+
+
+def test_a_network_of_one_weight():
+    net = nn.Linear(1, 1, bias=False)
+    masks = Masks({"weight": torch.zeros(1, 1, dtype=torch.bool)})
+    assert (masks.sparsity, masks.layer_sparsity(), masks.model_sparsity(net)) == (1.0, {"weight": 1.0}, 1.0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_what_an_optimizer_has_gathered_of_weights_that_are_left_stays(kind):
+    torch.manual_seed(0)
+    net = nn.Linear(6, 4)
+    made = kind(net.parameters(), lr=0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {}))
+    net(torch.randn(8, 6)).square().sum().backward()
+    made.step()
+    masks = prune(net, amount=0.5)
+    key = "momentum_buffer" if kind is torch.optim.SGD else "exp_avg"
+    before = made.state[net.weight][key].clone()
+    with hold(masks, net, made):
+        after = made.state[net.weight][key]
+        assert torch.equal(after[masks["weight"]], before[masks["weight"]])
+        assert not after[~masks["weight"]].any()
+        assert made.state[net.bias]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_without_gradients_held_a_write_that_torch_does_not_count_is_zeroed_by_the_next_step(kind):
+    net = nn.Linear(40, 40)
+    masks = prune(net, amount=0.5)
+    made = kind(net.parameters(), lr=0.01)
+    with hold(masks, net, made, gradients=False):
+        for _ in range(3):
+            made.zero_grad()
+            net(torch.ones(2, 40)).square().sum().backward()
+            net.weight.data[~masks["weight"]] = 1.0
+            made.step()
+            assert not net.weight[~masks["weight"]].any()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("size", [8, 40])  # few weights, and so many that they are masked by their bits
+def test_gradients_of_gradients_see_the_mask(size):
+    torch.manual_seed(0)
+    net, x = nn.Linear(size, size, bias=False), torch.randn(3, size)
+    masks = prune(net, amount=0.5)
+    with hold(masks, net, torch.optim.SGD(net.parameters(), lr=0.1)):
+        net(x).tanh().square().sum().backward()  # from here on the bits are known
+        net.zero_grad()
+        net(x).tanh().square().sum().backward(create_graph=True)
+        found = torch.autograd.grad((net.weight.grad + 1).square().sum(), net.weight)[0]
+    weight = net.weight.detach().clone().requires_grad_()
+    first = torch.autograd.grad((x @ weight.t()).tanh().square().sum(), weight, create_graph=True)[0]
+    wanted = torch.autograd.grad((first * masks["weight"] + 1).square().sum(), weight)[0]
+    torch.testing.assert_close(found, wanted)
+    net.weight.grad = None  # a gradient with a graph refers to its weight in a circle
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_step_without_any_gradient_moves_nothing(kind):
+    net = two()
+    masks = some(net)
+    made = kind(net.parameters(), lr=0.1)
+    with hold(masks, net, made):
+        net(torch.ones(2, 4)).sum().backward()
+        made.step()
+        made.zero_grad()
+        before = [p.detach().clone() for p in net.parameters()]
+        made.step()
+        made.step()
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))

@@ -1,6 +1,7 @@
 """Looking at a model leaves it as it was found, bit for bit, whatever its forward pass does."""
 
 import contextlib
+import math
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from incop.batches import unpack
 from incop.errors import InputError
-from incop.observing import device_of, full_precision, half_precision, undisturbed
+from incop.observing import device_of, full_precision, half_precision, not_finite, undisturbed
 
 
 def bits(t):
@@ -243,3 +244,45 @@ def test_weights_are_in_place_while_then_runs():
     weights = {"weight": torch.tensor([[7.0]])}
     assert full_precision(model, unpack(torch.ones(1, 1)), weights, then=lambda out: model.weight.item()) == 7
     assert model.weight.item() != 7
+
+
+KINDS = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_named_wherever_it_stands(kind, bad):
+    if kind == torch.float8_e4m3fn and not math.isnan(bad):
+        pytest.skip("this kind knows no infinity")
+    net = nn.Module()
+    net.register_parameter("good", nn.Parameter(torch.ones(3)))
+    net.register_parameter("weight", nn.Parameter(torch.ones(2, 3).to(kind)))
+    net.register_buffer("running", torch.ones(5).to(kind))
+    net.register_buffer("count", torch.tensor(2**40))
+    net.register_buffer("flags", torch.tensor([True]))
+    net.register_buffer("none", torch.empty(0))
+    assert not_finite(net) == []
+    net.running.data[3] = bad
+    assert not_finite(net) == ["running"]
+    net.weight.data[1, 2] = bad
+    assert not_finite(net) == ["weight", "running"]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_finite_numbers_whose_sum_is_not_are_finite(kind):
+    net = nn.Module()
+    net.register_buffer("large", torch.full((1000,), torch.finfo(kind).max, dtype=kind))
+    net.register_buffer("both", torch.tensor([torch.finfo(kind).max, torch.finfo(kind).min] * 500, dtype=kind))
+    assert not_finite(net) == []
+
+
+def test_infinities_that_cancel_are_seen():
+    net = nn.Module()
+    net.register_buffer("both", torch.tensor([math.inf, 1.0, -math.inf]))
+    assert not_finite(net) == ["both"]
+
+
+def test_what_has_no_values_yet_is_passed_over():
+    assert not_finite(nn.LazyLinear(3)) == []
+    assert not_finite(nn.Linear(2, 2, device="meta")) == []
+    assert not_finite(nn.ReLU()) == []

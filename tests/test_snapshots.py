@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import struct
 
 import pytest
@@ -264,3 +265,14 @@ def test_unknown_rewind_points(text):
 def test_a_rewind_point_checks_itself(parts):
     with pytest.raises(InputError, match="unknown rewind point"):
         RewindPoint(*parts)
+
+
+def test_a_snapshot_says_how_far_it_was_trained_and_cannot_be_changed():
+    net = torch.nn.Linear(2, 2)
+    assert Snapshot.of(net).epoch == 0.0
+    assert Snapshot({}).epoch == 0.0
+    assert Snapshot.of(net, epoch=1.5).epoch == 1.5
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Snapshot.of(net).epoch = 2.0
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RewindPoint("init").kind = "dense"

@@ -459,3 +459,16 @@ def test_search_settings_out_of_range(arguments, sentence):
     with pytest.raises(InputError, match=sentence) as error:
         trainer(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_a_state_without_a_kept_optimizer_takes_one_away():
+    made, begin = trainer(keep_optimizer=True, seed=3, **SEARCH), trainer(keep_optimizer=True).state()
+    found = []
+    for _ in range(2):
+        model = net()
+        made.restore(begin)
+        watch = Watch(model, level=2, rule=stopping.AfterEpochs(0.5), continues=True)
+        made._kept = made._kept and (model, made._kept[1])  # the level before was trained on this model
+        made.fit(model, Masks.full(model), watch)
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

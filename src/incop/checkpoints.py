@@ -189,13 +189,15 @@ class Checkpoints:
                 points.setdefault(point, {})[name] = value
             else:
                 rest[key] = value
-        for point, tensors in points.items():
-            if point not in self._points:
-                self._points[point] = self._put(f"point-{re.sub('[^a-z0-9.]', '_', point)}", tensors, {}).name
-        told = {"about": dict(about), "points": {point: self._points[point] for point in points}}
+        before = self._points  # those that the checkpoint before this one needs
+        self._points = {
+            point: before.get(point) or self._put(f"point-{re.sub('[^a-z0-9.]', '_', point)}", tensors, {}).name
+            for point, tensors in points.items()
+        }
+        told = {"about": dict(about), "points": self._points}
         number = max((int(file.name[:6]) for file in self._numbered()), default=0) + 1
         new = self._put(f"{number:06d}", rest, told)
-        wanted = {new, self._last, *(self.folder / name for name in self._points.values())}
+        wanted = {new, self._last, *(self.folder / name for name in (*before.values(), *self._points.values()))}
         for file in self.folder.iterdir():
             if file not in wanted:
                 with contextlib.suppress(OSError):

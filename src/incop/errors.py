@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
+__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
 
 
 SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing
@@ -23,6 +23,29 @@ class InputError(IncopError, ValueError):
 
 class TrainingError(IncopError, RuntimeError):
     """Training or measuring went wrong on the way (exit status 1): a loss not finite, a rewind not exact, disk full."""
+
+
+class Diverged(TrainingError):
+    """Training has left the finite numbers: a loss, a gradient, a weight or a flow is NaN or infinite.
+
+    A search with `on_divergence="retry"` begins the level again with a smaller learning rate when its trainer raises this.
+
+    Args:
+        what: what is not finite, and where.
+        remedy: what to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        remedy: str = "training diverged; lower the learning rate, or check the data for extreme values",
+    ) -> None:
+        self.what, self.remedy = what, remedy
+        super().__init__(f"{what}: {remedy}")
+
+    def __reduce__(self) -> tuple[type[Diverged], tuple[str, str]]:
+        """Pickle by the parts, so that a worker process can hand the error on."""
+        return type(self), (self.what, self.remedy)
 
 
 class MissingExtra(IncopError, ImportError):

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor, nn
 
 from incop.batches import first_samples, reusable, unpack
-from incop.errors import InputError, TrainingError, unknown
+from incop.errors import Diverged, InputError, TrainingError, unknown
 from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
 from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
@@ -28,6 +28,8 @@ from incop.watch import Watch
 
 __all__ = ["Dense", "Ticket", "Trains", "search"]
 
+SLOWER = 0.5  # of the learning rate, each time training diverged and is begun again
+LEAST_SHARE = SLOWER**3  # of it, with which that is done for the last time
 PLAN_PROBE = 128  # samples on which trial cuts are ranked: each cut is held against itself, so few are enough
 
 
@@ -40,6 +42,9 @@ class Trains(Protocol):
         The trainer keeps pruned weights at zero (`incop.hold(masks, model, optimizer)`), starts its optimizer afresh
         and its schedule at epoch `watch.schedule_from`, calls `watch.look()` after every epoch or when `watch.due()`
         says so, once at the end in any case, and returns when a verdict says stop.
+
+        When a loss is not finite it raises `incop.errors.Diverged`, and multiplies its learning rate by `watch.lr_share`, which
+        is below 1 after that has happened.
 
         A trainer that offers `state()` and `restore(state)` besides, and calls `watch.rest()` after every step, is resumed
         within a level: `restore` is called before the `fit` that goes on. Any other is resumed at the level's beginning.
@@ -106,6 +111,7 @@ class _Level:
     report: bool = False
     stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
     random: State = field(default_factory=dict)  # of all generators when its training began
+    beginning: State = field(default_factory=dict)  # what to go back to if training diverges, where that is asked for
 
 
 @dataclass
@@ -128,6 +134,8 @@ class _Search:
     sparsity: float | None
     ticket_at: tuple[float, ...]
     on_collapse: str
+    on_divergence: str
+    on_notice: Callable[[str], None] | None
     on_check: Callable[[Check], None] | None
     on_step: Callable[[int, float, int], None] | None
     masks: Masks
@@ -139,6 +147,8 @@ class _Search:
     reference: Flow | None = None
     reference_accuracy: float | None = None
     planning: tuple[int, float] = (0, 0.0)  # samples and seconds that planning the cuts took
+    lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
+    retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
 
 
 def search(
@@ -160,11 +170,13 @@ def search(
     sparsity: float | None = None,
     ticket_at: Sequence[float] = (),
     on_collapse: Literal["tell", "refuse"] = "tell",
+    on_divergence: Literal["stop", "retry"] = "stop",
     dense: Dense | None = None,
     keep: Sequence[str | RewindPoint] = (),
     on_check: Callable[[Check], None] | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
     on_state: Callable[[Callable[[], State]], None] | None = None,
+    on_notice: Callable[[str], None] | None = None,
     resume: State | None = None,
 ) -> Iterator[Ticket]:
     """Search a sparse network: yield the dense network's ticket, then one ticket a level.
@@ -194,12 +206,17 @@ def search(
             budget after the rule's stop, to report its ticket; the search then goes on from where the rule stopped.
         on_collapse: what to do when a cut leaves a layer without weights: "tell" it in the level's notices, or "refuse" it
             before the level is trained. Without a way around that layer, such as a shortcut, nothing gets through.
+        on_divergence: what to do when a loss, a weight or a flow becomes NaN or infinite: "stop" with an error, or "retry": go
+            back to the level's beginning and on from there with half the learning rate, for this level and all after it, at
+            most three times in a search. What was spent stays in the ledger; the level's record says `lr_share` and
+            `abandoned`, and a notice why.
         dense: a dense level already trained; the search starts from it instead of training its own.
         keep: further rewind points of level 0 to hand out with its ticket, for searches that share it.
         on_check: called with every check as it is made.
         on_step: called with (level, epoch, step) after every step that the trainer reports.
         on_state: called wherever the search could be gone on from, with a function that returns its state: a flat
             mapping from names to tensors and to what JSON holds. Taking it costs a copy, so it is taken only when wanted.
+        on_notice: called with a sentence the user should know at once: that a level is begun again.
         resume: such a state, of a search with the same arguments; this one goes on from there, and its tickets from then
             on are those of the other, to the bit on the same machine. `dense` is then not needed.
 
@@ -208,7 +225,8 @@ def search(
 
     Raises:
         InputError: something given cannot be used; before any training where it can be known then.
-        TrainingError: a rewind is not exact, the loss or the flow is not finite, or nothing would be left.
+        TrainingError: a rewind is not exact, or nothing would be left.
+        Diverged: a loss, a weight or a flow is not finite, also after what `on_divergence` allows; it is a TrainingError.
 
     Example:
         >>> import torch
@@ -242,6 +260,8 @@ def search(
         sparsity=sparsity,
         ticket_at=tuple(sorted(ticket_at)),
         on_collapse=on_collapse,
+        on_divergence=on_divergence,
+        on_notice=on_notice,
         dense=dense,
         keep=tuple(RewindPoint.parse(point) for point in keep),
         on_check=on_check,
@@ -265,8 +285,7 @@ def _validate(parts: _Search) -> None:
     if not isinstance(parts.levels, int) or isinstance(parts.levels, bool) or parts.levels < 0:
         raise InputError(f"levels={parts.levels!r}: give a whole number of pruning levels, at least 1")
     _validate_ends(parts)
-    if parts.on_collapse not in ("tell", "refuse"):
-        raise unknown("answer to a collapse", str(parts.on_collapse), ["tell", "refuse"])
+    _validate_answers(parts)
     if parts.rule is not None and not isinstance(parts.rule, Rule):
         raise InputError(
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
@@ -290,6 +309,15 @@ def _validate(parts: _Search) -> None:
         _try_meter(parts.model, parts.probe, parts.meter)
     elif parts.rule is not None and "flow" in parts.rule.wants:
         raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+
+
+def _validate_answers(parts: _Search) -> None:
+    for what, answer, known in (
+        ("collapse", parts.on_collapse, ["tell", "refuse"]),
+        ("divergence", parts.on_divergence, ["stop", "retry"]),
+    ):
+        if answer not in known:
+            raise unknown(f"answer to a {what}", str(answer), known)
 
 
 def _validate_ends(parts: _Search) -> None:
@@ -391,6 +419,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
         meter=parts.meter,
         masks=parts.masks,
         every=parts.check_every,
+        lr_share=parts.lr_share,
         on_check=parts.on_check,
         on_step=remember,
         on_rest=lambda: _rest(parts, at, watch),
@@ -422,6 +451,7 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
     if parts.meter is not None:
         parts.reference = measure(parts.model, parts.probe, parts.meter, masks=parts.masks)
     record = dataclasses.replace(dense.record, flow=parts.reference)
+    parts.lr_share = record.lr_share  # as if this search had trained it
     parts.reference_accuracy = record.val_accuracy
     return Ticket(record, parts.masks, dict(dense.weights.tensors), (), dict(parts.points))
 
@@ -501,6 +531,7 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
         go_on=go_on if at.report and not last else None,
         schedule_from=starts.get(parts.rewind.kind, 0.0),
         continues=level > 1 and not parts.rewind.restores,
+        lr_share=parts.lr_share,
         on_check=parts.on_check,
         on_step=_told(parts.on_step, level),
         on_rest=lambda: _rest(parts, at, watch),
@@ -533,9 +564,9 @@ def _rest(parts: _Search, at: _Level, watch: Watch) -> None:
 
 def _state(parts: _Search, at: _Level, watch: Watch) -> State:
     take = getattr(parts.trainer, "state", dict)
-    points = {f"points/{name}": point.tensors for name, point in parts.points.items()}
+    points = {_place(parts, name): point.tensors for name, point in parts.points.items()}
     stopped = {} if at.stopped is None else {"stopped": at.stopped.tensors}
-    groups: dict[str, Mapping[str, Any]] = {
+    groups: dict[str, Any] = {
         "model": Snapshot.of(parts.model).tensors,
         "masks": parts.masks,
         **points,
@@ -544,6 +575,13 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "watch": watch.state(),
         "trainer": take(),
     }
+    for (
+        name,
+        value,
+    ) in at.beginning.items():  # its tensors never change, and are written once as those of a rewind point
+        groups.setdefault(f"points/beginning {at.number}" if isinstance(value, Tensor) else "beginning", {})[name] = (
+            value
+        )
     return {
         "level": at.number,
         "notices": list(at.notices),
@@ -553,6 +591,8 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "path": list(parts.amount.sparsities) if isinstance(parts.amount, Path) else None,
         "reference": None if parts.reference is None else parts.reference.to_json(),
         "reference_accuracy": parts.reference_accuracy,
+        "lr_share": parts.lr_share,
+        "retaken": parts.retaken,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
     }
 
@@ -568,7 +608,11 @@ def _restore(parts: _Search, state: State) -> _Level:
         Snapshot(part("model", state)).rewind(parts.model)
         parts.masks = Masks(part("masks", state))
         parts.masks.weights(parts.model)
-        parts.points = {name: Snapshot(part(f"points/{name}", state), epoch) for name, epoch in state["points"].items()}
+        parts.lr_share, parts.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
+        at.beginning = part("beginning", state) | part(f"points/beginning {at.number}", state)
+        parts.points = {
+            name: Snapshot(part(_place(parts, name), state), epoch) for name, epoch in state["points"].items()
+        }
         stopped = part("stopped", state)
         at.stopped = Snapshot(stopped) if stopped else None
         if isinstance(parts.amount, EvenDamage) and state["path"] is not None:
@@ -583,6 +627,7 @@ def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
     state, parts.resume = parts.resume, None
     if state is None:
         at.random = random_states()
+        at.beginning = _beginning(parts, at) if parts.on_divergence == "retry" else {}
     else:
         watch.restore(part("watch", state))
         at.random = part("random", state)
@@ -593,16 +638,76 @@ def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
     watch.start()
     if state is None:
         watch.rest()
-    parts.trainer.fit(parts.model, parts.masks, watch)
+    while True:
+        try:
+            parts.trainer.fit(parts.model, parts.masks, watch)
+            _ended(parts, watch)
+            return
+        except Diverged as error:
+            _go_back(parts, at, watch, error)
+
+
+def _ended(parts: _Search, watch: Watch) -> None:
+    """Look once more where the trainer did not at its end, and see that nothing in the network is NaN or infinite."""
     if not watch.checks:
         raise InputError(
             f"the trainer ({type(parts.trainer).__name__}) never called watch.look() in level {watch.level}: "
             "call it after every epoch, so that epochs are counted and the rule is asked"
         )
-    verdict = watch.verdict
-    assert verdict is not None
     if watch.step > watch.checks[-1].step:
         watch.look(epoch=watch.epoch)
+    watch.check_finite()
+
+
+def _place(parts: _Search, point: str) -> str:
+    """Return where a rewind point stands in a state: under another name when it was taken anew, since files hold it by name."""
+    return f"points/{point}" if not parts.retaken or point == "init" else f"points/{point} again {parts.retaken}"
+
+
+def _beginning(parts: _Search, at: _Level) -> State:
+    take = getattr(parts.trainer, "state", dict)
+    groups = {"model": Snapshot.of(parts.model).tensors, "random": at.random, "trainer": take()}
+    return {"notices": list(at.notices)} | {
+        key: value for name, group in groups.items() for key, value in under(name, group).items()
+    }
+
+
+def _go_back(parts: _Search, at: _Level, watch: Watch, error: Diverged) -> None:
+    """Put everything back as it was when the level began, for another time with a smaller learning rate.
+
+    Raises:
+        Diverged: that is not asked for, or was done as often as it may be.
+    """
+    if not at.beginning:
+        more = (
+            "on_divergence='retry' begins the level again with half the learning rate"
+            if parts.on_divergence == "stop"
+            else "this level goes on from a state without its beginning, taken before on_divergence was 'retry': start anew"
+        )
+        raise Diverged(error.what, f"{error.remedy}; {more}") from error
+    if parts.lr_share <= LEAST_SHARE:
+        raise Diverged(f"{error.what}, with {parts.lr_share:g} of the learning rate", error.remedy) from error
+    parts.lr_share *= SLOWER
+    told = (
+        f"level {at.number} was begun again with {parts.lr_share:g} of the learning rate, after {watch.epoch:.4g} epochs that "
+        f"diverged: {error.what}"
+    )
+    with restoring("level"):
+        Snapshot(part("model", at.beginning)).rewind(parts.model)
+        at.random = part("random", at.beginning)
+        restore_random(at.random)
+        restore = getattr(parts.trainer, "restore", None)
+        if callable(restore):
+            restore(part("trainer", at.beginning))
+        at.beginning["notices"] = at.notices = [*map(str, at.beginning["notices"]), told]
+    at.stopped = None
+    if at.number == 0:
+        parts.points = {name: point for name, point in parts.points.items() if name == "init"}
+        parts.retaken += 1
+    if parts.on_notice is not None:
+        parts.on_notice(told)
+    watch.again(parts.lr_share)
+    watch.rest()
 
 
 def _prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
@@ -643,4 +748,6 @@ def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, noti
         flow=end.flow,
         layers=parts.masks.layer_sparsity(),
         notices=tuple(notices),
+        lr_share=parts.lr_share,
+        abandoned=watch.abandoned,
     )

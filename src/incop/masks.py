@@ -354,6 +354,10 @@ def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer, *, gr
     clipping and scaling. All masked weights of the model are held, also those the optimizer is given later.
     Call it again after masks or optimizer change, and release the earlier hold; two holds keep what both keep.
 
+    Write to a held weight under `torch.no_grad()`, not through `weight.data`: torch does not count such writes, so that with SGD,
+    Adam and AdamW a pruned weight that was written to stays so until another write is seen or `masks.apply(model)` is called. With
+    `gradients=False` every step zeroes it, whoever wrote. A search proves its zeros after every level.
+
     Args:
         masks: the weights that are left.
         model: the model; its pruned weights are set to zero at once.

@@ -36,7 +36,9 @@ DEEPEST = 20  # objects and lists within each other, where a record may hold any
 
 # What numbers of a name must lie between when they are read; others may be any float, NaN too. Whole numbers are counts.
 RANGES: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(("sparsity", "model_sparsity", "accuracy", "val_accuracy", "test_accuracy"), (0.0, 1.0)),
+    **dict.fromkeys(
+        ("sparsity", "model_sparsity", "accuracy", "val_accuracy", "test_accuracy", "lr_share"), (0.0, 1.0)
+    ),
     **dict.fromkeys(("epoch", "epochs", "max_epochs", "full_epochs"), (0.0, 1e9)),
     **dict.fromkeys(("seconds", "probe_seconds", "record_seconds"), (0.0, 1e12)),
 }
@@ -379,6 +381,7 @@ class Check(Record):
 
     Args:
         level: 0 for the dense network.
+        attempt: 0, or how often the level was begun again before, because training diverged.
         number: 0 for a check before any training of the level, then 1, 2, …
         epoch: epochs trained in this level so far.
         step: optimizer steps in this level so far.
@@ -403,6 +406,7 @@ class Check(Record):
     mask_changes: tuple[float, ...] = ()
     spent: Spent = Spent()
     verdict: Verdict | None = None
+    attempt: int = 0
 
 
 @dataclass(frozen=True)
@@ -453,6 +457,8 @@ class Level(Record):
         record_samples: samples of such looks.
         search: the ledger up to where the rule ended the level, when the level was then trained on to its full budget
             so that its ticket could be reported; None when the whole level belongs to the search.
+        lr_share: what the learning rate was multiplied by because training had diverged, in (0, 1]; see `on_divergence`.
+        abandoned: the part of the ledger that went into training that diverged and was begun again; None where none did.
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
     """
@@ -479,6 +485,8 @@ class Level(Record):
     record_seconds: float = 0.0
     record_samples: int = 0
     search: Spent | None = None
+    lr_share: float = 1.0
+    abandoned: Spent | None = None
     flops: int | None = None
     dense_flops: int | None = None
 
@@ -497,6 +505,11 @@ class Level(Record):
         )
 
     @property
+    def trained(self) -> float:
+        """Epochs that the ticket was trained in this level, without those that were abandoned."""
+        return self.epochs - (0.0 if self.abandoned is None else self.abandoned.epochs)
+
+    @property
     def searched(self) -> Spent:
         """The part of the ledger that belonged to the search."""
         return self.search if self.search is not None else self.spent
@@ -507,11 +520,15 @@ class Level(Record):
         parts = [
             f"level {self.level}",
             f"sparsity {self.sparsity:.3f}",
-            f"{round(self.epochs, 2):g}{budget} epochs",
+            f"{round(self.trained, 2):g}{budget} epochs{_abandoned(self)}",
         ]
         if self.val_accuracy is not None:
             parts.append(f"accuracy {self.val_accuracy:.3f}")
         return " · ".join([*parts, self.stop_reason])
+
+
+def _abandoned(level: Level) -> str:
+    return "" if level.abandoned is None else f" ({round(level.abandoned.epochs, 2):g} more abandoned)"
 
 
 @dataclass(frozen=True)

@@ -217,12 +217,16 @@ class RunDir:
         return _records(Level, self.levels_file)
 
     def checks(self) -> list[Check]:
-        """Read `checks.jsonl`; empty when there is none yet.
+        """Read `checks.jsonl`, of a level that was begun again those of the last time; empty when there is none yet.
 
         Raises:
             InputError: a line is damaged; a last line that a killed run left unfinished is passed over.
         """
-        return _records(Check, self.checks_file)
+        found = _records(Check, self.checks_file)
+        last: dict[int, int] = {}
+        for check in found:
+            last[check.level] = max(check.attempt, last.get(check.level, 0))
+        return [check for check in found if check.attempt == last[check.level]]
 
 
 def inside(folder: Path, file: Path) -> Path:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from incop import observing
 from incop.batches import output_tensor
-from incop.errors import InputError, TrainingError, unknown
+from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
 from incop.masks import Masks, hold
 from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
@@ -175,7 +175,7 @@ class Trainer:
         """Train one level until the watch says stop or the budget is used up.
 
         Raises:
-            TrainingError: the loss is not finite; the sentence says at which step.
+            Diverged: the loss is not finite, or with `clip` the gradient; the sentence says at which step.
         """
         begin = watch.schedule_from
         whole = self._whole(watch)
@@ -235,6 +235,7 @@ class Trainer:
         state, self._restored = self._restored, None
         if state is None:
             return None
+        self._kept = None  # of a level that diverged
         with restoring("training"):
             return self._stretch_of(model, state)
 
@@ -275,9 +276,8 @@ class Trainer:
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
                 inputs, labels = self._batch(now.samples, size)
-                rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * (
-                    self.search_lr if searching else 1.0
-                )
+                rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
+                rate *= self.search_lr if searching else 1.0
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 now.losses.append(self._step(model, optimizer, inputs, labels, watch))
@@ -309,14 +309,12 @@ class Trainer:
         loss = mean_loss(self.loss, self._output(model, inputs), labels)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {watch.step + 1} of level {watch.level} (after epoch {watch.epoch:.2f}, "
-                f"learning rate {optimizer.param_groups[0]['lr']:g}): training diverged; lower the learning rate, or check "
-                "the data for extreme values"
-            )
+            raise _diverged(f"the loss is {value}", optimizer, watch)
         loss.backward()
         if self.clip is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            if not math.isfinite(norm.item()) and not _finite_gradients(model):  # the norm of finite ones may overflow
+                raise _diverged("the gradient is not finite", optimizer, watch)
         optimizer.step()
         return value
 
@@ -375,3 +373,14 @@ class Trainer:
                 )
                 right += int((output.argmax(-1) == wanted).sum())
         return right / len(labels)
+
+
+def _finite_gradients(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def _diverged(what: str, optimizer: torch.optim.Optimizer, watch: Watch) -> Diverged:
+    return Diverged(
+        f"{what} at step {watch.step + 1} of level {watch.level} (after epoch {watch.epoch:.2f}, learning rate "
+        f"{optimizer.param_groups[0]['lr']:g})"
+    )

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from incop import observing
 from incop.batches import reusable
-from incop.errors import InputError
+from incop.errors import Diverged, InputError, TrainingError
 from incop.flow import Meter, measure
 from incop.masks import Masks
 from incop.records import Check, Flow, History, Interval, Spent, Verdict
@@ -70,6 +71,7 @@ class Watch:
             ticket can be reported, and what follows is charged to the record.
         schedule_from: at which epoch of its schedule the trainer is to begin; infinity: to stay at its end.
         continues: the weights are those that the last level ended with, less what was cut; False: they were rewound.
+        lr_share: what the trainer is to multiply its learning rate by, in (0, 1]; below 1 after training diverged.
         on_check: called with every check as it is made.
         on_step: called with (epoch, step) at every reported step and look.
         on_rest: called by `rest()`, wherever training could be gone on from later; it may take `state()`.
@@ -107,6 +109,7 @@ class Watch:
         go_on: Callable[[], None] | None = None,
         schedule_from: float = 0.0,
         continues: bool = False,
+        lr_share: float = 1.0,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
         on_rest: Callable[[], None] | None = None,
@@ -126,6 +129,8 @@ class Watch:
         self.before = before
         self.schedule_from = schedule_from
         self.continues = continues
+        self.lr_share = lr_share
+        self.attempt = 0
         self.epoch = 0.0
         self.step = 0
         self._next_masks = next_masks
@@ -141,6 +146,10 @@ class Watch:
         self._recorded = _Looks()
         self._bucket = self._probed
         self._stopped: Spent | None = None
+        self._abandoned = Spent()
+        self._odd = frozenset(
+            observing.not_finite(model)
+        )  # a mask of -inf that the model adds may be among its buffers
         self._mark = time.perf_counter()
         self._taken = False
 
@@ -161,6 +170,11 @@ class Watch:
         return self._stopped
 
     @property
+    def abandoned(self) -> Spent | None:
+        """The part of the ledger that was spent before the level was begun again; None where it was not."""
+        return self._abandoned if self.attempt else None
+
+    @property
     def searching(self) -> bool:
         """Whether a rule may still end this level; False for the dense level and for full budgets."""
         return self.rule is not None and self._stopped is None
@@ -173,8 +187,8 @@ class Watch:
     def _ledger(self, epoch: float) -> Spent:
         probe, record = self._probed, self._recorded
         return Spent(
-            epoch,
-            self.step,
+            self._abandoned.epochs + epoch,
+            self._abandoned.steps + self.step,
             self._samples,
             self._seconds,
             probe.seconds,
@@ -186,6 +200,34 @@ class Watch:
     def start(self) -> None:
         """Start the clock now: what has passed since the watch was made is not training."""
         self._mark = time.perf_counter()
+
+    def again(self, lr_share: float) -> None:
+        """Begin the level again, whose training diverged; what was spent stays in the ledger, its checks do not.
+
+        Args:
+            lr_share: what the trainer is to multiply its learning rate by from now on.
+        """
+        self._seconds += time.perf_counter() - self._mark
+        self._abandoned = self._ledger(self.epoch)
+        self.attempt, self.lr_share = self.attempt + 1, lr_share
+        self.epoch, self.step = 0.0, 0
+        self._checks, self._older, self._stopped = [], [], None
+        self._mark = time.perf_counter()
+
+    def check_finite(self) -> None:
+        """Refuse weights and buffers that have become NaN or infinite; every look does so.
+
+        A gradient that is not finite leaves the loss of its step as it is, and shows in the next one's, if there is one.
+
+        Raises:
+            Diverged: one has.
+        """
+        if found := [name for name in observing.not_finite(self.model) if name not in self._odd]:
+            more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            raise Diverged(
+                f"{found[0]!r}{more} of the model {'are' if more else 'is'} not finite after step {self.step} of level "
+                f"{self.level} (after epoch {self.epoch:.2f})"
+            )
 
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.
@@ -238,6 +280,9 @@ class Watch:
             "probed": [probed.samples, probed.seconds],
             "recorded": [recorded.samples, recorded.seconds],
             "stopped": None if self._stopped is None else self._stopped.to_json(),
+            "attempt": self.attempt,
+            "abandoned": self._abandoned.to_json(),
+            "odd": sorted(self._odd),
             "checks": [check.to_json() for check in self._checks],
             "older": len(self._older),
             **{
@@ -256,6 +301,9 @@ class Watch:
                 samples, seconds = state[name]
                 bucket.samples, bucket.seconds = int(samples), float(seconds)
             self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
+            self.attempt = int(state.get("attempt", 0))
+            self._abandoned = Spent.from_json(state.get("abandoned", {}))
+            self._odd = frozenset(map(str, state.get("odd", self._odd)))
             self._checks = [Check.from_json(check) for check in state["checks"]]
             self._older = [
                 Masks(part(f"older/{number}", state)) for number in range(min(int(state["older"]), len(state)))
@@ -287,8 +335,9 @@ class Watch:
 
         Raises:
             InputError: a value is out of range, or the rule needs one that was not given.
-            TrainingError: the flow is not finite.
+            Diverged: a weight or the flow is not finite.
         """
+        self.check_finite()
         training = time.perf_counter() - self._mark
         last = self._checks[-1].epoch if self._checks else 0.0
         now = epoch if epoch is not None else (self.epoch if self.epoch > last else last + 1.0)
@@ -322,6 +371,7 @@ class Watch:
             loss=loss,
             mask_changes=changes,
             spent=self._ledger(self.epoch),
+            attempt=self.attempt,
         )
         verdict = Verdict(False, NO_RULE)
         if self._stopped is not None:
@@ -350,7 +400,10 @@ class Watch:
         if self.meter is None:
             return None
         with self._charge("flow") as looks:
-            flow = measure(self.model, self._probe, self.meter, masks=self.masks)
+            try:
+                flow = measure(self.model, self._probe, self.meter, masks=self.masks)
+            except TrainingError as error:
+                raise Diverged(f"after step {self.step} of level {self.level}, {error}") from error
             looks.samples += flow.samples
         return flow
 

@@ -387,3 +387,36 @@ def test_writing_takes_at_most_a_fiftieth_of_the_time_unless_it_is_said():
 def test_a_file_that_is_not_safetensors_is_no_checkpoint(tmp_path):
     save_file({"w": torch.zeros(2)}, tmp_path / "000001-0.safetensors")
     assert Checkpoints(tmp_path).newest() == (None, ())
+
+
+def diverging(folder, size):
+    """A run that diverges when its files have become as large as they may be; say what was told besides."""
+    said = []
+    plan = planned(method="lth-rate", levels=2, optimizer="sgd", lr=300.0, momentum=0.0)
+
+    def on_step(*at):
+        if at[2] == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    try:
+        runs.execute(plan, folder, runs.Progress(on_step=on_step, on_notice=said.append))
+    except TrainingError as error:
+        raise TrainingError(" | ".join([str(error), *said])) from error
+
+
+def test_a_failure_that_cannot_be_noted_is_told_with_the_reason(tmp_path):
+    kind, sentence = in_a_process(diverging, tmp_path / "R", 10)
+    assert kind == "TrainingError"
+    failure, besides = sentence.split(" | ")
+    assert "training diverged" in failure
+    assert besides.startswith("besides, how the run ended could not be noted: ")
+    assert "summary.json' cannot be written: File too large" in besides
+    assert RunDir.open(tmp_path / "R").read_summary().status == "running"
+
+
+def test_a_folder_with_nothing_but_its_plan_begins_at_the_beginning(cut, whole):
+    for entry in cut.iterdir():
+        if entry.name != "plan.toml":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    assert notices_of(cut) == [f"the run {str(cut)!r} goes on from the beginning"]
+    same(cut, whole)

@@ -140,3 +140,7 @@ def test_partition_order_units_and_scale_do_not_matter(cuts, seed, scale, shuffl
     shuffled.shuffle(batches)
     for kind in (Rows, CoMoments):
         assert found(collected(kind, batches)) == pytest.approx(expected, abs=1e-8)
+
+
+def test_in_a_layer_of_nothing_but_zeros_no_unit_varies():
+    assert not varies(torch.zeros(3), torch.zeros(3)).any()

@@ -409,3 +409,54 @@ def test_in_words(rule, text):
 
 def test_a_path_in_words():
     assert str(Path((0.5, 0.8, 0.9))) == "path of 3 to 0.9"
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
+@pytest.mark.parametrize("levels", [1, 2, 7])
+def test_the_cubic_schedule_is_that_of_its_paper(sparsity, levels):
+    """Zhu & Gupta 2018, Eq. (1) with s_i = 0: s_t = s_f + (0 − s_f)(1 − t / n)³; level by level, and no further."""
+    total, left = 1000, 1000
+    for level in range(1, levels + 3):
+        cut = Target(sparsity, levels, "cubic")(Competition(torch.ones(left), total=total, level=level))
+        left -= cut
+        t = min(level, levels)
+        assert (
+            abs((total - left) / total - (sparsity + (0.0 - sparsity) * (1.0 - t / levels) ** 3)) <= 0.5 / total + 1e-9
+        )
+        assert cut >= 0
+    assert left == total - round(sparsity * total)
+
+
+def test_what_is_competed_for_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Fraction(0.2).fraction = 0.3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Competition(torch.ones(1), total=1).total = 2
+    assert Competition(torch.ones(1), total=1).level == 1
+    for amount in (Target(0.5, 2), Path((0.5,)), EvenDamage(0.5, 2), PQIndex()):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(amount, dataclasses.fields(amount)[0].name, 1)
+
+
+def test_cuts_are_planned_also_where_a_single_weight_is_to_be_left():
+    path = EvenDamage(0.9, 3, trials=20).plan(Competition(torch.ones(10), total=10, damage=lambda count: float(count)))
+    assert path.sparsities[-1] == 0.9
+    assert 0 < path.sparsities[0] < path.sparsities[1] < 0.9
+
+
+def test_where_the_harm_stands_still_the_first_place_that_reaches_a_share_is_taken():
+    """Of a harm of 16, a quarter is reached at the first of three trials that do 4."""
+    seen = []
+
+    def damage(count):
+        seen.append(count)
+        return (1.0, 4.0, 4.0, 4.0, 16.0)[len(seen) - 1]
+
+    path = EvenDamage(0.9, 4, trials=5).plan(Competition(torch.ones(1000), total=1000, damage=damage))
+    assert path.sparsities[0] == pytest.approx(1.0 - 0.1 ** (2 / 5))
+
+
+def test_weights_of_one_size_have_an_index_of_nothing_and_never_less():
+    for d in range(1, 200):
+        assert 0.0 <= PQIndex(1, 2).index(torch.full((d,), 0.1)) < 1e-12
+        assert 0.0 <= PQIndex(0.5, 1).index(torch.full((d,), 0.1)) < 1e-12

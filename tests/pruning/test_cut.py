@@ -478,3 +478,14 @@ def test_gradient_times_weight_decides():
     score = GradientTimesWeight(lambda output, target: output.mean(), [(x, torch.zeros(1))])
     assert prune(net, amount=0.25, score=score)["0.weight"].tolist() == [[True, False, True, True]]
     assert prune(net, amount=0.5, score=score)["0.weight"].tolist() == [[True, False, False, True]]
+
+
+def test_a_path_is_planned_as_from_the_first_level():
+    class Seen:
+        def plan(self, competition):
+            self.level = competition.level
+            return pruning.Path((0.5,))
+
+    net, amount = nn.Linear(4, 4), Seen()
+    planned(net, Masks.full(net), amount, damage=lambda masks: 0.0)
+    assert amount.level == 1

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -113,3 +115,9 @@ def test_checked():
     ):
         with pytest.raises(TrainingError, match=r"weights of 'w' or their scores are not finite"):
             checked({"w": torch.tensor(s)}, {"w": torch.tensor(w)})
+
+
+@pytest.mark.parametrize("made", [Layerwise(), NofM(2, 4)])
+def test_a_selection_cannot_be_changed(made):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, dataclasses.fields(made)[0].name, 1)

@@ -423,3 +423,120 @@ def test_a_whole_float_is_a_count(history):
     assert str(LossPlateau(2.0)) == str(LossPlateau(2))
     assert FlowSettled(2.0)(history) == FlowSettled(2)(history)
     assert LossPlateau(2.0)(history) == LossPlateau(2)(history)
+
+
+# --- limits, defaults and words, each by an example
+
+
+def judged(rule, *, flows=(), changes=(), accuracy=None, losses=(), reference=0.0):
+    """Return the verdict on checks whose flows (of one pair), mask changes or losses are given, oldest first."""
+    count = max(len(flows), len(losses), 1 if not changes else 2)
+    checks = [
+        Check(
+            1,
+            number,
+            float(number),
+            flow=Flow({"a->b": flows[number - 1]}) if flows else None,
+            loss=losses[number - 1] if losses else None,
+            accuracy=accuracy,
+            mask_changes=tuple(changes) if number == count else (),
+        )
+        for number in range(1, count + 1)
+    ]
+    return rule(History(tuple(checks), Flow({"a->b": reference}), 0.75))
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen", "below"),
+    [
+        (FlowRestored(0.5), {"flows": (0.5,)}, {"flows": (0.49,)}),
+        (FlowRestored(0.5, relative=True), {"flows": (3.0,), "reference": 2.0}, {"flows": (2.9,), "reference": 2.0}),
+        (FlowSettled(1, 0.5), {"flows": (1.0, 0.5)}, {"flows": (1.0, 0.51)}),
+        (MaskSettled(0.5, 2), {"changes": (0.25, 0.5)}, {"changes": (0.25, 0.49)}),
+        (AccuracyRestored(0.25), {"accuracy": 0.49}, {"accuracy": 0.5}),
+        (LossPlateau(1, 0.5), {"losses": (1.0, 0.49)}, {"losses": (1.0, 0.5)}),
+        (AfterEpochs(2), {"losses": (1.0,)}, {"losses": (1.0, 1.0)}),
+    ],
+)
+def test_at_its_very_limit(rule, seen, below):
+    assert not judged(rule, **seen).stop
+    assert judged(rule, **below).stop
+
+
+def test_defaults_are_those_of_the_docs():
+    assert FlowRestored(0.1) == FlowRestored(0.1, relative=False)
+    assert FlowSettled() == FlowSettled(2, 0.05)
+    assert MaskSettled() == MaskSettled(0.1, 5)
+    assert AccuracyRestored() == AccuracyRestored(0.0)
+    assert LossPlateau() == LossPlateau(3, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen", "sentence"),
+    [
+        (FlowRestored(0.5), {"flows": (0.25,)}, "flow within 0.5 of dense (0.25)"),
+        (FlowRestored(0.5), {"flows": (0.75,)}, "flow 0.75 from dense, not within 0.5"),
+        (FlowRestored(0.5, True), {"flows": (2.5,), "reference": 2.0}, "flow within 0.5 relative of dense (0.25)"),
+        (FlowRestored(0.5, True), {"flows": (4.0,), "reference": 2.0}, "flow 1 relative from dense, not within 0.5"),
+        (FlowSettled(2), {"flows": (1.0, 0.5)}, "2 of the 3 checks needed to see the flow settle"),
+        (FlowSettled(1), {"flows": (1.0, 0.99)}, "flow settled: its distance 0.99 fell by less than 0.05 in 1 checks"),
+        (FlowSettled(1), {"flows": (1.0, 0.5)}, "flow not settled: its distance fell by 0.5 within 1 checks"),
+        (MaskSettled(0.5, 3), {"changes": (0.25,)}, "1 of the 3 earlier masks needed to see it settle"),
+        (MaskSettled(0.5, 2), {"changes": (0.1, 0.25)}, "mask settled: it moved by 0.25, less than 0.5, in 2 checks"),
+        (MaskSettled(0.5, 2), {"changes": (0.1, 0.75)}, "mask moved by 0.75 in 2 checks, not less than 0.5"),
+        (AccuracyRestored(), {"accuracy": 0.75}, "accuracy 0.7500 back at 0.7500"),
+        (AccuracyRestored(0.25), {"accuracy": 0.25}, "accuracy 0.2500 not back at 0.5000"),
+        (LossPlateau(2), {"losses": (1.0,)}, "1 of the 3 checks needed to see the loss settle"),
+    ],
+)
+def test_the_sentence(rule, seen, sentence):
+    assert judged(rule, **seen).reason == sentence
+
+
+@pytest.mark.parametrize("need", ["flow", "reference", "accuracy", "loss", "mask"])
+def test_a_rule_of_ones_own_may_need_each_of_these(need):
+    @dataclasses.dataclass(frozen=True)
+    class Own(Rule):
+        needs = frozenset({need})
+
+        def judge(self, history):
+            return True, "seen"
+
+        def __str__(self):
+            return "own"
+
+    assert judged(Own(), flows=(1.0, 1.0), losses=(1.0, 1.0), changes=(0.1,), accuracy=0.5).reason == "seen"
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: FlowRestored(0), r"FlowRestored\(within=0\): it must be a number above 0$"),
+        (lambda: FlowSettled(2, 0), r"FlowSettled\(less_than=0\): it must be a number above 0 and at most 1$"),
+        (lambda: MaskSettled(1.5), r"MaskSettled\(less_than=1\.5\): it must be a number above 0 and at most 1$"),
+        (
+            lambda: AccuracyRestored(1.5),
+            r"AccuracyRestored\(drop=1\.5\): it must be a number of at least 0 and at most 1$",
+        ),
+        (
+            lambda: LossPlateau(2, 1.5),
+            r"LossPlateau\(less_than=1\.5\): it must be a number of at least 0 and at most 1$",
+        ),
+        (lambda: LossPlateau(0), r"LossPlateau\(patience=0\): it must be a whole number of at least 1$"),
+        (
+            lambda: MaskSettled(0.1, 11),
+            r"MaskSettled\(checks=11\): it must be a whole number of at least 1 and at most 10$",
+        ),
+        (lambda: AfterEpochs(-1), r"AfterEpochs\(.*=-1\): it must be a number of at least 0$"),
+    ],
+)
+def test_what_is_out_of_range_is_said_by_its_own_name(make, sentence):
+    with pytest.raises(InputError, match=sentence):
+        make()
+
+
+@pytest.mark.parametrize("kind", [FlowRestored, FlowSettled, MaskSettled, AccuracyRestored, LossPlateau, AfterEpochs])
+def test_a_rule_is_frozen(kind):
+    rule = kind(1) if kind in (FlowRestored, AfterEpochs) else kind()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(rule, dataclasses.fields(rule)[0].name, 1)

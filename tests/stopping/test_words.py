@@ -115,3 +115,19 @@ def test_the_error_lists_every_phrase():
         parse("when done")
     assert all(form in str(caught.value) for _, form, _ in PHRASES)
     assert "cannot be read at 'when done'" in str(caught.value)
+
+
+def test_all_phrases_are_named_where_one_cannot_be_read():
+    known = (
+        "flow within X [relative]",
+        "flow settled X for N",
+        "mask settled X for N",
+        "accuracy restored",
+        "accuracy within X",
+        "loss settled X for N",
+        "after N epochs",
+    )
+    with pytest.raises(InputError) as error:
+        parse("when I say so")
+    assert all(f"{phrase}" in str(error.value) for phrase in known)
+    assert "XX" not in str(error.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from incop.cli.tables import plain_console
+from incop.cli.tables import plain_console, printable
 from incop.experiments.plan import Plan
 from incop.records import Check, Level
 
-__all__ = ["watch_progress"]
+__all__ = ["say", "watch_progress"]
 
 REDRAW = 0.1  # seconds between two redraws: steps come a thousand times a second
+
+
+def say(sentence: str) -> None:
+    """Print what the user should know at once to the standard error stream."""
+    print(f"incop: {printable(sentence)}", file=sys.stderr)
 
 
 @contextmanager

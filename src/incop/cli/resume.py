@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
-from incop.cli.live import watch_progress
-from incop.cli.tables import print_run, printable
+from incop.cli.live import say, watch_progress
+from incop.cli.tables import print_run
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 
@@ -44,8 +43,6 @@ def resume(
     from incop.experiments import runs  # imports torch
 
     with watch_progress(plan, progress) as (console, listeners):
-        told = runs.Progress(
-            *listeners, on_notice=lambda sentence: print(f"incop: {printable(sentence)}", file=sys.stderr)
-        )
+        told = runs.Progress(*listeners, on_notice=say)
         folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact)
     print_run(console, folder)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from incop.cli.live import watch_progress
+from incop.cli.live import say, watch_progress
 from incop.cli.tables import print_run
 from incop.errors import InputError
 from incop.experiments.plan import Plan
@@ -63,5 +63,5 @@ def search(
     full = parts.resolve(told)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
-        run = runs.execute(full, folder, runs.Progress(*listeners), dense=dense)
+        run = runs.execute(full, folder, runs.Progress(*listeners, on_notice=say), dense=dense)
     print_run(console, run)

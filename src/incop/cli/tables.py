@@ -58,7 +58,7 @@ def level_table(levels: Sequence[Level], *, title: str) -> Table:
             str(level.level),
             f"{level.sparsity:.4f}",
             f"{level.model_sparsity:.4f}",
-            f"{round(level.epochs, 2):g}{budget}",
+            f"{round(level.trained, 2):g}{budget}",
             _fraction(level.val_accuracy),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",

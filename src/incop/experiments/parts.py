@@ -129,6 +129,7 @@ def prepare(plan: Plan) -> Parts:
             "sparsity": plan.sparsity,
             "ticket_at": plan.ticket_at or (),
             "on_collapse": plan.on_collapse or "tell",
+            "on_divergence": plan.on_divergence or "stop",
             "keep": plan.keep or (),
         },
         problems.notices(plan, data),

@@ -176,6 +176,10 @@ class Plan:
     on_collapse: str | None = None
     """When a cut leaves a layer without weights: tell (in the level's notices) or refuse (before it is trained). Default: tell."""
 
+    on_divergence: str | None = None
+    """When a loss or a weight becomes NaN or infinite: stop, or retry (begin the level again with half the learning rate, for it
+    and all levels after it, at most three times in a run). Default: stop."""
+
     last_level_full: bool | None = None
     """Give the last level its full budget. Default: on."""
 

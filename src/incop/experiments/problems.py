@@ -42,6 +42,7 @@ def said_wrong(plan: Plan) -> list[str]:
         "precision": PRECISIONS,
         "device": DEVICES,
         "on_collapse": ("tell", "refuse"),
+        "on_divergence": ("stop", "retry"),
     }
     for key, choices in known.items():
         value = getattr(plan, key)

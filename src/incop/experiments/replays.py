@@ -95,7 +95,7 @@ def _replay(recorded: _Recorded, rule: Rule) -> list[Replayed]:
 
 
 def _ended(level: Level) -> float:
-    return level.searched.epochs
+    return level.searched.epochs - (level.epochs - level.trained)
 
 
 def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> Replayed:
@@ -105,9 +105,9 @@ def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> R
         verdict = rule(_seen(checks[:end], dense.flow, dense.val_accuracy, rule))
         if verdict.stop:
             now = checks[end - 1]
-            return Replayed(level.level, now.epoch, level.epochs, now.accuracy, True, verdict.reason, False)
+            return Replayed(level.level, now.epoch, level.trained, now.accuracy, True, verdict.reason, False)
     last = checks[-1]
-    return Replayed(level.level, level.epochs, level.epochs, last.accuracy, False, "as far as it was recorded", False)
+    return Replayed(level.level, level.trained, level.trained, last.accuracy, False, "as far as it was recorded", False)
 
 
 def _seen(checks: Sequence[Check], reference: Flow | None, accuracy: float | None, rule: Rule) -> History:

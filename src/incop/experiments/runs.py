@@ -46,7 +46,7 @@ class Progress:
         on_check: every check, as it is made.
         on_level: every finished level.
         on_step: (level, epoch, step), after every step.
-        on_notice: a sentence that the user should know, such as that a checkpoint was damaged.
+        on_notice: a sentence that the user should know, such as that a checkpoint was damaged or a level is begun again.
     """
 
     on_check: Callable[[Check], None] | None = None
@@ -209,6 +209,7 @@ class _Work:
             resume=resume,
             on_check=_both(self.run.append, self.progress.on_check),
             on_step=self.progress.on_step,
+            on_notice=self.progress.on_notice,
             on_state=self.saving,
         )
 
@@ -230,10 +231,13 @@ class _Work:
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             known = isinstance(error, IncopError | KeyboardInterrupt)
-            with contextlib.suppress(IncopError, OSError):  # the disk is full or the folder gone: `error` says so
+            try:
                 summarise(
                     "interrupted" if stopped else "failed", (str(error) or "interrupted") if known else repr(error)
                 )
+            except (IncopError, OSError) as second:
+                if _reason(second) != _reason(error):  # else the disk is full or the folder gone, as `error` says
+                    (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
             raise
         summarise("finished")
         self.files.remove()
@@ -254,6 +258,16 @@ def _within_memory(plan: Plan) -> Iterator[None]:
             f"out of memory{f' where {tried[1]} more were needed' if tried else ''}: lower --batch-size ({plan.batch_size}) or "
             f"--probe-size ({size}), use --limit or a smaller network than {plan.model}, or more memory"
         ) from error
+
+
+def _reason(error: BaseException) -> int | None:
+    """Return the system's number for why something could not be written; None for any other error."""
+    known = error if isinstance(error, OSError) else error.__cause__
+    return known.errno if isinstance(known, OSError) else None
+
+
+def _unheard(sentence: str) -> None:
+    """Stands for a listener where there is none."""
 
 
 def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None) -> Callable[[Check], None]:
@@ -291,7 +305,7 @@ def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
 
 def _counts(parts: Parts, level: Level) -> bool:
     """Say whether a level is a ticket to report, not a step on the way: it was trained in full, or it is the last."""
-    full = level.max_epochs is None or level.epochs >= level.max_epochs - 1e-6
+    full = level.max_epochs is None or level.trained >= level.max_epochs - 1e-6
     last = level.level == parts.plan.levels or level.sparsity >= (parts.plan.sparsity or 1.0) - 1e-6
     return full or last or level.search is not None
 

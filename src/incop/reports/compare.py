@@ -220,7 +220,7 @@ def reported(levels: Sequence[Level]) -> list[Level]:
         and (
             level.search is not None
             or level is pruned[-1]
-            or (level.max_epochs is not None and level.epochs >= level.max_epochs - FULL)
+            or (level.max_epochs is not None and level.trained >= level.max_epochs - FULL)
         )
     ]
 
@@ -250,9 +250,19 @@ def read_comparison(folder: Path) -> Comparison:
             notices.append(f"{name}: {recorded.run.status}{f': {recorded.run.error}' if recorded.run.error else ''}")
             continue
         runs.append(recorded)
+        notices += [f"{name}: {sentence}" for sentence in _slowed(recorded.levels)]
     rows, missed = _rows(runs, _asked(settings))
     title = str(settings.get("name") or folder.resolve().name)
     return Comparison(title, settings, tuple(jobs), tuple(runs), tuple(rows), (*notices, *missed))
+
+
+def _slowed(levels: Sequence[Level]) -> list[str]:
+    """Say from which level on a run was trained with a smaller learning rate than its plan's."""
+    slower = [level for level in levels if level.lr_share < 1.0]
+    return [
+        f"training diverged: from level {slower[0].level} on it was trained with {slower[-1].lr_share:g} of the learning rate"
+        for _ in slower[:1]
+    ]
 
 
 def together(folders: Iterable[Path]) -> Comparison:

@@ -275,7 +275,7 @@ def full_method(comparison: Comparison) -> str | None:
         if levels and all(
             len(own) > 1
             and all(
-                level.search is None and level.max_epochs is not None and level.epochs >= level.max_epochs - 1e-6
+                level.search is None and level.max_epochs is not None and level.trained >= level.max_epochs - 1e-6
                 for level in own
             )
             for own in levels
