@@ -42,7 +42,9 @@ class Trains(Protocol):
         says so, once at the end in any case, and returns when a verdict says stop.
 
         A trainer that offers `state()` and `restore(state)` besides, and calls `watch.rest()` after every step, is resumed
-        within a level: `restore` is called before the `fit` that goes on. Any other is resumed at the level's beginning.
+        within a level: `restore` is called before the `fit` that goes on, in which `watch.step` is above 0. Any other is
+        resumed at the level's beginning. The generators of Python, NumPy and torch are the search's business, unless the
+        trainer forks them.
         """
 
     def evaluate(self, model: nn.Module) -> float:

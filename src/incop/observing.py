@@ -80,7 +80,9 @@ def refuse_empty(model: nn.Module) -> None:
     Raises:
         InputError: it holds a lazy module that has not run, or lies on the meta device.
     """
-    if lazy := next((name or type(module).__name__ for name, module in model.named_modules() if _is_lazy(module)), None):
+    if lazy := next(
+        (name or type(module).__name__ for name, module in model.named_modules() if _is_lazy(module)), None
+    ):
         raise InputError(f"module {lazy!r} is lazy and has no weight yet: run one batch through the model first")
     named = (*model.named_parameters(), *model.named_buffers())
     if meta := next((name for name, tensor in named if tensor.is_meta), None):
