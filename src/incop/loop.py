@@ -47,7 +47,9 @@ class Trains(Protocol):
         is below 1 after that has happened.
 
         A trainer that offers `state()` and `restore(state)` besides, and calls `watch.rest()` after every step, is resumed
-        within a level: `restore` is called before the `fit` that goes on. Any other is resumed at the level's beginning.
+        within a level: `restore` is called before the `fit` that goes on, in which `watch.step` is above 0. Any other is
+        resumed at the level's beginning. The generators of Python, NumPy and torch are the search's business, unless the
+        trainer forks them.
         """
 
     def evaluate(self, model: nn.Module) -> float:
@@ -81,6 +83,27 @@ class Ticket:
     def sparsity(self) -> float:
         """Fraction of the prunable weights that are zero."""
         return self.record.sparsity
+
+    def load_into(self, model: nn.Module) -> None:
+        """Put the ticket's weights and buffers into a model of the same kind, and prove that they are there.
+
+        Not `model.load_state_dict(ticket.weights)`, which asks for a tied weight under each of its names.
+
+        Raises:
+            InputError: the model is of another kind; nothing has been written.
+
+        Example:
+            >>> import torch
+            >>> import incop
+            >>> x, y = torch.randn(40, 4), torch.randint(2, (40,))
+            >>> trainer = incop.Trainer((x, y), (x, y), epochs=1, batch_size=20)
+            >>> *_, ticket = incop.search(torch.nn.Linear(4, 2), trainer, levels=1, amount=0.5, rewind="rate")
+            >>> fresh = torch.nn.Linear(4, 2)
+            >>> ticket.load_into(fresh)
+            >>> int((fresh.weight == 0).sum())
+            4
+        """
+        Snapshot(self.weights).rewind(model)
 
     def __str__(self) -> str:
         return str(self.record)
@@ -164,6 +187,7 @@ def search(
     score: Score | None = None,
     selection: Selection | None = None,
     skip: Iterable[str | type[nn.Module]] = (),
+    frozen: bool = False,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
@@ -198,6 +222,7 @@ def search(
         score: which weights go, by default the smallest.
         selection: who competes with whom, by default all with all.
         skip: layers that are not pruned: names, patterns or module classes.
+        frozen: prune weights that training leaves as they are (`requires_grad` is off) too.
         check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
@@ -268,7 +293,7 @@ def search(
         on_step=on_step,
         on_state=on_state,
         resume=resume,
-        masks=Masks.full(model, skip=skip),
+        masks=Masks.full(model, skip=skip, frozen=frozen),
     )
     _validate(parts)
     return _levels(parts)
@@ -571,7 +596,7 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "masks": parts.masks,
         **points,
         **stopped,
-        "random": random_states() | {name: at.random[name] for name in at.random if name.startswith(("torch", "cuda"))},
+        "random": random_states(),
         "watch": watch.state(),
         "trainer": take(),
     }
