@@ -210,9 +210,13 @@ def reusable(batches: Any, *, what: str = "the probe") -> Iterable[Any]:
 
 def _is_pair(batches: Any) -> bool:
     """Say whether this is one batch (inputs, target) rather than two batches."""
-    if not (isinstance(batches, tuple | list) and len(batches) == 2 and isinstance(batches[1], Tensor)):
+    if not (isinstance(batches, tuple | list) and len(batches) == 2):
         return False
     inputs, target = batches
+    if isinstance(batches, tuple) and isinstance(target, Mapping):
+        return isinstance(inputs, Tensor)  # several targets by name
+    if not isinstance(target, Tensor):
+        return False
     if isinstance(batches, tuple):
         return isinstance(inputs, Tensor | Mapping | tuple | list)
     if not isinstance(inputs, Tensor) or not (inputs.dim() and target.dim() and len(inputs) == len(target)):
