@@ -27,7 +27,7 @@ from transformer_models import (
 )
 
 import incop
-from incop import flow, stopping
+from incop import flow, pruning, stopping
 from incop.batches import unpack
 from incop.errors import InputError
 from incop.layers import chain, prunable
@@ -367,6 +367,15 @@ def test_embeddings_and_what_is_tied_to_them_stay_whole():
     assert not {"pos_embed", "cls_token"} & set(prunable(timm_vit()))
 
 
+def test_two_of_four_lie_along_the_inputs_of_a_conv1d():
+    model = gpt2()
+    masks = pruning.prune(model, selection=pruning.NofM(2, 4))
+    layer = masks["transformer.h.0.attn.c_attn.weight"]
+    assert layer.shape == (16, 48)
+    assert layer.unflatten(0, (4, 4)).sum(1).eq(2).all()
+    assert not layer.unflatten(1, (12, 4)).sum(2).eq(2).all()
+
+
 class Loop:
     """A small loop over dictionaries, with the loss that the model or a function of logits gives."""
 
@@ -465,6 +474,6 @@ def test_planned_cuts_look_at_real_tokens_too():
     damage = []
     for length in (None, 31):
         watched = flow.Damage(model, batches(length=length))
-        damage.append(watched(incop.pruning.prune(model, amount=0.5)))
+        damage.append(watched(pruning.prune(model, amount=0.5)))
     assert 0 < damage[0] < 1
     assert damage[0] == pytest.approx(damage[1], abs=1e-5)

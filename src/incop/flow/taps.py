@@ -46,6 +46,7 @@ class Taps:
         self._counts: dict[str, int] = {}
         self._samples: int | None = None
         self._real: Mapping[str, Tensor] = {}
+        self._padded: Mapping[str, Tensor] = {}
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
@@ -63,6 +64,7 @@ class Taps:
     def expect(self, samples: int, real: Mapping[str, Tensor] | None = None) -> None:
         """Say what the next forward pass is of: its samples, and its real tokens as `batches.real_tokens` gives them."""
         self._samples, self._real = samples, real or {}
+        self._padded = {name: mask for name, mask in self._real.items() if not bool(mask.all())}
 
     def _listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
@@ -85,16 +87,15 @@ class Taps:
 
     def _real_of(self, call: str, module: nn.Module, output: Tensor, axis: int) -> Tensor | None:
         """Return which of a layer's tokens are real, when a mask says so; None when all are."""
-        padded = {name: real for name, real in self._real.items() if not bool(real.all())}
-        tokens = _tokens(module, output, axis)
-        if not padded or tokens == 0:
+        tokens = _tokens(module, output, axis) if self._padded else 0
+        if tokens == 0 or output.shape[axis] != self._samples:  # of other rows than samples `read` tells
             return None
         whose = None if self._chain.masks is None else self._chain.masks.get(call, "")
         if whose is None:  # nobody looked: its tokens are those of a mask that is as long
             fitting = [name for name, real in self._real.items() if real.shape[1] == tokens]
             whose = fitting[0] if len(fitting) == 1 else "?"
         if whose in self._real and self._real[whose].shape[1] == tokens:
-            return padded.get(whose)
+            return self._padded.get(whose)
         if whose:
             sizes = ", ".join(f"{name} {real.shape[1]}" for name, real in self._real.items())
             raise InputError(
@@ -111,7 +112,7 @@ class Taps:
         """
         seen = self._seen
         self._seen, self._counts = {}, {}
-        self._samples, self._real = None, {}
+        self._samples, self._real, self._padded = None, {}, {}
         for call in self._calls:
             if call not in seen:
                 raise InputError(
