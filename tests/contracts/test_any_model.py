@@ -561,3 +561,14 @@ def test_two_towers_that_never_meet_in_a_layer():
     with pytest.raises(InputError, match=r"no layer of Apart feeds another \(a, b run side by side\): name .*chain="):
         incop.measure(Apart(), probe, flow.InformationFlow())
     assert list(incop.measure(Apart(), probe, flow.GradientFlow(F.mse_loss)).values) == ["a", "b"]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_padding_to_another_length_changes_no_flow(batch_first):
+    torch.manual_seed(0)
+    model = Tokens(batch_first)
+    longer = {"ids": F.pad(IDS, (0, 5)), "src_key_padding_mask": F.pad(PADDING, (0, 5), value=True)}
+    for meter in (flow.InformationFlow("square"), flow.GradientFlow(F.cross_entropy)):
+        one = incop.measure(model, [({"ids": IDS, "src_key_padding_mask": PADDING}, classes())], meter).values
+        other = incop.measure(model, [(longer, classes())], meter).values
+        assert other == pytest.approx(one, rel=1e-5, abs=1e-6)
