@@ -7,7 +7,19 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from incop.batches import Batch, first_samples, mapped, output_tensor, placed, reusable, unpack, walk
+from incop.batches import (
+    Batch,
+    first_samples,
+    mapped,
+    output_tensor,
+    placed,
+    real_tokens,
+    reusable,
+    shortened,
+    unpack,
+    walk,
+    with_target,
+)
 from incop.errors import InputError
 
 X, Y = torch.arange(12.0).reshape(4, 3), torch.tensor([0, 1, 0, 1])
@@ -127,7 +139,8 @@ def test_output_without_a_tensor_is_refused(output):
 
 
 @pytest.mark.parametrize(
-    "one", [X, {"x": X}, (X, Y), [X, Y], ((X, X), Y), ({"x": X}, Y), [X.long(), Y], Batch((X,), {}, None, 4)]
+    "one",
+    [X, {"x": X}, (X, Y), [X, Y], ((X, X), Y), ({"x": X}, Y), [X.long(), Y], Batch((X,), {}, None, 4), (X, {"a": Y})],
 )
 def test_one_batch_is_a_probe(one):
     (batch,) = reusable(one)
@@ -135,7 +148,7 @@ def test_one_batch_is_a_probe(one):
 
 
 def test_two_batches_are_two():
-    for two in ([X, X], [(X, Y), (X, Y)], ((X, Y), (X, Y)), [X, X[:1]], [Y, Y]):
+    for two in ([X, X], [(X, Y), (X, Y)], ((X, Y), (X, Y)), [X, X[:1]], [Y, Y], ({"x": X}, {"x": X})):
         assert len(list(reusable(two))) == 2
 
 
@@ -168,3 +181,69 @@ def test_first_samples():
 def test_first_samples_leaves_alone_what_it_cannot_cut():
     graph = unpack(((X, torch.zeros(2, 7)), Y))  # nodes and edges
     assert first_samples(graph, 2) is graph
+
+
+# ---- which tokens are real
+
+
+class Takes(torch.nn.Module):
+    def forward(self, ids, attention_mask=None, *, decoder_attention_mask=None, src_key_padding_mask=None):
+        return ids
+
+
+MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 1, 1]])
+
+
+@pytest.mark.parametrize("mask", [MASK, MASK.bool(), MASK.float(), MASK[:, None], MASK[:, None, None].bool()])
+def test_real_tokens_by_keyword_and_by_place(mask):
+    for form in ({"ids": X, "attention_mask": mask}, ((X, mask), Y), {"ids": X, "decoder_attention_mask": mask}):
+        (found,) = real_tokens(Takes(), unpack(form)).values()
+        assert found.equal(MASK.bool())
+
+
+def test_padding_is_the_other_way_round():
+    added = torch.zeros(4, 3).masked_fill(MASK == 0, -torch.inf)
+    for mask in (MASK == 0, 1 - MASK, added):
+        found = real_tokens(Takes(), unpack({"ids": X, "src_key_padding_mask": mask}))
+        assert found["src_key_padding_mask"].equal(MASK.bool())
+
+
+def test_no_mask_is_none():
+    assert real_tokens(Takes(), unpack(X)) == {}
+    assert real_tokens(Takes(), unpack({"ids": X, "attention_mask": None})) == {}
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (
+            MASK[:, :, None] * MASK[:, None],
+            r"attention_mask has shape \(4, 3, 3\) for 4 samples: .* \(samples, tokens\)",
+        ),
+        (MASK[:2], r"attention_mask has shape \(2, 3\) for 4 samples"),
+        (MASK * 2, "holds other values than those for a real token and for padding: give 0 and 1"),
+        ((1.0 - MASK) * -1e4, "holds other values"),
+        (MASK * torch.tensor([[1], [0], [1], [1]]), "leaves a sample without a real token"),
+    ],
+)
+def test_other_masks_are_refused(mask, said):
+    with pytest.raises(InputError, match=said):
+        real_tokens(Takes(), unpack({"ids": X, "attention_mask": mask}))
+
+
+def test_shortened_cuts_the_inputs_of_one_side():
+    wide = torch.zeros(4, 3, 5)
+    batch = unpack(({"ids": X, "attention_mask": MASK, "decoder_inputs": Y[:, None] * MASK, "wide": wide, "n": Y}, Y))
+    short = shortened(Takes(), batch, "attention_mask", 2)
+    shapes = {name: tuple(value.shape) for name, value in short.kwargs.items()}
+    assert shapes == {"ids": (4, 2), "attention_mask": (4, 2), "decoder_inputs": (4, 3), "wide": (4, 2, 5), "n": (4,)}
+    by_place = shortened(Takes(), unpack(((X, MASK), Y)), "attention_mask", 1)
+    assert [tuple(value.shape) for value in by_place.args] == [(4, 1), (4, 1)]
+
+
+def test_with_target():
+    batch = unpack({"x": X, "label": Y})
+    assert with_target(batch).kwargs["label"] is Y
+    assert with_target(unpack(({"x": X}, Y))).kwargs["labels"] is Y
+    assert first_samples(batch, 2).target_key == "label"
+    assert with_target(unpack(X)).kwargs == {}

@@ -124,10 +124,11 @@ def test_recurrent_layers_between():
             return self.head(self.lstm(self.inside(self.words(ids)))[0][:, -1])
 
     ids = unpack(torch.randint(9, (2, 7)))
-    assert steps(Model(), ids) == ["inside", "head"]
+    assert steps(Model(), ids) == ["inside", "lstm", "head"]
     assert {c.name: c.sources for c in calls(Model(), ids)} == {
         "inside": {"<words>"},
-        "head": {"inside"},
+        "lstm": {"inside"},
+        "head": {"lstm"},
         "": {"head"},
     }
 
@@ -137,7 +138,7 @@ def test_transformer_encoder():
         nn.TransformerEncoderLayer(6, 2, 12, batch_first=True), 2, enable_nested_tensor=False
     )
     tokens = torch.randn(8, 5, 6)
-    expected = [f"layers.{i}.linear{j}" for i in (0, 1) for j in (1, 2)]
+    expected = [f"layers.{i}.{name}" for i in (0, 1) for name in ("self_attn", "linear1", "linear2")]
     assert steps(encoder, unpack(tokens)) == expected
     assert list(measure(encoder, tokens, InformationFlow()).values) == [f"{a}->{b}" for a, b in pairwise(expected)]
 
@@ -412,7 +413,8 @@ def test_prunable_weights_in_declared_order():
         nn.Linear(3, 3), nn.LSTM(3, 3), nn.PReLU(),
     )  # fmt: skip
     found = prunable(net)
-    assert list(found) == ["0.weight", "2.weight", "5.weight"]
+    lstm = ["6.weight_ih_l0", "6.weight_hh_l0"]
+    assert list(found) == ["0.weight", "2.weight", "5.weight", *lstm]
     assert found["5.weight"] is net[5].weight
     assert list(prunable(nn.Linear(2, 2))) == ["weight"]
 
@@ -445,7 +447,7 @@ def tree():
     )
 
 
-INSIDE = ["encoder.1.self_attn.out_proj", "encoder.1.linear1", "encoder.1.linear2"]
+INSIDE = ["encoder.1.self_attn", "encoder.1.self_attn.out_proj", "encoder.1.linear1", "encoder.1.linear2"]
 
 
 @pytest.mark.parametrize(
@@ -456,12 +458,12 @@ INSIDE = ["encoder.1.self_attn.out_proj", "encoder.1.linear1", "encoder.1.linear
         (["conv?"], ["conv1", "conv2"]),
         (["encoder"], ["encoder.0", *INSIDE]),
         (["encoder.1"], INSIDE),
-        (["encoder.*.linear*"], INSIDE[1:]),
+        (["encoder.*.linear*"], INSIDE[2:]),
         ([nn.Conv2d], ["conv1", "conv2", "conv"]),
         (nn.Conv2d, ["conv1", "conv2", "conv"]),
         (["Conv2d", "encoder.0"], ["encoder.0", "conv1", "conv2", "conv"]),
         ([nn.TransformerEncoderLayer], INSIDE),
-        (["MultiheadAttention"], INSIDE[:1]),
+        (["MultiheadAttention"], INSIDE[:2]),
         ((n for n in ("conv", "conv2")), ["conv2", "conv"]),
         ((), []),
     ],
@@ -470,7 +472,8 @@ def test_skip(skip, gone):
     everything = prunable(tree())
     skip = tuple(skip) if not isinstance(skip, str | type) else skip
     assert left_out(tree(), skip) == set(gone)
-    assert [n for n in everything if n not in prunable(tree(), skip=skip)] == [f"{n}.weight" for n in gone]
+    weights = [f"{n}.in_proj_weight" if n.endswith("self_attn") else f"{n}.weight" for n in gone]
+    assert [n for n in everything if n not in prunable(tree(), skip=skip)] == weights
 
 
 @pytest.mark.parametrize(
@@ -513,3 +516,185 @@ def test_weights_that_are_not_plain_are_refused(change, said):
     with pytest.raises(InputError, match=said):
         prunable(net)
     assert list(prunable(net, skip=["0"])) == ["1.weight"]
+
+
+def test_recurrent_and_attention_weights_are_pruned():
+    names = {
+        nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2): ["weight_ih_l0", "weight_hh_l0", "weight_hr_l0"],
+        nn.GRU(3, 4): ["weight_ih_l0", "weight_hh_l0"],
+        nn.RNN(3, 4, bias=False): ["weight_ih_l0", "weight_hh_l0"],
+        nn.LSTMCell(3, 4): ["weight_ih", "weight_hh"],
+        nn.MultiheadAttention(4, 2): ["in_proj_weight", "out_proj.weight"],
+        nn.MultiheadAttention(4, 2, kdim=3): ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"],
+        nn.Bilinear(3, 4, 2): ["weight"],
+    }
+    for module, expected in names.items():
+        found = prunable(module)
+        assert list(found)[: len(expected)] == expected
+        assert all(module.get_parameter(name) is weight for name, weight in found.items())
+    assert len(prunable(next(iter(names)))) == 3 * 4  # two layers, two directions
+
+
+def test_recurrent_weights_that_are_not_plain_are_refused():
+    lstm = parametrizations.weight_norm(nn.LSTM(3, 4), "weight_hh_l0")
+    with pytest.raises(InputError, match=r"layer '0' has no plain weight_hh_l0 .*remove_parametrizations"):
+        prunable(nn.Sequential(lstm))
+
+
+def test_a_model_of_mostly_bare_parameters_is_refused():
+    class Held(nn.Module):
+        def __init__(self, size):
+            super().__init__()
+            self.head, self.up = nn.Linear(4, 4), nn.Parameter(torch.ones(2, 4, size))
+
+    assert list(prunable(Held(2))) == ["head.weight"]  # 16 numbers beside 16
+    with pytest.raises(
+        InputError, match=r"most weights of Held are bare .* such as 'up' of shape \(2, 4, 3\).*skip=\['up'\]"
+    ):
+        prunable(Held(3))
+    assert list(prunable(Held(3), skip=["up"])) == ["head.weight"]
+    net = nn.Sequential(Held(9))
+    with pytest.raises(InputError, match=r"skip=\['0'\]"):
+        prunable(net)
+    with pytest.raises(InputError, match=r"no prunable weights: .*and skip"):
+        prunable(net, skip=["0"])
+    frozen = Held(9)
+    frozen.up.requires_grad_(False)
+    assert list(prunable(frozen)) == ["head.weight"]
+
+
+# ---- neighbours
+
+
+def pairs(model, batch=ROW, **more):
+    return [f"{a}->{b}".replace("l.", "") for a, b in chain(model.eval(), batch, **more).pairs]
+
+
+def test_in_a_row_each_layer_is_a_neighbour_of_the_next():
+    for name, shape in (
+        ("lenet-5", (1, 28, 28)),
+        ("vgg-16", (3, 32, 32)),
+        ("resnet-20", (3, 32, 32)),
+        ("resnet-18", (3, 32, 32)),
+    ):
+        net = models.build(name, channels=shape[0], size=shape[1:], classes=10)
+        found = chain(net.eval(), unpack(torch.randn(2, *shape)))
+        assert found.pairs == tuple(pairwise(found))
+    for options in ({}, {"pre": True}, {"bottleneck": True}, {"squeeze": True}):
+        found = chain(residual(**options).eval(), IMAGE)
+        assert found.pairs == tuple(pairwise(found))
+
+
+def test_query_key_and_value_are_no_neighbours_of_each_other():
+    model = Of(
+        {n: nn.Linear(6, 6) for n in ("a", "q", "k", "v", "out")},
+        lambda m, x: m.out(torch.softmax(m.q(h := m.a(x)) * m.k(h), -1) * m.v(h)),
+    )
+    assert pairs(model) == ["a->q", "a->k", "a->v", "q->out", "k->out", "v->out"]
+
+
+def test_branches_are_paired_with_what_they_feed():
+    siamese = unpack(((torch.randn(2, 6), torch.randn(2, 6)), torch.zeros(2)))
+    assert pairs(Siamese(), siamese) == ["body->head", "body#2->head"]
+    inception = Of(
+        {"stem": conv(3, 3), "a": conv(3, 2, 1), "b1": conv(3, 2, 1), "b2": conv(2, 2), "out": conv(4, 3)},
+        lambda m, x: m.out(torch.cat([m.a(s := m.stem(x)), m.b2(m.b1(s))], 1)),
+    )
+    assert pairs(inception, IMAGE) == ["stem->a", "stem->b1", "b1->b2", "a->out", "b2->out"]
+    heads = Of({"body": nn.Linear(6, 4), "one": nn.Linear(4, 1), "two": nn.Linear(4, 2)},
+               lambda m, x: {"one": m.one(h := m.body(x)), "two": m.two(h)})  # fmt: skip
+    assert pairs(heads) == ["body->one", "body->two"]
+
+
+def test_a_layer_whose_input_is_detached_follows_the_one_before():
+    model = Of({n: nn.Linear(6, 6) for n in "abc"}, lambda m, x: m.c(m.b(m.a(x).detach())))
+    assert pairs(model) == ["a->b", "b->c"]
+
+
+def test_places_by_hand_may_be_shared():
+    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(4)))
+    assert pairs(net, given=["0", ("1", "2"), "3"]) == ["0->1", "0->2", "1->3", "2->3"]
+    assert pairs(net, given=["3", "0"]) == ["3->0"]
+
+
+# ---- outputs that are cut into parts
+
+
+CUTS = {
+    "chunk": lambda y: y.chunk(3, -1),
+    "split": lambda y: y.split(6, dim=2),
+    "split in sizes": lambda y: y.split([10, 4, 4], dim=-1),
+    "unbind": lambda y: y.reshape(*y.shape[:2], 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0),
+    "index": lambda y: (z := y.unflatten(-1, (3, 6)).transpose(0, 2).contiguous(), z[0], z[1], z[2])[1:],
+    "slices": lambda y: (y[..., :6], y[..., 6:12], y[..., 12:]),
+    "head by head": lambda y: y.view(*y.shape[:2], 2, 9).chunk(3, -1),
+    "inside heads": lambda y: (z := y.view(*y.shape[:2], 2, 3, 3), z[..., 0, :], z[..., 1, :], z[..., 2, :])[1:],
+}
+INTERLEAVED = [[*range(3 * i, 3 * i + 3), *range(3 * i + 9, 3 * i + 12)] for i in range(3)]
+UNITS = {
+    "split in sizes": [range(10), range(10, 14), range(14, 18)],
+    "head by head": INTERLEAVED,
+    "inside heads": INTERLEAVED,
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_fused_query_key_and_value_are_three_steps(cut):
+    def run(m, x):
+        q, k, v = (part.flatten(1).sum(1) for part in CUTS[cut](m.attention(x)))
+        return m.out((q * k + v)[:, None])
+
+    model = Of({"attention": nn.Linear(6, 18), "out": nn.Linear(1, 2)}, run)
+    found = chain(model.eval(), unpack(torch.randn(2, 5, 6)))
+    assert list(found) == ["l.attention[q]", "l.attention[k]", "l.attention[v]", "l.out"]
+    assert pairs(model, unpack(torch.randn(2, 5, 6))) == [f"attention[{part}]->out" for part in "qkv"]
+    expected = UNITS.get(cut, [range(6 * i, 6 * i + 6) for i in range(3)])
+    assert [found.units[name].nonzero().flatten().tolist() for name in list(found)[:3]] == [list(e) for e in expected]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: y.chunk(3, 0)[0] + y[:1],  # samples, not units
+        lambda y: y[:, :2].sum() + y[:, 2:].sum(),  # tokens
+        lambda y: y[..., :6].sum() + y[..., 3:].sum(),  # a unit twice
+        lambda y: y[..., :6].sum() + y[..., 7:].sum(),  # one not at all
+        lambda y: y[..., :6].sum() + y[..., 6:].sum() + y.sum(),  # and the whole besides
+        lambda y: sum(part.sum() for part in torch.relu(y).chunk(3, -1)),  # of something else
+    ],
+)
+def test_what_is_not_cut_into_whole_units_stays_one_step(use):
+    model = Of(
+        {"fused": nn.Linear(6, 18), "out": nn.Linear(1, 2)}, lambda m, x: m.out(use(m.fused(x)).sum().reshape(1, 1))
+    )
+    assert names(steps(model, unpack(torch.randn(3, 5, 6)))) == ["fused", "out"]
+
+
+def test_gates_are_parts_by_number():
+    model = Of(
+        {"up": nn.Conv1d(3, 8, 1), "down": nn.Conv1d(4, 3, 1)},
+        lambda m, x: m.down((both := m.up(x).chunk(2, 1))[0].sigmoid() * both[1]),
+    )
+    assert pairs(model, unpack(torch.randn(2, 3, 5))) == ["up[0]->down", "up[1]->down"]
+    assert pairs(model, unpack(torch.randn(2, 3, 5)), given=["l.down", "l.up[1]"]) == ["down->up[1]"]
+    with pytest.raises(InputError, match=r"unknown part of a layer in the chain 'l.up\[2\]': did you mean 'l.up\[1\]'"):
+        steps(model, unpack(torch.randn(2, 3, 5)), given=["l.down", "l.up[2]"])
+
+
+def test_a_conv1d_of_transformers_is_known_by_its_looks():
+    class Conv1D(nn.Module):
+        def __init__(self, nf, nx):
+            super().__init__()
+            self.nf, self.nx = nf, nx
+            self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
+
+    net = nn.Sequential(Conv1D(5, 6), nn.Linear(5, 2))
+    assert list(prunable(net, skip=["0"])) == ["1.weight"]
+    with pytest.raises(InputError, match=r"most weights of Sequential are bare .*'0.weight'"):
+        prunable(net)
+    Conv1D.__module__ = "transformers.pytorch_utils"
+    assert list(prunable(net)) == ["0.weight", "1.weight"]
+    assert steps(net, unpack(torch.randn(2, 4, 6))) == ["0", "1"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -11,7 +12,20 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 
-__all__ = ["Batch", "call", "first_samples", "mapped", "output_tensor", "placed", "reusable", "unpack", "walk"]
+__all__ = [
+    "Batch",
+    "call",
+    "first_samples",
+    "mapped",
+    "output_tensor",
+    "placed",
+    "real_tokens",
+    "reusable",
+    "shortened",
+    "unpack",
+    "walk",
+    "with_target",
+]
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
@@ -25,12 +39,14 @@ class Batch:
         kwargs: keyword inputs of the model.
         target: the target, or None for a batch of inputs alone.
         samples: number of samples n in the batch.
+        target_key: under which name a model that takes its target takes it.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     target: Any
     samples: int
+    target_key: str = TARGET_KEYS[0]
 
 
 def unpack(batch: Any) -> Batch:
@@ -52,6 +68,7 @@ def unpack(batch: Any) -> Batch:
     if isinstance(batch, Batch):
         return batch
     inputs, target = batch, None
+    key = None
     if isinstance(batch, Mapping):
         key = next((k for k in TARGET_KEYS if k in batch), None)
         target = batch[key] if key else None
@@ -81,7 +98,7 @@ def unpack(batch: Any) -> Batch:
         )
     if first.shape[0] == 0:
         raise InputError(f"a batch holds an input of shape {tuple(first.shape)}, no sample at all: leave it out")
-    return Batch(args, kwargs, target, int(first.shape[0]))
+    return Batch(args, kwargs, target, int(first.shape[0]), key or TARGET_KEYS[0])
 
 
 def walk(value: Any) -> Iterator[Tensor]:
@@ -193,9 +210,13 @@ def reusable(batches: Any, *, what: str = "the probe") -> Iterable[Any]:
 
 def _is_pair(batches: Any) -> bool:
     """Say whether this is one batch (inputs, target) rather than two batches."""
-    if not (isinstance(batches, tuple | list) and len(batches) == 2 and isinstance(batches[1], Tensor)):
+    if not (isinstance(batches, tuple | list) and len(batches) == 2):
         return False
     inputs, target = batches
+    if isinstance(batches, tuple) and isinstance(target, Mapping):
+        return isinstance(inputs, Tensor)  # several targets by name
+    if not isinstance(target, Tensor):
+        return False
     if isinstance(batches, tuple):
         return isinstance(inputs, Tensor | Mapping | tuple | list)
     if not isinstance(inputs, Tensor) or not (inputs.dim() and target.dim() and len(inputs) == len(target)):
@@ -212,4 +233,95 @@ def first_samples(batch: Batch, count: int) -> Batch:
         return t[:count] if t.dim() and t.shape[0] == batch.samples else t
 
     args, kwargs, target = (mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
-    return Batch(args, kwargs, target, min(count, batch.samples))
+    return replace(batch, args=args, kwargs=kwargs, target=target, samples=min(count, batch.samples))
+
+
+def with_target(batch: Batch) -> Batch:
+    """Return the batch with its target among the inputs, for a model that works out its own loss."""
+    if batch.target is None:
+        return batch
+    return replace(batch, kwargs={**batch.kwargs, batch.target_key: batch.target})
+
+
+# Inputs that say which tokens are real, and whether they mark the real ones or the padding.
+TOKEN_MASKS = {
+    "attention_mask": True,
+    "decoder_attention_mask": True,
+    "key_padding_mask": False,
+    "src_key_padding_mask": False,
+    "tgt_key_padding_mask": False,
+}
+SIDES = ("decoder_", "tgt_")  # inputs of a decoder begin so; all others are the encoder's
+
+
+def real_tokens(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Return which tokens of a batch are real, (n, T) booleans by the name of the input that says so.
+
+    These are transformers' `attention_mask` and `decoder_attention_mask` (1 for a real token) and torch's
+    `key_padding_mask`, `src_key_padding_mask` and `tgt_key_padding_mask` (True for padding), by keyword or by place.
+
+    Raises:
+        InputError: such an input has another form than one number a token, other values than these, or a sample
+            without a real token.
+
+    Example:
+        >>> import torch
+        >>> from incop.batches import real_tokens, unpack
+        >>> batch = unpack({"x": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
+        >>> real_tokens(torch.nn.Identity(), batch)["attention_mask"].sum(1)
+        tensor([2, 1])
+    """
+    inputs = _named(model, batch)
+    found = {name: inputs[name] for name in TOKEN_MASKS if isinstance(inputs.get(name), Tensor)}
+    return {name: _real(name, mask, batch.samples) for name, mask in found.items()}
+
+
+def _real(name: str, mask: Tensor, samples: int) -> Tensor:
+    flat = mask.flatten(1) if mask.dim() > 2 and all(length == 1 for length in mask.shape[1:-1]) else mask
+    if flat.dim() != 2 or flat.shape[0] != samples:
+        raise InputError(
+            f"{name} has shape {tuple(mask.shape)} for {samples} samples: layers' outputs are averaged over the real tokens, "
+            "so give it as (samples, tokens)"
+        )
+    if TOKEN_MASKS[name]:
+        real, plain = flat == 1, (flat == 0) | (flat == 1)
+    elif flat.is_floating_point():
+        real, plain = flat == 0, (flat == 0) | (flat == -torch.inf)
+    else:
+        real, plain = flat == 0, (flat == 0) | (flat == 1)
+    if not bool(plain.all()):
+        raise InputError(f"{name} holds other values than those for a real token and for padding: give 0 and 1")
+    if not bool(real.any(1).all()):
+        raise InputError(f"{name} leaves a sample without a real token: leave the sample out")
+    return real
+
+
+def _named(model: nn.Module, batch: Batch) -> Mapping[str, Any]:
+    """Return the batch's inputs by the names that the model's forward pass gives them, where it can be told."""
+    if not batch.args:
+        return batch.kwargs
+    try:
+        bound = inspect.signature(model.forward).bind_partial(*batch.args, **batch.kwargs)
+    except (TypeError, ValueError):
+        return batch.kwargs
+    return {**bound.arguments, **batch.kwargs}
+
+
+def shortened(model: nn.Module, batch: Batch, mask: str, tokens: int) -> Batch:
+    """Return the batch with the tokens that a mask is of cut to the first so many, in every input that has them."""
+    side = next((s for s in SIDES if mask.startswith(s)), "")
+    whole = real_tokens(model, batch)[mask].shape[1]
+
+    def cut(t: Tensor) -> Tensor:
+        return (
+            t[:, :tokens] if t.dim() > 1 and t.shape[1] == whole else t[..., :tokens] if t.shape[-1:] == (whole,) else t
+        )
+
+    def of_this_side(name: str) -> bool:
+        return next((s for s in SIDES if name.startswith(s)), "") == side
+
+    named = _named(model, batch)
+    places = [next((name for name, value in named.items() if value is given), "") for given in batch.args]
+    args = tuple(mapped(v, cut) if of_this_side(n) else v for n, v in zip(places, batch.args, strict=True))
+    kwargs = {name: mapped(value, cut) if of_this_side(name) else value for name, value in batch.kwargs.items()}
+    return replace(batch, args=args, kwargs=kwargs)

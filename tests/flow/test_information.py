@@ -261,8 +261,25 @@ def test_rows_that_are_no_samples_are_refused():
 
     with pytest.raises(InputError, match=r"layer 'b' returned 10 rows for 2 samples .*pass chain=\[…\] without it"):
         measure(Folds(axis_first=False), torch.randn(8, 5, 6), InformationFlow())
-    with pytest.raises(InputError, match=r"layer 'b' returned 8 rows for 2 samples"):  # as many tokens as samples
-        measure(Folds(axis_first=True), torch.randn(8, 8, 6), InformationFlow())
+
+
+def test_samples_along_the_second_dimension_are_found():
+    class Turns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.turn = nn.Linear(6, 6), nn.Linear(6, 2), True
+
+        def forward(self, x):
+            y = self.a(x)
+            return self.b(y.transpose(0, 1) if self.turn else y)
+
+    torch.manual_seed(0)
+    net, x = Turns(), torch.randn(8, 8, 6)  # as many tokens as samples
+    for probe in (x, list(x.split(3)), torch.randn(8, 5, 6)):
+        net.turn = True
+        found = measure(net, probe, InformationFlow()).values
+        net.turn = False
+        assert found == pytest.approx(measure(net, probe, InformationFlow()).values, abs=1e-7)
 
 
 def test_arguments():

@@ -131,7 +131,7 @@ def test_paths():
         assert list(paths.same([1, 2])) == [1, 2]  # nothing to hold against
         net(x, 2)
         net.fc(x)  # outside a forward pass of the model, as when checkpointing runs it again
-        assert paths.last == {"fc": 2}
+        assert paths.last == ["fc", "fc"]
         for _ in paths.same([1, 2, 3]):
             net(x, 2)
         seen = paths.same([2, 0])
@@ -139,3 +139,13 @@ def test_paths():
         net(x, next(seen))
         with pytest.raises(InputError, match="layer 'fc' ran 0 times on one batch and 2 times on another"):
             next(seen)
+
+
+@pytest.mark.parametrize(("module", "axis"), [(nn.Linear(1, 1), 0), (nn.Linear(1, 1), 1), (nn.Conv1d(1, 1, 1), 0)])
+def test_pooled_over_real_tokens_only(module, axis):
+    rows = torch.randn(3, 5, 4)  # samples, tokens, units
+    real = torch.tensor([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 1, 0, 1]]).bool()
+    rows[~real] = float("nan")  # what stands at padding does not matter
+    expected = torch.stack([row[mask].mean(0) for row, mask in zip(rows, real, strict=True)])
+    output = rows.transpose(1, 2) if isinstance(module, nn.Conv1d) else rows.transpose(0, axis)
+    assert torch.allclose(pooled(module, output, axis=axis, real=real), expected)

@@ -3,6 +3,7 @@
 from incop.flow.damage import Damage
 from incop.flow.gradient import GradientFlow
 from incop.flow.information import InformationFlow
+from incop.flow.losses import OwnLoss, TokenLoss
 from incop.flow.meter import Meter, measure
 
-__all__ = ["Damage", "GradientFlow", "InformationFlow", "Meter", "measure"]
+__all__ = ["Damage", "GradientFlow", "InformationFlow", "Meter", "OwnLoss", "TokenLoss", "measure"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from incop import observing
+from incop.batches import real_tokens
 from incop.errors import InputError, TrainingError
 from incop.flow import meter as meter_room
 from incop.flow.moments import varies
@@ -49,11 +50,11 @@ class Damage:
         True
     """
 
-    def __init__(self, model: nn.Module, probe: Any, *, chain: Sequence[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, probe: Any, *, chain: Sequence[str | Sequence[str]] | None = None) -> None:
         self.model = model = unwrapped(model)
         self.samples = 0
         self.seconds = 0.0
-        with torch.inference_mode(False), observing.undisturbed(model):
+        with torch.inference_mode(False), observing.undisturbed(model), meter_room.plain_attention(model):
             self._batches = list(meter_room.placed_batches(model, probe))
             if sum(batch.samples for batch in self._batches) < 2:
                 raise InputError("damage needs a probe of at least 2 samples; some 128 rank cuts well")
@@ -82,10 +83,12 @@ class Damage:
         with (
             torch.inference_mode(False),
             observing.undisturbed(model),
+            meter_room.plain_attention(model),
             torch.no_grad(),
             Taps(model, self._chain) as taps,
         ):
             for batch in self._batches:
+                taps.expect(batch.samples, real_tokens(model, batch))
                 meter_room.forward(model, batch, trial)
                 blocks.append(taps.read(samples=batch.samples))
         self.samples += sum(batch.samples for batch in self._batches)

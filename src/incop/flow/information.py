@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from incop.batches import Batch
-from incop.errors import TrainingError, unknown
+from incop.batches import Batch, real_tokens
+from incop.errors import InputError, TrainingError, unknown
 from incop.flow import meter as meter_room
 from incop.flow.moments import CoMoments, Rows
 from incop.flow.taps import Taps
+from incop.layers import Chain
 
 __all__ = ["InformationFlow"]
 
@@ -26,15 +26,17 @@ Reduction = Literal["mean", "absolute", "square"]
 class InformationFlow:
     """The mean correlation of neighbouring layers' units, Δ_l = mean_ij ρ_l[i, j].
 
-    With f_l(x) ∈ R^M the output of layer l before its activation, averaged over space or tokens, ρ_l[i, j]
-    is the Pearson correlation of f_l,i and f_l+1,j over the probe. A unit that does not vary has ρ = 0.
+    With f_l(x) ∈ R^M the output of layer l before its activation, averaged over space or over its real tokens (those
+    that an `attention_mask` in the batch marks), ρ_l[i, j] is the Pearson correlation of f_l,i and f_l+1,j over the probe.
+    A unit that does not vary has ρ = 0. Which layers are neighbours is said by `layers.chain`.
 
     Args:
         reduction: "mean" of ρ (as published; linear in the widths), of |ρ| ("absolute") or of ρ² ("square").
             Signed correlations cancel: the mean is small (1e-3 … 1e-2), the other two are not.
         alive_only: take the mean over units that vary, instead of over all.
-        chain: names of the modules to pair, in order; by default found from a forward pass, without the
-            projections of residual shortcuts.
+        chain: names of the modules to pair, in order, each with the next; several in a tuple share one place
+            (["embed", ("query", "key"), "out"]). By default found from a forward pass, without the projections of
+            residual shortcuts.
 
     Raises:
         InputError: the reduction is unknown.
@@ -49,10 +51,14 @@ class InformationFlow:
 
     reduction: Reduction
     alive_only: bool
-    layers: tuple[str, ...] | None
+    layers: meter_room.Places | None
 
     def __init__(
-        self, reduction: Reduction = "mean", *, alive_only: bool = False, chain: Sequence[str] | None = None
+        self,
+        reduction: Reduction = "mean",
+        *,
+        alive_only: bool = False,
+        chain: Sequence[str | Sequence[str]] | None = None,
     ) -> None:
         if reduction not in get_args(Reduction):
             raise unknown("reduction", str(reduction), get_args(Reduction))
@@ -65,9 +71,19 @@ class InformationFlow:
         which = {"mean": "mean", "absolute": "mean absolute", "square": "mean square"}[self.reduction]
         return f"information flow ({which} correlation{' of living units' if self.alive_only else ''})"
 
-    def chain(self, model: nn.Module, batch: Batch) -> tuple[str, ...]:
-        """Return the layers whose neighbours are paired, in order."""
-        return meter_room.trace(model, batch, self.layers, each_sample=True)
+    def chain(self, model: nn.Module, batch: Batch) -> Chain:
+        """Return the layers whose neighbours are paired, in order.
+
+        Raises:
+            InputError: no layer feeds another.
+        """
+        found = meter_room.trace(model, batch, self.layers, each_sample=True)
+        if not found.pairs:
+            raise InputError(
+                f"no layer of {type(model).__name__} feeds another ({', '.join(found)} run side by side): name the modules "
+                "to pair with chain=[…]"
+            )
+        return found
 
     def collect(
         self,
@@ -77,10 +93,11 @@ class InformationFlow:
         masks: Mapping[str, Tensor] | None = None,
     ) -> Rows | CoMoments:
         """Run the model once over the batches and keep the statistics of the layers' outputs."""
-        pairs = list(pairwise(chain))
+        pairs = list(Chain.of(chain).pairs)
         statistics: Rows | CoMoments = Rows([], pairs) if self.reduction == "mean" else CoMoments(pairs)
         with torch.no_grad(), Taps(model, chain) as taps:
             for batch in batches:
+                taps.expect(batch.samples, real_tokens(model, batch))
                 meter_room.forward(model, batch)
                 statistics.update(taps.read(samples=batch.samples))
         return statistics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -14,11 +15,12 @@ from incop import batches as batches_room
 from incop import layers, observing
 from incop.batches import Batch
 from incop.errors import IncopError, InputError
-from incop.flow.taps import Paths
+from incop.flow.taps import Paths, lengths
+from incop.layers import Chain
 from incop.records import Flow
 from incop.wrappers import as_written, unwrapped
 
-__all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "trace"]
+__all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "plain_attention", "trace"]
 
 
 class State(Protocol):
@@ -87,7 +89,7 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a ScriptModule, which hides its layers: pass the module it was made of")
     model, started = unwrapped(model), time.perf_counter()
-    with torch.inference_mode(False), observing.undisturbed(model), Paths(model) as paths:
+    with torch.inference_mode(False), observing.undisturbed(model), plain_attention(model), Paths(model) as paths:
         source = placed_batches(model, batches)
         first = next(source, None)
         if first is None:
@@ -109,7 +111,29 @@ def placed_batches(model: nn.Module, batches: Any) -> Iterator[Batch]:
         yield batches_room.placed(batches_room.unpack(batch), device=device, dtype=dtype)
 
 
-def by_hand(chain: Sequence[str] | None) -> tuple[str, ...] | None:
+@contextmanager
+def plain_attention(model: nn.Module) -> Iterator[None]:
+    """Have torch's own transformer layers run their parts one by one, as they do in training.
+
+    Its fast path for evaluation runs a whole layer as one kernel, past its modules, on tokens without their padding.
+    """
+    switch = getattr(torch.backends, "mha", None)
+    parts = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+    if switch is None or not any(isinstance(module, parts) for module in model.modules()):
+        yield
+        return
+    was = switch.get_fastpath_enabled()
+    switch.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        switch.set_fastpath_enabled(was)
+
+
+Places = tuple[str | tuple[str, ...], ...]  # of a chain by hand; names in a tuple share one
+
+
+def by_hand(chain: Sequence[str | Sequence[str]] | None) -> Places | None:
     """Return a chain given by hand, or None for the one that is found.
 
     Raises:
@@ -117,7 +141,7 @@ def by_hand(chain: Sequence[str] | None) -> tuple[str, ...] | None:
     """
     if isinstance(chain, str):
         raise InputError(f"chain={chain!r} is one name: give the layers as a list, chain=[{chain!r}, …]")
-    return None if chain is None else tuple(chain)
+    return None if chain is None else tuple(place if isinstance(place, str) else tuple(place) for place in chain)
 
 
 def forward(
@@ -169,9 +193,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
 
 
-def trace(
-    model: nn.Module, batch: Batch, given: tuple[str, ...] | None, *, each_sample: bool = False
-) -> tuple[str, ...]:
+def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: bool = False) -> Chain:
     """Return the chain of a model, found on the batch's first two samples (on all when two do not do).
 
     Raises:
@@ -184,7 +206,8 @@ def trace(
     small = batches_room.first_samples(batch, 2)
     for part in (small,) if small is batch else (small, batch):  # a model may insist on its batch size
         try:
-            return layers.chain(model, part, given=given, forward=run, each_sample=each_sample)
+            found = layers.chain(model, part, given=given, forward=run, each_sample=each_sample)
+            return _masked(model, part, found) if each_sample else found
         except (IncopError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -195,3 +218,30 @@ def trace(
         f"the order of the layers cannot be read off {type(model).__name__}, whose forward pass runs alone but not "
         f"under autograd ({_said(failed)}): name the layers with chain=[…]"
     ) from failed
+
+
+@torch.no_grad()
+def _masked(model: nn.Module, batch: Batch, chain: Chain) -> Chain:
+    """Find out which layers' tokens are those of a mask: the ones that become as many when the masked tokens do.
+
+    One mask may say which words are real, another which words of the answer; pictures beside them have none.
+    """
+    real = batches_room.real_tokens(model, batch)
+    if not real:
+        return chain
+    whole = lengths(model, chain, batch.samples, lambda: _run(model, batch))
+    masks: dict[str, str] = {}
+    for name, mask in real.items():
+        tokens = mask.shape[1]
+        fewer = (tokens + 1) // 2
+        try:
+            part = batches_room.shortened(model, batch, name, fewer)
+            now = lengths(model, chain, batch.samples, lambda part=part: _run(model, part))  # type: ignore[misc]
+        except (IncopError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # the model insists on so many tokens: go by the length alone
+            now = {call: fewer if length == tokens else min(length, 1) - 1 for call, length in whole.items()}
+        for call, length in whole.items():
+            if now.get(call, length) != length:
+                masks[call] = name if (length, now[call]) == (tokens, fewer) else "?"
+    return Chain(chain, chain.pairs, chain.units, chain.axes, masks)

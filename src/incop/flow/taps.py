@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from incop.batches import output_tensor
+from incop.batches import output_tensor, walk
 from incop.errors import InputError
-from incop.layers import LAYERS, folded, module_of
+from incop.layers import Chain, folded, is_layer, module_of, sample_axis, units_axis
 
-__all__ = ["Paths", "Taps", "pooled"]
-
-UNITS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)
-UNITS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+__all__ = ["Paths", "Taps", "lengths", "pooled"]
 
 
 class Taps:
@@ -40,11 +38,15 @@ class Taps:
     """
 
     def __init__(self, model: nn.Module, chain: Sequence[str]) -> None:
-        self._chain = list(chain)
+        self._chain = Chain.of(chain)
+        self._calls = dict.fromkeys(call.partition("[")[0] for call in self._chain)
         self._modules = {module_of(call): model.get_submodule(module_of(call)) for call in chain}
         self._handles: list[Any] = []
         self._seen: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._samples: int | None = None
+        self._real: Mapping[str, Tensor] = {}
+        self._padded: Mapping[str, Tensor] = {}
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
@@ -59,14 +61,48 @@ class Taps:
         self._handles.clear()
         self._seen.clear()
 
+    def expect(self, samples: int, real: Mapping[str, Tensor] | None = None) -> None:
+        """Say what the next forward pass is of: its samples, and its real tokens as `batches.real_tokens` gives them."""
+        self._samples, self._real = samples, real or {}
+        self._padded = {name: mask for name, mask in self._real.items() if not bool(mask.all())}
+
     def _listener(self, name: str) -> Any:
         def listen(module: nn.Module, args: Any, output: Any) -> None:
             self._counts[name] = count = self._counts.get(name, 0) + 1
             call = name if count == 1 else f"{name}#{count}"
-            if call in self._chain:
-                self._seen[call] = pooled(module, output_tensor(output, where=f"layer {name!r}"), name)
+            if call in self._calls:
+                self._seen[call] = self._pooled(call, module, output)
 
         return listen
+
+    def _pooled(self, call: str, module: nn.Module, output: Any) -> Tensor:
+        first = output[0] if isinstance(output, tuple) and output else None
+        if isinstance(first, PackedSequence):
+            padded, sizes = pad_packed_sequence(first, batch_first=True)
+            place = torch.arange(padded.shape[1], device=padded.device)
+            return pooled(module, padded, call, real=place[None, :] < sizes.to(padded.device)[:, None])
+        found = output_tensor(output, where=f"layer {call!r}")
+        axis = _axis(self._chain, call, module, found, self._samples)
+        return pooled(module, found, call, axis=axis, real=self._real_of(call, module, found, axis))
+
+    def _real_of(self, call: str, module: nn.Module, output: Tensor, axis: int) -> Tensor | None:
+        """Return which of a layer's tokens are real, when a mask says so; None when all are."""
+        tokens = _tokens(module, output, axis) if self._padded else 0
+        if tokens == 0 or output.shape[axis] != self._samples:  # of other rows than samples `read` tells
+            return None
+        whose = None if self._chain.masks is None else self._chain.masks.get(call, "")
+        if whose is None:  # nobody looked: its tokens are those of a mask that is as long
+            fitting = [name for name, real in self._real.items() if real.shape[1] == tokens]
+            whose = fitting[0] if len(fitting) == 1 else "?"
+        if whose in self._real and self._real[whose].shape[1] == tokens:
+            return self._padded.get(whose)
+        if whose:
+            sizes = ", ".join(f"{name} {real.shape[1]}" for name, real in self._real.items())
+            raise InputError(
+                f"layer {call!r} has {tokens} places a sample, made of padded tokens ({sizes}), and which of them are padding "
+                "cannot be told: pass chain=[…] without it, or batches without padding"
+            )
+        return None
 
     def read(self, *, samples: int) -> dict[str, Tensor]:
         """Return what the last forward pass gave, (n, M) by layer, and make ready for the next.
@@ -76,7 +112,8 @@ class Taps:
         """
         seen = self._seen
         self._seen, self._counts = {}, {}
-        for call in self._chain:
+        self._samples, self._real, self._padded = None, {}, {}
+        for call in self._calls:
             if call not in seen:
                 raise InputError(
                     f"layer {call!r} of the chain did not run on this batch: the model takes other paths for other "
@@ -84,11 +121,13 @@ class Taps:
                 )
             if seen[call].shape[0] != samples:
                 raise folded(call, seen[call].shape[0], samples)
-        return {call: seen[call] for call in self._chain}
+        whole = {call: seen[call.partition("[")[0]] for call in self._chain}
+        units = self._chain.units
+        return {call: rows[:, units[call].to(rows.device)] if call in units else rows for call, rows in whole.items()}
 
 
 class Paths:
-    """Notice a model that takes other paths for other inputs: count which layers each forward pass runs.
+    """Notice a model that takes other paths for other inputs: note which layers each forward pass runs, in order.
 
     Args:
         model: the model to listen to, while this is entered.
@@ -97,13 +136,13 @@ class Paths:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._handles: list[Any] = []
-        self._running: dict[str, int] | None = None
-        self.last: dict[str, int] | None = None
+        self._running: list[str] | None = None
+        self.last: list[str] | None = None
 
     def __enter__(self) -> Self:
         self._handles.append(self._model.register_forward_pre_hook(self._begin))
         for name, module in self._model.named_modules():
-            if isinstance(module, LAYERS):
+            if is_layer(module):
                 self._handles.append(module.register_forward_hook(self._counter(name)))
         self._handles.append(self._model.register_forward_hook(self._end))
         return self
@@ -116,7 +155,7 @@ class Paths:
         self._handles.clear()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
-        self._running = {}
+        self._running = []
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.last, self._running = self._running, None  # what checkpointing runs again afterwards does not count
@@ -124,7 +163,7 @@ class Paths:
     def _counter(self, name: str) -> Any:
         def count(module: nn.Module, args: Any, output: Any) -> None:
             if self._running is not None:
-                self._running[name] = self._running.get(name, 0) + 1
+                self._running.append(name)
 
         return count
 
@@ -134,30 +173,78 @@ class Paths:
         Without such a pass (the chain was given by hand) nothing is held against anything.
 
         Raises:
-            InputError: a layer ran another number of times on this batch.
+            InputError: a layer ran another number of times on this batch, or in another order.
         """
         expected = self.last
         for batch in batches:
             yield batch
             if expected is None or self.last is None or self.last == expected:
                 continue
-            name = next(n for n in (*expected, *self.last) if expected.get(n, 0) != self.last.get(n, 0))
-            raise InputError(
-                f"layer {name!r} ran {self.last.get(name, 0)} times on one batch and {expected.get(name, 0)} times on "
-                "another: the model takes other paths for other inputs, and a flow needs the same steps for all; pass "
-                "batches of one length, or the layers that always run as chain=[…]"
+            raise _other_path(expected, self.last)
+
+
+def _other_path(before: list[str], now: list[str]) -> InputError:
+    for name in (*before, *now):
+        if (times := now.count(name)) != before.count(name):
+            return InputError(
+                f"layer {name!r} ran {times} times on one batch and {before.count(name)} times on another: the model takes "
+                "other paths for other inputs, and a flow needs the same steps for all; pass batches of one length, or the "
+                "layers that always run as chain=[…]"
             )
+    was, name = next((a, b) for a, b in zip(before, now, strict=True) if a != b)
+    return InputError(
+        f"layer {name!r} ran on one batch where {was!r} did on another: the model runs its layers in an order that depends on "
+        "the data, and a flow needs the same steps for all; pass the layers that always follow each other as chain=[…]"
+    )
 
 
-def pooled(module: nn.Module, output: Tensor, name: str = "") -> Tensor:
+def _tokens(module: nn.Module, output: Tensor, axis: int) -> int:
+    """Return how many tokens (or places) an output has a sample; 0 when it has no such dimension."""
+    if output.dim() < 3:
+        return 0
+    return output.numel() // max(output.shape[axis] * output.shape[units_axis(module, output.dim())], 1)
+
+
+def _axis(chain: Chain, call: str, module: nn.Module, output: Tensor, samples: int | None) -> int:
+    """Return the dimension of an output that holds the samples."""
+    if chain.axes is not None:
+        return chain.axes.get(call, 0)
+    return 0 if samples is None else sample_axis(module, output.shape, samples)
+
+
+def lengths(model: nn.Module, chain: Chain, samples: int, run: Callable[[], Any]) -> dict[str, int]:
+    """Return how many tokens each layer of a chain puts out a sample while `run` runs the model."""
+    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
+
+    def listener(name: str) -> Any:
+        def listen(module: nn.Module, args: Any, output: Any) -> None:
+            counts[name] = count = counts.get(name, 0) + 1
+            call = name if count == 1 else f"{name}#{count}"
+            first = next(walk(output), None)
+            if first is not None:
+                found[call] = _tokens(module, first, _axis(chain, call, module, first, samples))
+
+        return listen
+
+    handles = [model.get_submodule(n).register_forward_hook(listener(n)) for n in {module_of(call) for call in chain}]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def pooled(module: nn.Module, output: Tensor, name: str = "", *, axis: int = 0, real: Tensor | None = None) -> Tensor:
     """Average a layer's output over its spatial or token dimensions, f_l(x) of the method.
 
     Args:
-        module: the layer. Convolutions, batch and group normalisation have their units in dimension 1; linear
-            and recurrent modules, layer normalisation and attention in the last; of any other module, with four
-            dimensions or more in dimension 1, with three in the last.
+        module: the layer; it says where the units lie, see `layers.units_axis`.
         output: (n, M, …) or (n, …, M).
         name: of the layer, for errors.
+        axis: the dimension that holds the samples.
+        real: which tokens count, (n, T) booleans; all of them where it is None.
 
     Returns:
         (n, M), at least float32, without gradient.
@@ -174,5 +261,10 @@ def pooled(module: nn.Module, output: Tensor, name: str = "") -> Tensor:
     dtype = torch.float32 if out.dtype.itemsize < 4 else out.dtype
     if out.dim() == 2:
         return out.to(dtype, copy=True)  # a following ReLU(inplace=True) must not write into it
-    first = isinstance(module, UNITS_FIRST) or (out.dim() >= 4 and not isinstance(module, UNITS_LAST))
-    return out.mean(tuple(range(2, out.dim())) if first else tuple(range(1, out.dim() - 1)), dtype=dtype)
+    units = units_axis(module, out.dim())
+    if real is None:
+        return out.mean([i for i in range(out.dim()) if i not in (axis, units)], dtype=dtype)
+    out_nTM = out.movedim((axis, units), (0, -1)).flatten(1, -2)
+    real_nT = real.to(out.device)
+    total_nM = out_nTM.masked_fill(~real_nT[..., None], 0.0).sum(1, dtype=dtype)
+    return total_nM / real_nT.sum(1, keepdim=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from incop.errors import InputError
+from incop.layers import is_conv1d
 from incop.masks import Masks
 from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path
 from incop.pruning.scores import Magnitude, Score
@@ -74,7 +75,12 @@ def prune(
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
     scores = checked(score(unwrapped(model), weights), weights)
     if isinstance(selection, NofM):
-        new = {name: selection.cut(scores[name], masks[name].to(scores[name].device)) for name in masks}
+        # rows are units, but for transformers' Conv1D, whose weight is (inputs, units)
+        turned = {f"{name}.weight" if name else "weight" for name, module in model.named_modules() if is_conv1d(module)}
+        new = {}
+        for name, score_of in scores.items():
+            mask = masks[name].to(score_of.device)
+            new[name] = selection.cut(score_of.T, mask.T).T if name in turned else selection.cut(score_of, mask)
         return masks.intersect(new)
     kept = masks
     for names, share in selection.groups(list(masks)):
