@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from incop.experiments.plan import Plan
 from incop.records import Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 
-__all__ = ["level_table", "plain_console", "print_run", "printable", "spent_lines", "table"]
+__all__ = ["level_table", "plain_console", "print_run", "printable", "say_code", "spent_lines", "table"]
 
 
 def plain_console() -> Console:
@@ -94,6 +96,15 @@ def spent_lines(run: Run) -> list[str]:
     if run.error:
         lines.append(f"{run.status}: {run.error}")
     return lines
+
+
+def say_code(plan: Plan) -> None:
+    """Say on standard error that a plan's model is code which now runs, and which."""
+    from incop.experiments import models  # imports torch
+
+    named = models.code_of(plan.model)
+    if named is not None:
+        print(f"incop: the model is code, which is run: {printable(named)}", file=sys.stderr)
 
 
 def print_run(console: Console, run: RunDir) -> None:
