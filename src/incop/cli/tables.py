@@ -61,12 +61,17 @@ def level_table(levels: Sequence[Level], *, title: str) -> Table:
             f"{level.sparsity:.4f}",
             f"{level.model_sparsity:.4f}",
             f"{round(level.epochs, 2):g}{budget}",
-            _fraction(level.val_accuracy),
+            _fraction(level.val_accuracy) if level.metric is None else _judged(level),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",
             printable("; ".join([level.stop_reason, *level.notices])),
         )
     return made
+
+
+def _judged(level: Level) -> str:
+    assert level.metric is not None
+    return printable(level.metric.name) + (" –" if level.score is None else f" {level.score:.4g}")
 
 
 def _fraction(value: float | None) -> str:
