@@ -302,7 +302,7 @@ class Trainer:
             return self._stretch_of(model, state)
 
     def _stretch_of(self, model: nn.Module, state: State) -> _Stretch | None:
-        if self._loader is not None:
+        if self._loader is not None and "step" not in state:
             self._loader.restore(part("loader", state))
         if state.get("keeps"):
             kept = self._fresh(model)
