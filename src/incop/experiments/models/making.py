@@ -135,8 +135,20 @@ def make(
     if weights == "pretrained" and not fetched:
         notices += start(model, libraries.pretrained(named, model), f"torchvision's pretrained {named.name}")
     elif weights not in ("none", "pretrained"):
-        notices += start_from_file(model, weights)
+        notices += _started(model, weights, named)
     return Made(model.train(), origin, tuple(notices))
+
+
+def _started(model: nn.Module, weights: str, named: Named) -> list[str]:
+    try:
+        return start_from_file(model, weights)
+    except InputError as error:
+        if named.source != "hf" or "do not fit" not in str(error):
+            raise
+        # transformers renames tensors on their way into a file of its own
+        raise InputError(
+            f"{error}; a folder that save_pretrained() wrote is read by hf:FOLDER --weights pretrained"
+        ) from error
 
 
 def _built(build: Callable[[], nn.Module], said: str, fetched: bool) -> nn.Module:
