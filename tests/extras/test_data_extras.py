@@ -1,4 +1,4 @@
-"""Data of the libraries datasets and torchvision: from local files, the same images as incop's own readers take, or told why not."""
+"""Data of the libraries datasets and torchvision: from local files, the same images as incop's own readers take, or told why."""
 
 import io
 import json
