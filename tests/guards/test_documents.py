@@ -1,16 +1,17 @@
-"""Every public name is documented with an example, and every block of Python in the documents runs."""
+"""Every public name is documented with an example, and every block of Python in the documents runs.
+
+Blocks of pages that need an extra run in the extras' environment: `tests/extras/test_documents_extras.py`.
+"""
 
 import inspect
 import re
-from pathlib import Path
+import tomllib
 
 import pytest
+from documents import DOCUMENTS, ROOT, blocks, extras_of, pages, run_block
 
 import incop
 
-ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PLAIN = {"IncopError", "InputError", "TrainingError", "MissingExtra"}  # an error is shown where it is raised
 RECORDS = {"Check", "History", "Level", "Run", "Spent", "Verdict", "Ticket", "RewindPoint"}  # made by incop, not called
 
@@ -39,18 +40,29 @@ def test_all_is_sorted_and_complete():
     assert set(incop.__all__) == {"__version__", *incop._HOMES, *incop._ROOMS}
 
 
-def blocks():
-    return [
-        pytest.param(block, id=f"{document.name}-{number}")
-        for document in DOCUMENTS
-        for number, block in enumerate(BLOCK.findall(document.read_text()), 1)
-    ]
-
-
-@pytest.mark.parametrize("block", blocks())
+@pytest.mark.parametrize("block", blocks(pages(of_extras=False)))
 def test_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "document", "exec"), {"__name__": "__document__"})
+    run_block(block)
+
+
+def test_pages_of_extras_name_extras_there_are():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for document in pages(of_extras=True):
+        assert set(extras_of(document)) <= set(extras), f"{document.name} needs an extra that is not in pyproject.toml"
+
+
+def test_only_the_first_lines_make_a_page_one_of_extras(tmp_path):
+    page = tmp_path / "page.md"
+    line = "This page needs `pip install 'incop[lightning, metrics]'`.\n"
+    page.write_text(f"# Page\n\n{line}")
+    assert extras_of(page) == ["lightning", "metrics"]
+    page.write_text("# Page\n" + "\n" * 20 + line)
+    assert extras_of(page) == []
+
+
+def test_readme_is_no_page_of_extras():
+    assert not extras_of(ROOT / "README.md")
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
