@@ -10,9 +10,10 @@ from torch.nn import functional
 
 import incop
 from incop import Masks, Watch, flow, search, stopping
+from incop.cli import main
 from incop.errors import InputError
 from incop.experiments import replays
-from incop.records import Check, History, Level, Metric
+from incop.records import Check, History, Level, Metric, Run, Spent
 from incop.rundir import RunDir
 from incop.scoring import Scoring
 
@@ -196,6 +197,23 @@ def test_a_recorded_run_is_replayed_by_its_metric(tmp_path):
         assert one.stopped == any(score <= dense + 1e-9 * max(dense, 1) for score in scores)
     with pytest.raises(InputError, match="needs the accuracy"):
         replays.replay(run, stopping.AccuracyRestored())
+
+
+def test_tables_show_it_under_its_name(tmp_path, capsys):
+    run, levels = RunDir.create(tmp_path / "run"), []
+    for ticket in search(net(1), regression(), levels=1, rewind="rate", on_check=run.append):
+        run.append(ticket.record)
+        levels.append(ticket.record)
+    spent = Spent.total(level.spent for level in levels)
+    dense = {"val_accuracy": None, "test_accuracy": None, "epochs": 4.0}
+    run.write_plan({"model": "mine"})
+    run.write_summary(Run("mine", "mine", "mine", 0, "finished", dense, tuple(levels), spent, None, {}))
+    assert main(["show", str(run.path)]) == 0
+    assert f"rmse {levels[-1].score:.4g}" in capsys.readouterr().out
+    assert main(["report", str(run.path), "--format", "json"]) == 0
+    assert '"metric": "rmse"' in capsys.readouterr().out
+    assert main(["report", str(run.path)]) == 0
+    assert "rmse" in (run.path / "report.html").read_text()
 
 
 def test_a_resumed_search_knows_the_dense_networks_score():

@@ -1,6 +1,9 @@
 """Models of torchvision, timm and transformers by their names: tiny, random, offline; and what cannot be had is told."""
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -194,6 +197,26 @@ def test_pretrained_weights_that_cannot_be_fetched_are_told(name, tmp_path, monk
 
 def refuse(*args, **kwargs):
     raise OSError("no network here")
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18", "hf:vit"])
+def test_a_torchvision_for_another_torch_is_told(name, tmp_path):
+    """In a process without the shim; where both belong together there is nothing to tell."""
+    code = (
+        "import sys\nsys.path = [p for p in sys.path if 'shim' not in p]\n"
+        "from incop.experiments import models\n"
+        f"models.build({name!r}, channels=3, size=(32, 32), classes=7, arguments={VIT if name == 'hf:vit' else {}!r})\n"
+    )
+    path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if "shim" not in entry]
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+    )
+    if run.returncode == 0:
+        pytest.skip("torchvision's compiled part loads beside this torch")
+    assert "InputError: torchvision does not match this torch (operator torchvision::nms" in run.stderr.splitlines()[-1]
 
 
 def test_torchvisions_own_weights_with_other_classes(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from incop.errors import InputError
 from incop.experiments import datasets, methods, models, problems
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.models.making import read_arguments
+from incop.experiments.models.named import place
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.masks import Masks
 from incop.records import Interval
@@ -83,7 +83,7 @@ def resolve(plan: Plan) -> Plan:
 def _in_full(weights: str | None) -> str | None:
     if weights in (None, "none", "pretrained"):
         return None if weights == "none" else weights
-    return str(Path(str(weights)).expanduser().resolve())
+    return str(place(str(weights)).resolve())
 
 
 def prepare(plan: Plan) -> Parts:

@@ -121,6 +121,8 @@ def test_names_are_read_without_opening_anything(name, found):
         ("net.py:mke", "net.py has nothing called 'mke': did you mean 'make'"),
         ("nowhere.py:make", "the model's file 'nowhere.py' does not exist"),
         ("timmm", "did you mean 'timm:…'"),
+        ("~nobody-at-all/net.py:make", "home of an unknown user"),
+        ("a\0b.py:make", "does not exist"),
     ],
 )
 def test_a_name_that_is_none_is_told_in_one_sentence(name, sentence):

@@ -16,6 +16,7 @@ from incop.errors import InputError, nearest, quoted, unknown
 from incop.experiments.datasets.parts import Part, Parts, check_count
 from incop.experiments.datasets.pictures import Decoder
 from incop.experiments.models.libraries import imported
+from incop.experiments.models.named import place
 
 __all__ = ["PREFIX", "check", "read"]
 
@@ -32,7 +33,7 @@ def check(name: str) -> None:
         MissingExtra: `datasets` is not installed.
     """
     source, _ = _split(name)
-    if source.startswith((".", "/", "~")) and not Path(source).expanduser().is_dir():
+    if source.startswith((".", "/", "~")) and not place(source).is_dir():
         raise InputError(f"{quoted(name)}: the folder {quoted(source)} does not exist: check the path")
     imported("datasets", f"the data {name}")
 
@@ -79,7 +80,7 @@ def _split(name: str) -> tuple[str, str | None]:
     rest = name.removeprefix(PREFIX)
     if not rest:
         raise InputError(f"{quoted(name)} names no data: write hf:NAME or hf:FOLDER")
-    if Path(rest).expanduser().exists():
+    if place(rest).exists():
         return rest, None
     source, colon, config = rest.rpartition(":")
     return (source, config) if colon and source else (rest, None)
@@ -87,7 +88,7 @@ def _split(name: str) -> tuple[str, str | None]:
 
 def _loaded(library: Any, name: str) -> Mapping[str, Any]:
     source, config = _split(name)
-    folder = Path(source).expanduser()
+    folder = place(source)
     given: dict[str, Any] = {}
     if "trust_remote_code" in inspect.signature(library.load_dataset).parameters:  # of versions that could run scripts
         given["trust_remote_code"] = False

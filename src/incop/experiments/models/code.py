@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from incop.errors import InputError, nearest, quoted
-from incop.experiments.models.named import SIZES, Named, Wanted
+from incop.experiments.models.named import SIZES, Named, Wanted, place
 
 __all__ = ["check", "factory", "run"]
 
@@ -38,12 +38,12 @@ def check(named: Named) -> None:
     Raises:
         InputError: one of these.
     """
-    if named.source == "file" and not Path(named.place).expanduser().is_file():
+    if named.source == "file" and not place(named.place).is_file():
         raise InputError(
             f"the model's file {quoted(named.place)} does not exist: check the path in {quoted(_said(named))}"
         )
     if named.source == "file":
-        _check_defined(named, Path(named.place).expanduser())
+        _check_defined(named, place(named.place))
 
 
 def _check_defined(named: Named, path: Path) -> None:
@@ -71,7 +71,7 @@ def factory(named: Named) -> tuple[Callable[..., Any], str]:
         InputError: it cannot be run, or holds nothing callable of that name.
     """
     check(named)
-    path = Path(named.place).expanduser().resolve() if named.source == "file" else None
+    path = place(named.place).resolve() if named.source == "file" else None
     with _told(named), _findable(path.parent if path else Path.cwd()):
         module = importlib.import_module(named.place) if path is None else _loaded(path)
     found: Any = module
@@ -93,10 +93,10 @@ def run(make: Callable[..., Any], named: Named, wanted: Wanted, arguments: Mappi
     Raises:
         InputError: it throws, takes other arguments, or makes no network.
     """
-    place = Path(named.place).expanduser().resolve().parent if named.source == "file" else Path.cwd()
+    beside = place(named.place).resolve().parent if named.source == "file" else Path.cwd()
     given = {**_fitting(make, wanted, arguments), **arguments}
     _check_call(make, named, given)
-    with _told(named), _findable(place):
+    with _told(named), _findable(beside):
         model = make(**given)
     if not isinstance(model, nn.Module):
         raise InputError(f"{_said(named)} made a {type(model).__name__}, not a torch.nn.Module: return the network")

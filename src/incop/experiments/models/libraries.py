@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from incop.errors import InputError, MissingExtra, quoted, unknown
-from incop.experiments.models.named import Named, Wanted, refuse_arguments
+from incop.experiments.models.named import Named, Wanted, place, refuse_arguments
 
-__all__ = ["check", "imported", "maker", "pretrained", "version"]
+__all__ = ["check", "imported", "maker", "mismatch", "no_download", "pretrained", "version"]
 
 EXTRAS = {"torchvision": "vision", "timm": "vision", "transformers": "transformers", "datasets": "hub"}
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
@@ -48,6 +47,7 @@ RESERVED = {
         }
     ),
 }
+CAUSES = 10  # errors behind an error that are looked at
 ATTENTIONS = (None, "eager", "sdpa")  # any other may be a name on a hub whose code would be fetched and run
 
 
@@ -65,10 +65,24 @@ def imported(package: str, purpose: str) -> ModuleType:
             raise MissingExtra(package, EXTRAS[package], purpose) from None
         raise InputError(f"{package} cannot be imported ({error}): install what it needs for {purpose}") from error
     except (RuntimeError, AttributeError, OSError) as error:  # its compiled part, for another torch
-        raise InputError(
-            f"{package} does not match this torch ({' '.join(str(error).split())[:200]}): install the builds of both that belong "
-            "together"
-        ) from error
+        raise mismatch(error) or _unfit(package, error) from error
+
+
+def mismatch(error: BaseException) -> InputError | None:
+    """Return what is wrong where torchvision's compiled part is for another torch, which timm and transformers fail at, too."""
+    seen: BaseException | None = error
+    for _ in range(CAUSES):
+        if seen is None:
+            return None
+        if "torchvision::" in str(seen):
+            return _unfit("torchvision", seen)
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _unfit(package: str, error: BaseException) -> InputError:
+    said = " ".join(str(error).split())[:200]
+    return InputError(f"{package} does not match this torch ({said}): install the builds of both that belong together")
 
 
 def version(named: Named) -> str:
@@ -101,8 +115,8 @@ def check(named: Named) -> None:
                 else library.list_models()
             )
             raise unknown("timm model", named.name, _near(named.name, whole))
-    elif Path(named.name).expanduser().is_dir():
-        if not (Path(named.name).expanduser() / "config.json").is_file():
+    elif place(named.name).is_dir():
+        if not (place(named.name) / "config.json").is_file():
             raise InputError(f"the folder {quoted(named.name)} has no config.json: save_pretrained() writes one")
     elif "/" not in named.name:
         known = list(library.CONFIG_MAPPING.keys())
@@ -173,7 +187,7 @@ def _timm(named: Named, wanted: Wanted, arguments: Mapping[str, Any], fetch: boo
 
 def _transformers(named: Named, wanted: Wanted, arguments: Mapping[str, Any], fetch: bool) -> Maker:
     transformers = importlib.import_module("transformers")
-    folder = Path(named.name).expanduser()
+    folder = place(named.name)
     said = str(folder) if folder.is_dir() else named.name
     sizes: dict[str, Any] = {} if wanted.task == "language" else {"num_labels": wanted.classes}
     if wanted.task == "images":

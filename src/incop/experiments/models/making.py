@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from incop import checkpoints
 from incop.batches import output_tensor
 from incop.errors import IncopError, InputError, nearest, quoted
 from incop.experiments.models import code, libraries
-from incop.experiments.models.named import Named, Wanted
+from incop.experiments.models.named import Named, Wanted, place
 
 __all__ = ["Made", "check_weights", "make", "read_arguments", "start", "start_from_file"]
 
@@ -77,7 +76,7 @@ def check_weights(weights: str) -> None:
     """
     if weights in ("none", "pretrained"):
         return
-    path = Path(weights).expanduser()
+    path = place(weights)
     if path.suffix.lower() in PICKLES:
         raise InputError(
             f"--weights {quoted(weights)} is a pickle, which may run code when it is opened, and is not read: if you trust it, "
@@ -118,7 +117,7 @@ def make(
         with within():  # the file's own lines may draw weights, too
             factory, origin = code.factory(named)
             model = code.run(factory, named, wanted, arguments)
-        notices.append(f"the model is code that was run: {origin}")
+        notices.append(f"the model is code that was run: {origin[:-48]}…")
     else:
         build = libraries.maker(named, wanted, arguments, fetch=fetched)
         origin = libraries.version(named)
@@ -159,6 +158,8 @@ def _built(build: Callable[[], nn.Module], said: str, fetched: bool) -> nn.Modul
     except MemoryError:
         raise
     except Exception as error:  # whatever a library raises at arguments that it cannot use
+        if (unfit := libraries.mismatch(error)) is not None:
+            raise unfit from error
         if fetched and isinstance(error, OSError | ValueError):
             raise libraries.no_download(said, error) from error
         reason = " ".join(str(error).split())[:300]
@@ -217,8 +218,8 @@ def start_from_file(model: nn.Module, file: str) -> list[str]:
         InputError: it cannot be read, or belongs to another network.
     """
     check_weights(file)
-    weights = checkpoints.load_weights(Path(file).expanduser())
-    digest = hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
+    weights = checkpoints.load_weights(place(file))
+    digest = hashlib.sha256(place(file).read_bytes()).hexdigest()
     return [f"the model began with the weights of {file} (sha256 {digest[:16]}…)", *start(model, weights, file)[1:]]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from incop.errors import InputError, quoted
 
-__all__ = ["FORMS", "LIBRARIES", "SIZES", "TASKS", "Named", "Wanted", "parse", "refuse_arguments"]
+__all__ = ["FORMS", "LIBRARIES", "SIZES", "TASKS", "Named", "Wanted", "parse", "place", "refuse_arguments"]
 
 LIBRARIES = ("torchvision", "timm", "hf")
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME, FILE.py:FACTORY or MODULE:FACTORY"
@@ -75,9 +75,9 @@ class Named:
     def absolute(self) -> str:
         """Return its name with paths in full, so that it means the same from any folder."""
         if self.source == "file":
-            return f"{Path(self.place).expanduser().resolve()}:{self.name}"
-        if self.source == "hf" and Path(self.name).expanduser().is_dir():
-            return f"hf:{Path(self.name).expanduser().resolve()}"
+            return f"{place(self.place).resolve()}:{self.name}"
+        if self.source == "hf" and place(self.name).is_dir():
+            return f"hf:{place(self.name).resolve()}"
         return f"{self.place or self.source}:{self.name}"
 
 
@@ -111,6 +111,18 @@ def parse(name: str) -> Named | None:
             raise InputError(f"the model {quoted(name)} names no library: did you mean '{near[0]}:{rest}'?")
         return Named("module", place, rest)
     raise InputError(f"the model {quoted(name)} cannot be read: give a name of `incop list models`, {FORMS}")
+
+
+def place(path: str) -> Path:
+    """Return a path with the home in it written out.
+
+    Raises:
+        InputError: it begins with the home of an unknown user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{quoted(path)} begins with the home of an unknown user: write the path in full") from None
 
 
 def refuse_arguments(name: str, arguments: Iterable[str], reserved: Iterable[str]) -> None:
