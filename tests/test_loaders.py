@@ -184,12 +184,19 @@ class Noisy(Dataset):
         return X[k] + 0.1 * noise.float(), Y[k]
 
 
+class Jitter(nn.Module):
+    """Draws from Python's generator while it trains, between the loader's own draws, as stochastic depth may."""
+
+    def forward(self, x):
+        return x * (0.9 + 0.2 * random.random()) if self.training else x
+
+
 def searched(make, stop_at=None, state=None, take=None):
     """Run a search; take its state at its n-th rest, and go on from one."""
     torch.manual_seed(11)
     random.seed(11)
     np.random.seed(11)
-    model, rests = net(dropout=0.3), []
+    model, rests = nn.Sequential(*net(dropout=0.3), Jitter()), []
 
     def on_state(take_now):
         rests.append(1)
