@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from incop.loop import Ticket, search
     from incop.masks import Masks, hold
     from incop.pruning.cut import prune
-    from incop.records import Check, Flow, History, Interval, Level, Run, Spent, Verdict
+    from incop.records import Check, Flow, History, Interval, Level, Metric, Run, Spent, Verdict
     from incop.snapshots import RewindPoint, Snapshot
     from incop.training import Trainer
     from incop.watch import Watch
@@ -29,6 +29,7 @@ _HOMES = {
     "Interval": "incop.records",
     "Level": "incop.records",
     "Masks": "incop.masks",
+    "Metric": "incop.records",
     "MissingExtra": "incop.errors",
     "RewindPoint": "incop.snapshots",
     "Run": "incop.records",
@@ -55,6 +56,7 @@ __all__ = [
     "Interval",
     "Level",
     "Masks",
+    "Metric",
     "MissingExtra",
     "RewindPoint",
     "Run",

@@ -20,7 +20,7 @@ from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
 from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
 from incop.pruning.cut import planned
-from incop.records import Check, Flow, Interval, Level
+from incop.records import Check, Flow, Interval, Level, Metric
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State, part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
@@ -48,12 +48,15 @@ class Trains(Protocol):
 
         A trainer that offers `state()` and `restore(state)` besides, and calls `watch.rest()` after every step, is resumed
         within a level: `restore` is called before the `fit` that goes on, in which `watch.step` is above 0. Any other is
-        resumed at the level's beginning. The generators of Python, NumPy and torch are the search's business, unless the
-        trainer forks them.
+        resumed at the level's beginning; so is one that says in `inexact` why it cannot do better. The generators of Python,
+        NumPy and torch are the search's business, unless the trainer forks them.
+
+        A trainer that is judged by another metric than accuracy says so in `measures`, a `Metric`, and calls
+        `watch.look(score=…)`.
         """
 
     def evaluate(self, model: nn.Module) -> float:
-        """Return the accuracy on the validation split, in [0, 1]. Never on the test split."""
+        """Return the accuracy on the validation split, in [0, 1], or the metric. Never on the test split."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,8 @@ class _Search:
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
     reference_accuracy: float | None = None
+    metric: Metric | None = None
+    reference_score: float | None = None
     planning: tuple[int, float] = (0, 0.0)  # samples and seconds that planning the cuts took
     lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
     retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
@@ -294,6 +299,7 @@ def search(
         on_state=on_state,
         resume=resume,
         masks=Masks.full(model, skip=skip, frozen=frozen),
+        metric=getattr(trainer, "measures", None),
     )
     _validate(parts)
     return _levels(parts)
@@ -315,6 +321,7 @@ def _validate(parts: _Search) -> None:
         raise InputError(
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
         )
+    _validate_metric(parts)
     if parts.selection is not None:
         parts.selection.groups(list(parts.masks))
     budget = budget_of(parts.trainer)
@@ -343,6 +350,20 @@ def _validate_answers(parts: _Search) -> None:
     ):
         if answer not in known:
             raise unknown(f"answer to a {what}", str(answer), known)
+
+
+def _validate_metric(parts: _Search) -> None:
+    if parts.metric is None:
+        return
+    if not isinstance(parts.metric, Metric):
+        raise InputError(
+            f"the trainer measures a {type(parts.metric).__name__}: say it by Metric(name, higher_is_better)"
+        )
+    if parts.rule is not None and "accuracy" in parts.rule.wants:
+        raise InputError(
+            f"the rule {str(parts.rule)!r} asks for the accuracy, and the trainer measures {parts.metric.name}: use "
+            "MetricRestored(drop), in words 'metric within X'"
+        )
 
 
 def _validate_ends(parts: _Search) -> None:
@@ -443,6 +464,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
         parts.probe,
         meter=parts.meter,
         masks=parts.masks,
+        metric=parts.metric,
         every=parts.check_every,
         lr_share=parts.lr_share,
         on_check=parts.on_check,
@@ -460,7 +482,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
             )
     parts.reference = watch.checks[-1].flow
     record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
-    parts.reference_accuracy = record.val_accuracy
+    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
     return Ticket(record, parts.masks, dict(end.tensors), watch.checks, dict(parts.points))
 
 
@@ -477,7 +499,12 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
         parts.reference = measure(parts.model, parts.probe, parts.meter, masks=parts.masks)
     record = dataclasses.replace(dense.record, flow=parts.reference)
     parts.lr_share = record.lr_share  # as if this search had trained it
-    parts.reference_accuracy = record.val_accuracy
+    if record.metric != parts.metric:
+        names = [one.name if one is not None else "accuracy" for one in (record.metric, parts.metric)]
+        raise InputError(
+            f"the dense level given was judged by {names[0]}, and the trainer measures {names[1]}: give them one"
+        )
+    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
     return Ticket(record, parts.masks, dict(dense.weights.tensors), (), dict(parts.points))
 
 
@@ -548,6 +575,8 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
         rule=None if full else parts.rule,
         reference=parts.reference,
         reference_accuracy=parts.reference_accuracy,
+        metric=parts.metric,
+        reference_score=parts.reference_score,
         masks=masks,
         next_masks=lambda: _next_masks(parts, level + 1),
         level=level,
@@ -583,6 +612,10 @@ def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Call
 def _rest(parts: _Search, at: _Level, watch: Watch) -> None:
     """Offer the search's state where it can be gone on from: within a level only with a trainer that can, too."""
     able = all(callable(getattr(parts.trainer, name, None)) for name in ("state", "restore"))
+    why = getattr(parts.trainer, "inexact", None)
+    able = able and why is None
+    if why is not None and parts.on_state is not None and at.number == watch.step == 0:
+        at.notices.append(str(why))
     if parts.on_state is not None and (able or watch.step == 0):
         parts.on_state(lambda: _state(parts, at, watch))
 
@@ -618,6 +651,7 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "reference_accuracy": parts.reference_accuracy,
         "lr_share": parts.lr_share,
         "retaken": parts.retaken,
+        "reference_score": parts.reference_score,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
     }
 
@@ -645,6 +679,8 @@ def _restore(parts: _Search, state: State) -> _Level:
         parts.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
         accuracy = state["reference_accuracy"]
         parts.reference_accuracy = None if accuracy is None else float(accuracy)
+        score = state.get("reference_score")
+        parts.reference_score = None if score is None else float(score)
     return at
 
 
@@ -746,7 +782,8 @@ def _prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
 
 def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, notices: list[str]) -> Level:
     end = watch.checks[-1]
-    accuracy = end.accuracy if end.accuracy is not None else float(parts.trainer.evaluate(parts.model))
+    measured = end.accuracy if parts.metric is None else end.score
+    measured = measured if measured is not None else float(parts.trainer.evaluate(parts.model))
     spent = watch.spent
     budget = budget_of(parts.trainer, watch.level)
     if budget is not None and math.isfinite(watch.schedule_from):
@@ -765,7 +802,7 @@ def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, noti
         record_seconds=spent.record_seconds,
         record_samples=spent.record_samples,
         search=watch.stopped,
-        val_accuracy=accuracy,
+        val_accuracy=measured if parts.metric is None else None,
         stop_reason=stop_reason,
         rewind=rewind,
         max_epochs=budget,
@@ -775,4 +812,6 @@ def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, noti
         notices=tuple(notices),
         lr_share=parts.lr_share,
         abandoned=watch.abandoned,
+        metric=parts.metric,
+        score=None if parts.metric is None else measured,
     )

@@ -21,6 +21,7 @@ __all__ = [
     "History",
     "Interval",
     "Level",
+    "Metric",
     "Record",
     "Run",
     "Spent",
@@ -323,6 +324,34 @@ def _norm(values: Iterable[float]) -> float:
 
 
 @dataclass(frozen=True)
+class Metric(Record):
+    """What a network is judged by, where it is not accuracy.
+
+    Args:
+        name: how it is called in records and tables.
+        higher_is_better: whether more of it is better.
+
+    Example:
+        >>> from incop.records import Metric
+        >>> rmse = Metric("rmse", higher_is_better=False)
+        >>> rmse.restored(3.2, of=3.0, drop=0.25), rmse.restored(3.2, of=3.0, drop=0.1)
+        (True, False)
+    """
+
+    name: str
+    higher_is_better: bool
+
+    def goal(self, of: float, drop: float = 0.0) -> float:
+        """Return what a value must reach to be no worse than another by more than `drop`."""
+        return of - drop if self.higher_is_better else of + drop
+
+    def restored(self, value: float, *, of: float, drop: float = 0.0, slack: float = 0.0) -> bool:
+        """Say whether a value is no worse than another by more than `drop`, in the metric's own direction and unit."""
+        goal = self.goal(of, drop)
+        return value >= goal - slack if self.higher_is_better else value <= goal + slack
+
+
+@dataclass(frozen=True)
 class Verdict(Record):
     """The answer of a stop rule: whether to stop, and a sentence that says why.
 
@@ -393,6 +422,7 @@ class Check(Record):
             the one that would have been cut at the last check, the one before it, … (nearest first).
         spent: the level's ledger so far.
         verdict: what the rule answered.
+        score: the run's metric where that is not accuracy, any number; None when nothing asked for it.
     """
 
     level: int
@@ -407,6 +437,7 @@ class Check(Record):
     spent: Spent = Spent()
     verdict: Verdict | None = None
     attempt: int = 0
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -417,11 +448,15 @@ class History:
         checks: the level's checks, oldest first; the last is the one to judge.
         reference: the flow of the dense network at the end of level 0.
         reference_accuracy: its validation accuracy in [0, 1].
+        metric: what networks are judged by, where that is not accuracy.
+        reference_score: the dense network's value of it.
     """
 
     checks: tuple[Check, ...]
     reference: Flow | None = None
     reference_accuracy: float | None = None
+    metric: Metric | None = None
+    reference_score: float | None = None
 
     @property
     def now(self) -> Check:
@@ -445,7 +480,7 @@ class Level(Record):
         seconds: time of its training.
         probe_seconds: time of its probing.
         probe_samples: samples probed.
-        val_accuracy: validation accuracy at its end, in [0, 1].
+        val_accuracy: validation accuracy at its end, in [0, 1]; None where another metric is measured.
         test_accuracy: test accuracy at its end, or None when there is no test split.
         distance: the flow's distance to the reference at its end, or None.
         flow: the flow at its end, or None.
@@ -461,6 +496,8 @@ class Level(Record):
         abandoned: the part of the ledger that went into training that diverged and was begun again; None where none did.
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
+        metric: what the network is judged by, where that is not accuracy.
+        score: its value on the validation split at the level's end, any number.
     """
 
     level: int
@@ -489,6 +526,8 @@ class Level(Record):
     abandoned: Spent | None = None
     flops: int | None = None
     dense_flops: int | None = None
+    metric: Metric | None = None
+    score: float | None = None
 
     @property
     def spent(self) -> Spent:
@@ -524,6 +563,8 @@ class Level(Record):
         ]
         if self.val_accuracy is not None:
             parts.append(f"accuracy {self.val_accuracy:.3f}")
+        if self.metric is not None and self.score is not None:
+            parts.append(f"{self.metric.name} {self.score:.4g}")
         return " · ".join([*parts, self.stop_reason])
 
 

@@ -1,9 +1,9 @@
-"""The built-in trainer: plain PyTorch on tensors in memory, readable at one sitting."""
+"""The built-in trainer: plain PyTorch on tensors in memory or a data loader, readable at one sitting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from incop import observing
-from incop.batches import output_tensor
+from incop.batches import Batch, call, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
+from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
+from incop.records import Metric
+from incop.scoring import Scoring, in_memory, refuse_broadcast
 from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
 from incop.watch import Watch
 
@@ -35,6 +38,19 @@ class _Samples:
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     at: int = 0
 
+    def afresh(self) -> _Samples:
+        """Return an order that is yet to be drawn."""
+        return _Samples(self.generator)
+
+    def state(self) -> State:
+        """Return what `restore` needs."""
+        return {"generator": self.generator.get_state(), "order": self.order, "at": self.at}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on in the same order from the same place."""
+        self.order, self.at = state["order"].to(self.order.device), int(state["at"])
+        self.generator.set_state(state["generator"])
+
     def next(self, labels: Tensor, batch_size: int) -> Tensor:
         """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
         if self.at >= len(self.order):
@@ -50,7 +66,7 @@ class _Stretch:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    samples: _Samples
+    samples: _Samples | Place
     begin: float  # epochs of the level before it
     searching: bool
     step: int = 0
@@ -59,14 +75,15 @@ class _Stretch:
 
 @dataclass
 class Trainer:
-    """Train a classifier on tensors in memory, one level at a time.
+    """Train a network, one level at a time: on tensors in memory, or on the batches of a data loader.
 
     Args:
-        train: inputs (N, …) and labels (N,) of the training split.
-        validation: the same of the validation split; accuracy is measured on it.
+        train: inputs (N, …) and targets (N, …) of the training split, two tensors; or a data loader, a list of batches or
+            anything else with a length that can be gone through again.
+        validation: the same of the validation split; accuracy, or the metric, is measured on it.
         epochs: the dense network's budget, > 0.
         level_epochs: every pruned level's budget, > 0; by default the dense network's. The schedule spans it.
-        batch_size: samples a step, at least 1.
+        batch_size: samples a step, at least 1. A data loader has its own.
         optimizer: "sgd" (Nesterov-free momentum), "adam" or "adamw"; made afresh for every level, but see `keep_optimizer`.
         lr: learning rate at the schedule's start, > 0.
         momentum: of SGD, in [0, 1).
@@ -74,7 +91,13 @@ class Trainer:
         schedule: "constant", "cosine" (to a hundredth of the rate) or "step" (a tenth after half, a hundredth after three
             quarters of the epochs).
         clip: largest norm of a step's gradient, or None.
-        loss: `loss(output, target)`, the mean over the batch.
+        loss: `loss(output, target)`, the mean over the batch: `functional.cross_entropy` for classes, `mse_loss` or `l1_loss`
+            for numbers, `binary_cross_entropy_with_logits` for several labels at once, or a function of your own.
+        metric: what is measured on the validation split instead of accuracy: a function `metric(output, target)` of all its
+            outputs and targets that returns a number, or an object of torchmetrics.
+        higher_is_better: whether more of the metric is better; torchmetrics says it itself.
+        unpack: turns a data loader's batch into (inputs, target), where it has another form than those that
+            `incop.batches.unpack` knows: (inputs, target), or a dictionary of the model's arguments with "labels" among them.
         prepare: turns a batch of inputs into what the model takes, such as uint8 pixels into normalised floats.
         augment: changes a batch of training inputs before `prepare`, given a random generator.
         seed: of the order of samples, of augmentation and of dropout; each level draws its own.
@@ -88,7 +111,8 @@ class Trainer:
             some tens of steps is too short to build up Adam's averages each time.
 
     Raises:
-        InputError: an argument is out of range, or the splits do not fit together.
+        InputError: an argument is out of range, the splits do not fit together, batches can be read only once, or their
+            number is not known.
 
     Example:
         >>> import torch
@@ -99,8 +123,8 @@ class Trainer:
         True
     """
 
-    train: tuple[Tensor, Tensor]
-    validation: tuple[Tensor, Tensor]
+    train: Any
+    validation: Any
     epochs: float = 20.0
     level_epochs: float | None = None
     batch_size: int = 60
@@ -118,6 +142,12 @@ class Trainer:
     search_batch_size: int | None = None
     search_lr: float = 1.0
     keep_optimizer: bool = False
+    metric: Any = None
+    higher_is_better: bool | None = None
+    unpack: Callable[[Any], Any] | None = None
+    _loader: Loader | None = field(default=None, init=False, repr=False, compare=False)
+    _validating: Loader | None = field(default=None, init=False, repr=False, compare=False)
+    _scoring: Scoring = field(default_factory=Scoring, init=False, repr=False, compare=False)
     _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
     _now: _Stretch | None = field(default=None, init=False, repr=False, compare=False)
     _restored: State | None = field(default=None, init=False, repr=False, compare=False)
@@ -149,11 +179,43 @@ class Trainer:
                 or value == math.inf
             ):
                 raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
-        for name, (inputs, labels) in {"train": self.train, "validation": self.validation}.items():
-            if len(inputs) != len(labels) or len(inputs) == 0:
-                raise InputError(
-                    f"the {name} split has {len(inputs)} inputs and {len(labels)} labels: it needs as many, and some"
-                )
+        self._scoring = Scoring.of(self.metric, self.higher_is_better)
+        for name in ("train", "validation"):
+            split = getattr(self, name)
+            if in_memory(split):
+                if len(split[0]) != len(split[1]) or len(split[0]) == 0:
+                    raise InputError(
+                        f"the {name} split has {len(split[0])} inputs and {len(split[1])} labels: it needs as many, and some"
+                    )
+                target = split[1]
+            else:
+                loader = Loader(split, unpack=self.unpack, what=f"the {name} split")
+                target = loader.first.target
+                self._loader, self._validating = (loader, None) if name == "train" else (self._loader, loader)
+            self._scoring.check(target, name)
+        self._check_loader()
+
+    def _check_loader(self) -> None:
+        """Refuse what a data loader does itself."""
+        if self._loader is None:
+            return
+        for name, remedy in (
+            ("search_batch_size", "it has a batch size of its own"),
+            ("augment", "change its samples in its data set, or a batch in unpack="),
+            ("prepare", "change its samples in its data set, or a batch in unpack="),
+        ):
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
+
+    @property
+    def measures(self) -> Metric | None:
+        """The metric and its direction; None where it is accuracy."""
+        return self._scoring.metric
+
+    @property
+    def inexact(self) -> str | None:
+        """Why a search cannot be resumed within a level, as a sentence; None where it can."""
+        return None if self._loader is None else self._loader.inexact
 
     @property
     def steps_per_epoch(self) -> int:
@@ -161,6 +223,8 @@ class Trainer:
         return self._steps_of(self.batch_size)
 
     def _steps_of(self, batch_size: int) -> int:
+        if self._loader is not None:
+            return len(self._loader)
         return math.ceil(len(self.train[0]) / batch_size)
 
     def rate(self, epoch: float, *, of: float | None = None) -> float:
@@ -190,12 +254,12 @@ class Trainer:
                 if self._now is None:
                     seed = self.seed * 1_000_003 + watch.level
                     torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
-                    samples = _Samples(torch.Generator().manual_seed(seed))
-                    if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
+                    samples = self._samples(model, seed)
+                    if watch.due() and watch.look(**self._looked(model, watch), epoch=0.0).stop:
                         return
-                    self._now = self._begun(model, watch, samples.generator)
+                    self._now = self._begun(model, watch, samples)
                 while self._train(model, masks, watch, self._now, budget):
-                    self._now = self._begun(model, watch, self._now.samples.generator)
+                    self._now = self._begun(model, watch, self._now.samples.afresh())
         finally:
             self._now = None
             model.train(was)
@@ -208,8 +272,9 @@ class Trainer:
         now = self._now
         kept = None if self._kept is None else self._kept[1]
         apart = {} if kept is None or (now is not None and kept is now.optimizer) else optimizer_state(kept)
+        own = {} if self._loader is None else under("loader", self._loader.state())
         if now is None:
-            return {"keeps": kept is not None, **under("kept", apart)}
+            return {"keeps": kept is not None, **under("kept", apart), **own}
         state: State = {
             "begin": now.begin,
             "step": now.step,
@@ -217,9 +282,7 @@ class Trainer:
             "losses": torch.tensor(now.losses, dtype=torch.float64),
             "keeps": kept is not None,
             "apart": kept is not None and kept is not now.optimizer,
-            "generator": now.samples.generator.get_state(),
-            "order": now.samples.order,
-            "at": now.samples.at,
+            **now.samples.state(),
             "torch": torch.get_rng_state(),
             **under("outside", self._outside),
             **under("optimizer", optimizer_state(now.optimizer)),
@@ -257,6 +320,8 @@ class Trainer:
             return self._stretch_of(model, state)
 
     def _stretch_of(self, model: nn.Module, state: State) -> _Stretch | None:
+        if self._loader is not None and "step" not in state:
+            self._loader.restore(part("loader", state))
         if state.get("keeps"):
             kept = self._fresh(model)
             restore_optimizer(kept, part("kept", state))
@@ -267,8 +332,8 @@ class Trainer:
         if self._kept is not None and not state["apart"]:
             optimizer = self._kept[1]
         restore_optimizer(optimizer, part("optimizer", state))
-        samples = _Samples(torch.Generator(), state["order"].to(self.train[1].device), int(state["at"]))
-        samples.generator.set_state(state["generator"])
+        samples = self._samples(model, 0)
+        samples.restore(state)
         torch.set_rng_state(state["torch"])
         if "cuda" in state and observing.device_of(model).type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
@@ -277,8 +342,15 @@ class Trainer:
             raise ValueError(f"it stands at epoch {begin}, step {step}")
         return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist())
 
-    def _begun(self, model: nn.Module, watch: Watch, generator: torch.Generator) -> _Stretch:
-        return _Stretch(model, self._optimizer(model, watch), _Samples(generator), watch.epoch, watch.searching)
+    def _samples(self, model: nn.Module, seed: int) -> _Samples | Place:
+        if self._loader is not None:
+            return Place(self._loader, observing.device_of(model))
+        return _Samples(
+            torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64, device=self.train[1].device)
+        )
+
+    def _begun(self, model: nn.Module, watch: Watch, samples: _Samples | Place) -> _Stretch:
+        return _Stretch(model, self._optimizer(model, watch), samples, watch.epoch, watch.searching)
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
@@ -292,18 +364,18 @@ class Trainer:
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
-                inputs, labels = self._batch(now.samples, size)
+                inputs, labels, count = self._batch(now.samples, size)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
                 rate *= self.search_lr if searching else 1.0
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 now.losses.append(self._step(model, optimizer, inputs, labels, watch))
                 now.step = step
-                watch.stepped(len(labels), epoch=begin + step / per_epoch)
+                watch.stepped(count, epoch=begin + step / per_epoch)
                 if watch.due() or step == total:
                     loss = math.fsum(now.losses) / len(now.losses)
                     now.losses = []
-                    if watch.look(accuracy=self._validated(model, watch), loss=loss).stop:
+                    if watch.look(**self._looked(model, watch), loss=loss).stop:
                         return False
                     if searching and not watch.searching and self._searches_otherwise:
                         return step < total
@@ -318,12 +390,14 @@ class Trainer:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        inputs: Tensor,
-        labels: Tensor,
+        inputs: Tensor | Batch,
+        labels: Any,
         watch: Watch,
     ) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = mean_loss(self.loss, self._output(model, inputs), labels)
+        output = self._output(model, inputs)
+        refuse_broadcast(self.loss, output, labels)
+        loss = mean_loss(self.loss, output, labels)
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(f"the loss is {value}", optimizer, watch)
@@ -335,19 +409,23 @@ class Trainer:
         optimizer.step()
         return value
 
-    def _output(self, model: nn.Module, inputs: Tensor) -> Tensor:
+    def _output(self, model: nn.Module, inputs: Tensor | Batch) -> Tensor:
         if self.precision == "float32":
-            return output_tensor(model(inputs), where=type(model).__name__)
-        with torch.autocast(inputs.device.type, torch.bfloat16):
-            return output_tensor(model(inputs), where=type(model).__name__).float()
+            return _called(model, inputs)
+        with torch.autocast(observing.device_of(model).type, torch.bfloat16):
+            return _called(model, inputs).float()
 
-    def _batch(self, samples: _Samples, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, samples: _Samples | Place, batch_size: int) -> tuple[Tensor | Batch, Any, int]:
+        if isinstance(samples, Place):
+            found = samples.next()
+            return found, found.target, found.samples
         inputs, labels = self.train
         index = samples.next(labels, batch_size)
         batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
         if self.augment is not None:
             batch = self.augment(batch, samples.generator)
-        return (self.prepare(batch) if self.prepare is not None else batch), labels.index_select(0, index)
+        ready = self.prepare(batch) if self.prepare is not None else batch
+        return ready, labels.index_select(0, index), len(index)
 
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
@@ -372,24 +450,42 @@ class Trainer:
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(trained, self.lr, weight_decay=self.weight_decay, fused=fused)
 
-    def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
+    def _looked(self, model: nn.Module, watch: Watch) -> dict[str, Any]:
+        """Return what a look is handed: a function that measures accuracy, or the metric."""
+
         def validated() -> float:
-            watch.probed(len(self.validation[0]))
-            return self.evaluate(model)
+            value, samples = self._evaluated(model, self.validation)
+            watch.probed(samples)
+            return value
 
-        return validated
+        return {"accuracy" if self.measures is None else "score": validated}
 
-    def evaluate(self, model: nn.Module, split: tuple[Tensor, Tensor] | None = None) -> float:
-        """Return the accuracy on the validation split, or on another, in [0, 1]. The model is left as it was."""
-        inputs, labels = split if split is not None else self.validation
-        right = 0
-        with observing.undisturbed(model), torch.no_grad():
-            for part, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
-                output = output_tensor(
-                    model(self.prepare(part) if self.prepare is not None else part), where="the model"
-                )
-                right += int((output.argmax(-1) == wanted).sum())
-        return right / len(labels)
+    def evaluate(self, model: nn.Module, split: Any = None) -> float:
+        """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
+
+        Accuracy is the share of targets, in [0, 1], that have the largest output.
+        """
+        return self._evaluated(model, split if split is not None else self.validation)[0]
+
+    def _evaluated(self, model: nn.Module, split: Any) -> tuple[float, int]:
+        """Return the accuracy or metric on a split, and of how many samples it was taken."""
+        samples = 0
+        with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split() as score:
+            for inputs, target, count in self._parts(model, split):
+                score.add(_called(model, inputs), target)
+                samples += count
+            return score.value(), samples
+
+    def _parts(self, model: nn.Module, split: Any) -> Iterator[tuple[Tensor | Batch, Any, int]]:
+        if not in_memory(split):
+            known = self._validating if split is self.validation else None
+            loader = known or Loader(split, unpack=self.unpack, what="the split to evaluate")
+            for batch in loader.once(observing.device_of(model)):
+                yield batch, batch.target, batch.samples
+            return
+        inputs, labels = split
+        for part_, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
+            yield self.prepare(part_) if self.prepare is not None else part_, wanted, len(wanted)
 
 
 def _finite_gradients(model: nn.Module) -> bool:
@@ -400,4 +496,10 @@ def _diverged(what: str, optimizer: torch.optim.Optimizer, watch: Watch) -> Dive
     return Diverged(
         f"{what} at step {watch.step + 1} of level {watch.level} (after epoch {watch.epoch:.2f}, learning rate "
         f"{optimizer.param_groups[0]['lr']:g})"
+    )
+
+
+def _called(model: nn.Module, inputs: Tensor | Batch) -> Tensor:
+    return output_tensor(
+        model(inputs) if isinstance(inputs, Tensor) else call(model, inputs), where=type(model).__name__
     )

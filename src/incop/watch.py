@@ -16,7 +16,7 @@ from incop.batches import reusable
 from incop.errors import Diverged, InputError, TrainingError
 from incop.flow import Meter, measure
 from incop.masks import Masks
-from incop.records import Check, Flow, History, Interval, Spent, Verdict
+from incop.records import Check, Flow, History, Interval, Metric, Spent, Verdict
 from incop.states import State, part, restoring, under
 from incop.stopping import Rule
 
@@ -62,6 +62,8 @@ class Watch:
         rule: when to stop; without one the verdict is never to stop.
         reference: the dense network's flow, from the same meter and probe.
         reference_accuracy: the dense network's validation accuracy in [0, 1], for `AccuracyRestored`.
+        metric: what the network is judged by, where that is not accuracy: `look(score=…)` then takes its value.
+        reference_score: the dense network's value of it, for `MetricRestored`.
         masks: the weights that are left, for meters of weights.
         next_masks: gives the masks that would be cut now, for `MaskSettled`.
         level: number of the level, for the records.
@@ -101,6 +103,8 @@ class Watch:
         rule: Rule | None = None,
         reference: Flow | None = None,
         reference_accuracy: float | None = None,
+        metric: Metric | None = None,
+        reference_score: float | None = None,
         masks: Masks | None = None,
         next_masks: Callable[[], Masks] | None = None,
         level: int = 0,
@@ -117,12 +121,15 @@ class Watch:
         if meter is not None and probe is None:
             raise InputError("a meter needs a probe: pass batches of the training split")
         self._probe = None if probe is None else reusable(probe)
-        _check_needs(rule, meter, reference, reference_accuracy, next_masks)
+        known = reference_accuracy if metric is None else reference_score
+        _check_needs(rule, meter, reference, reference_accuracy, next_masks, metric, known)
         self.model = model
         self.meter = meter
         self.rule = rule
         self.reference = reference
         self.reference_accuracy = reference_accuracy
+        self.metric = metric
+        self.reference_score = reference_score
         self.masks = masks
         self.level = level
         self.every = Interval.parse(every)
@@ -321,6 +328,7 @@ class Watch:
         accuracy: float | Callable[[], float] | None = None,
         loss: float | None = None,
         epoch: float | None = None,
+        score: float | Callable[[], float] | None = None,
     ) -> Verdict:
         """Measure the flow, note it, and ask the rule.
 
@@ -329,6 +337,7 @@ class Watch:
             loss: mean training loss since the last look.
             epoch: epochs trained in this level so far, a fraction within one; by default one more than at the
                 last look, or what `stepped` was told. 0 is a look before any training.
+            score: value of the watch's metric, any number, or a function that measures it.
 
         Returns:
             The verdict: `.stop` and `.reason`.
@@ -349,13 +358,19 @@ class Watch:
         self._seconds += training
         flow = self._measured()
         number = self._accuracy(accuracy)
+        value = self._score(score)
         changes = self._mask_changes()
-        verdict = self._note(flow, number, loss, changes)
+        verdict = self._note(flow, number, loss, changes, value)
         self._mark = time.perf_counter()
         return verdict
 
     def _note(
-        self, flow: Flow | None, accuracy: float | None, loss: float | None, changes: tuple[float, ...]
+        self,
+        flow: Flow | None,
+        accuracy: float | None,
+        loss: float | None,
+        changes: tuple[float, ...],
+        score: float | None,
     ) -> Verdict:
         distance = flow.distance(self.reference) if flow is not None and self.reference is not None else None
         trained = self.epoch > 0 or self.step > 0
@@ -372,12 +387,16 @@ class Watch:
             mask_changes=changes,
             spent=self._ledger(self.epoch),
             attempt=self.attempt,
+            score=score,
         )
         verdict = Verdict(False, NO_RULE)
         if self._stopped is not None:
             verdict = Verdict(False, "trained on to its full budget after the rule's stop")
         elif self.rule is not None:
-            verdict = self.rule(History((*self._checks, check), self.reference, self.reference_accuracy))
+            seen = (*self._checks, check)
+            verdict = self.rule(
+                History(seen, self.reference, self.reference_accuracy, self.metric, self.reference_score)
+            )
         self._checks.append(dataclasses.replace(check, verdict=verdict))
         if self._on_check is not None:
             self._on_check(self._checks[-1])
@@ -387,13 +406,14 @@ class Watch:
             return dataclasses.replace(verdict, stop=False)
         return verdict
 
-    def _charge(self, what: str) -> _Timed:
+    def _charge(self, *what: str) -> _Timed:
         """Charge what follows to probing when the rule needs it, to the record otherwise.
 
         The dense level has no rule; its flow is the reference, which rules need.
         """
         wants = self.rule.wants if self.rule is not None else frozenset({"flow"} if self.level == 0 else ())
-        self._bucket = self._probed if what in wants and self._stopped is None else self._recorded
+        needed = any(one in wants for one in what)
+        self._bucket = self._probed if needed and self._stopped is None else self._recorded
         return _Timed(self._bucket)
 
     def _measured(self) -> Flow | None:
@@ -407,8 +427,19 @@ class Watch:
             looks.samples += flow.samples
         return flow
 
+    def _score(self, score: float | Callable[[], float] | None) -> float | None:
+        if score is None:
+            return None
+        if self.metric is None:
+            raise InputError(
+                "look(score=…): the watch was given no metric=, Metric(name, higher_is_better), to say what it is"
+            )
+        with self._charge("metric"):
+            number = score() if callable(score) else score
+        return float(number)
+
     def _accuracy(self, accuracy: float | Callable[[], float] | None) -> float | None:
-        with self._charge("accuracy"):
+        with self._charge("accuracy", "metric"):
             number = accuracy() if callable(accuracy) else accuracy
         if number is not None and not 0.0 <= number <= 1.0:
             raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
@@ -430,6 +461,8 @@ def _check_needs(
     reference: Flow | None,
     reference_accuracy: float | None,
     next_masks: Callable[[], Masks] | None,
+    metric: Metric | None,
+    value: float | None,
 ) -> None:
     if rule is None:
         return
@@ -445,7 +478,13 @@ def _check_needs(
         ),
         "accuracy": (
             reference_accuracy is not None,
-            "reference_accuracy=, the dense network's validation accuracy",
+            "reference_accuracy=, the dense network's validation accuracy"
+            if metric is None
+            else f"the accuracy, and what is measured is {metric.name}: use MetricRestored ('metric restored')",
+        ),
+        "metric": (
+            value is not None,
+            "reference_accuracy=, or metric= and reference_score=, of the dense network",
         ),
         "mask": (
             next_masks is not None,

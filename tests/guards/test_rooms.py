@@ -19,7 +19,7 @@ ORDER = [
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches", "states", "wrappers"},
+    {"layers", "batches", "states", "wrappers", "loaders", "scoring"},
     {"rundir"},
     {"records", "locks"},
     {"errors"},

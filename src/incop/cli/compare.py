@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -135,15 +136,18 @@ def _comparison(
         "controls": controls,
     }
     told |= {key: value for key, value in said.items() if value is not None}
-    keys = plan.told()
+    keys = plan.written()
     data, model = keys.pop("data", None), keys.pop("model", None)
+    said_here = pairs is not None or model is not None
     if pairs is not None and (data or model):
         raise InputError("--pairs names data and networks; leave --data and --model out")
     if data or model:
         told["pairs"] = [f"{data or 'digits'}/{model or 'lenet-300-100'}"]
     base = told.get("plan", {})
     told["plan"] = {**(base if isinstance(base, dict) else {}), **keys}
-    return comparisons.Comparison.from_toml(told, source=str(file) if file is not None else "the flags")
+    comparison = comparisons.Comparison.from_toml(told, source=str(file) if file is not None else "the flags")
+    allowed = plan.run_code if plan.run_code is not None else (said_here or None)
+    return replace(comparison, plan=replace(comparison.plan, run_code=allowed))
 
 
 def _parts(text: str) -> list[str]:

@@ -27,6 +27,7 @@ def list_(what: Literal["all", "models", "data", "methods", "rules"] = "all", /,
         entries = [models.entry(name) for name in models.names()]
         rows = [[e.name, e.source, f"{e.parameters:,}"] for e in entries]
         console.print(table("models", ("name", "source", "parameters"), rows, numbers=1))
+        console.print(f"others by name: {models.FORMS}", highlight=False, soft_wrap=True)
     if what in ("all", "data"):
         data = [
             [r.name, f"{r.train:,}", f"{r.test:,}", "×".join(map(str, r.shape)), str(r.classes), str(r.found)]

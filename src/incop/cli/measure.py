@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from incop.cli.tables import plain_console, table
+from incop.cli.tables import plain_console, say_code, table
 from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.records import Flow
@@ -22,7 +22,7 @@ def measure(
     level: int | None = None,
     data: str | None = None,
     model: str | None = None,
-    weights: Path | None = None,
+    weights: str | None = None,
     meter: str | None = None,
     alive_only: bool = False,
     probe_size: int | None = None,
@@ -30,6 +30,9 @@ def measure(
     data_dir: str | None = None,
     seed: int | None = None,
     device: str | None = None,
+    model_args: str | None = None,
+    data_args: str | None = None,
+    run_code: bool | None = None,
     json_: bool = False,
     debug: bool = False,
 ) -> None:
@@ -46,7 +49,7 @@ def measure(
     model
         Without a run: the network, as in search. Default: lenet-300-100.
     weights
-        Without a run: a safetensors file of the network's weights. Default: freshly drawn ones.
+        Without a run: a safetensors file of the network's weights, or pretrained: the library's own. Default: drawn ones.
     meter
         information[:mean|absolute|square] or gradient[:norm|mean_abs]. Default: the run's, or information:mean.
     alive_only
@@ -61,21 +64,40 @@ def measure(
         Without a run: seed of weights, split and probe. Default: 0.
     device
         auto, cpu or cuda.
+    model_args
+        Without a run: the network's arguments, as in search.
+    data_args
+        Without a run: the data's arguments, as in search.
+    run_code
+        Run the code that the run's plan names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only if you trust it.
     json_
         Print the flow as JSON.
     debug
         Show where an error came from.
     """
-    said = Plan(data=data, model=model, probe_size=probe_size, limit=limit, data_dir=data_dir, seed=seed, device=device)
+    said = Plan(
+        data=data,
+        model=model,
+        probe_size=probe_size,
+        limit=limit,
+        data_dir=data_dir,
+        seed=seed,
+        device=device,
+        model_args=model_args,
+        data_args=data_args,
+        weights=weights,
+        run_code=True if run_code is None and model is not None else run_code,
+    )
     said.check()
     if run is None:
         if level is not None:
             raise InputError(f"--level {level} belongs to a run: give its folder")
-        found, reference = _by_name(said, meter or "information:mean", weights, alive_only=alive_only)
+        found, reference = _by_name(said, meter or "information:mean", alive_only=alive_only)
     else:
-        strange = [f"--{k}" for k in ("data", "model", "seed", "limit") if getattr(said, k) is not None]
-        if strange or weights is not None:
-            raise InputError(f"{(strange or ['--weights'])[0]} cannot go with a run folder, which says it itself")
+        keys = ("data", "model", "seed", "limit", "model_args", "data_args", "weights")
+        strange = [f"--{key.replace('_', '-')}" for key in keys if getattr(said, key) is not None]
+        if strange:
+            raise InputError(f"{strange[0]} cannot go with a run folder, which says it itself")
         found, reference = _of_run(RunDir.open(run), level, meter, said, alive_only=alive_only)
     if json_:
         told = {"flow": found.to_json(), "distance": None if reference is None else found.distance(reference)}
@@ -93,18 +115,17 @@ def measure(
         console.print(f"distance from dense: {found.distance(reference):.6g}", highlight=False)
 
 
-def _by_name(said: Plan, meter: str, weights: Path | None, *, alive_only: bool) -> tuple[Flow, Flow | None]:
+def _by_name(said: Plan, meter: str, *, alive_only: bool) -> tuple[Flow, Flow | None]:
     import incop  # torch comes with its first use
-    from incop import checkpoints
-    from incop.experiments import methods, tickets
+    from incop.experiments import methods
     from incop.experiments.parts import prepare, resolve
 
     found = methods.meter(meter, alive_only=alive_only)
     if found is None:
         raise InputError("--meter none measures nothing: choose information or gradient")
-    parts = prepare(resolve(said))
-    if weights is not None:
-        tickets.put_weights(parts.model, checkpoints.load_weights(weights), source=str(weights))
+    said = resolve(said)
+    say_code(said)
+    parts = prepare(said)
     return incop.measure(parts.model, parts.probe, found), None
 
 
@@ -121,6 +142,8 @@ def _of_run(
         raise InputError("--meter none measures nothing: choose information or gradient")
     levels = [record.level for record in run.levels()]
     number = level if level is not None else max(levels, default=0)
+    if said.run_code:
+        say_code(plan)
     parts, masks = tickets.rebuild(run, number, said)
     flow = incop.measure(parts.model, parts.probe, found, masks=masks)
     parts, masks = tickets.rebuild(run, 0, said)

@@ -19,6 +19,7 @@ def resume(
     *,
     data_dir: str | None = None,
     inexact: bool = False,
+    run_code: bool = False,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -33,6 +34,8 @@ def resume(
     inexact
         Go on also with another version of torch or another processor than the run was begun with: results then differ in
         their last bits from those of an uninterrupted run.
+    run_code
+        Run the code that the run's plan names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only if you trust it.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -44,5 +47,5 @@ def resume(
 
     with watch_progress(plan, progress) as (console, listeners):
         told = runs.Progress(*listeners, on_notice=say)
-        folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact)
+        folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code)
     print_run(console, folder)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from incop.cli.live import say, watch_progress
-from incop.cli.tables import print_run
+from incop.cli.tables import print_run, say_code
 from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir, read_toml
@@ -55,12 +56,15 @@ def search(
             raise InputError(f"there is no plan file {str(plan_file)!r}")
         from_file, wrong = Plan.read(read_toml(file))
         told, source = plan.over(from_file), str(file)
+    if plan.model is not None and plan.run_code is None:
+        told = replace(told, run_code=True)  # who names a model on the command line means it
     if out is not None:
         RunDir(out).refuse_existing()
     from incop.experiments import parts, problems, runs  # imports torch
 
     problems.refuse([*wrong, *problems.said_wrong(told)], source)
     full = parts.resolve(told)
+    say_code(full)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
         run = runs.execute(full, folder, runs.Progress(*listeners, on_notice=say), dense=dense)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -9,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from incop.experiments.plan import Plan
 from incop.records import Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 
-__all__ = ["level_table", "plain_console", "print_run", "printable", "spent_lines", "table"]
+__all__ = ["level_table", "plain_console", "print_run", "printable", "say_code", "spent_lines", "table"]
 
 
 def plain_console() -> Console:
@@ -59,12 +61,17 @@ def level_table(levels: Sequence[Level], *, title: str) -> Table:
             f"{level.sparsity:.4f}",
             f"{level.model_sparsity:.4f}",
             f"{round(level.trained, 2):g}{budget}",
-            _fraction(level.val_accuracy),
+            _fraction(level.val_accuracy) if level.metric is None else _judged(level),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",
             printable("; ".join([level.stop_reason, *level.notices])),
         )
     return made
+
+
+def _judged(level: Level) -> str:
+    assert level.metric is not None
+    return printable(level.metric.name) + (" –" if level.score is None else f" {level.score:.4g}")
 
 
 def _fraction(value: float | None) -> str:
@@ -94,6 +101,15 @@ def spent_lines(run: Run) -> list[str]:
     if run.error:
         lines.append(f"{run.status}: {run.error}")
     return lines
+
+
+def say_code(plan: Plan) -> None:
+    """Say on standard error that a plan's model is code which now runs, and which."""
+    from incop.experiments import models  # imports torch
+
+    named = models.code_of(plan.model)
+    if named is not None:
+        print(f"incop: the model is code, which is run: {printable(named)}", file=sys.stderr)
 
 
 def print_run(console: Console, run: RunDir) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import threading
@@ -40,7 +41,7 @@ PROCESSES: Any = multiprocessing.get_context(
     "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 )
 # where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
-NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every")
+NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every", "run_code")
 PATIENCE = 60.0  # seconds for the runs of a comparison that was killed to write their checkpoints and end
 MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
@@ -129,7 +130,7 @@ class Comparison:
             "sparsities": list(self.sparsities),
             "pairs": [f"{data}/{model}" for data, model in self.pairs],
             "controls": self.controls,
-            "plan": self.plan.told(),
+            "plan": self.plan.written(),
         }
 
     @classmethod
@@ -175,7 +176,9 @@ def pair(text: str) -> tuple[str, str]:
     Raises:
         InputError: it has no model.
     """
-    data, _, model = text.rpartition("/")
+    # a model may have slashes of its own, behind the name of its library
+    named = re.fullmatch(r"(.+)/((?:torchvision|timm|hf):.+)", text)
+    data, model = named.groups() if named else text.rpartition("/")[::2]
     if not data or not model:
         raise InputError(f"the pair {text!r} cannot be read: give data/model, such as mnist/lenet-300-100")
     return data, model
@@ -442,7 +445,7 @@ def _alone(plan: Plan, folder: Path, dense: Path | None, again: bool, tell: Conn
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if again:
-            runs.resume(folder, data_dir=plan.data_dir, dense=dense, patience=PATIENCE)
+            runs.resume(folder, data_dir=plan.data_dir, dense=dense, patience=PATIENCE, run_code=bool(plan.run_code))
         else:
             runs.execute(plan, folder, dense=dense)
         tell.send(None)

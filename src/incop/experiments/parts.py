@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from incop.errors import InputError
 from incop.experiments import datasets, methods, models, problems
 from incop.experiments.datasets import Dataset, crop_and_flip
+from incop.experiments.models.making import read_arguments
+from incop.experiments.models.named import place
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.masks import Masks
 from incop.records import Interval
@@ -37,6 +39,7 @@ class Parts:
     probe: list[tuple[Tensor, Tensor]]
     arguments: dict[str, Any]
     notices: tuple[str, ...] = ()
+    origin: str | None = None  # what made the model, where that was not incop
 
 
 def resolve(plan: Plan) -> Plan:
@@ -54,7 +57,7 @@ def resolve(plan: Plan) -> Plan:
         raise InputError(
             f"the method 'dense' has no pruning levels, and --levels {plan.levels} asks for some: choose lth, say"
         )
-    recipe = models.entry(plan.model).recipe
+    recipe = models.recipe(plan.model)
     base = Plan(
         optimizer=recipe.optimizer,
         lr=recipe.lr,
@@ -74,7 +77,13 @@ def resolve(plan: Plan) -> Plan:
         row |= {"amount": f"to {plan.sparsity!r} in {levels}"}
     full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
     problems.refuse(problems.combinations(full))
-    return replace(full, model=models.entry(said(plan.model)).name)
+    return replace(full, model=models.full_name(said(plan.model)), weights=_in_full(full.weights))
+
+
+def _in_full(weights: str | None) -> str | None:
+    if weights in (None, "none", "pretrained"):
+        return None if weights == "none" else weights
+    return str(place(str(weights)).resolve())
 
 
 def prepare(plan: Plan) -> Parts:
@@ -94,10 +103,25 @@ def prepare(plan: Plan) -> Parts:
     rewind = RewindPoint.parse(said(plan.rewind))
     every = Interval.parse(said(plan.check_every))
     data = datasets.load(
-        said(plan.data), data_dir=plan.data_dir, seed=seed, validation=plan.validation or 0.1, limit=plan.limit
+        said(plan.data),
+        data_dir=plan.data_dir,
+        seed=seed,
+        validation=plan.validation or 0.1,
+        limit=plan.limit,
+        arguments=read_arguments(plan.data_args, "data_args"),
     )
     problems.refuse(problems.of_data(plan, data))
-    model = models.build(said(plan.model), channels=data.channels, size=data.size, classes=data.classes, seed=seed)
+    made = models.make(
+        said(plan.model),
+        channels=data.channels,
+        size=data.size,
+        classes=data.classes,
+        seed=seed,
+        arguments=read_arguments(plan.model_args),
+        weights=plan.weights or "none",
+        run_code=bool(plan.run_code),
+    )
+    model = made.model
     model.to(device)
     if device.type == "cpu":
         # with one channel the layout of the input says nothing, that of the weights does: LeNet-5's step takes 0.87 of its time
@@ -132,7 +156,8 @@ def prepare(plan: Plan) -> Parts:
             "on_divergence": plan.on_divergence or "stop",
             "keep": plan.keep or (),
         },
-        problems.notices(plan, data),
+        (*problems.notices(plan, data), *made.notices),
+        made.origin,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -34,6 +35,9 @@ DEFAULTS: Mapping[str, Any] = {
     "device": "auto",
 }
 
+TABLES = ("model_args", "data_args")  # a file may hold a table where the command line takes JSON
+NOT_IN_FILES = ("run_code",)  # what only who runs a plan can say, never who wrote it
+
 # key → least, most, whether the limits themselves are allowed; None: any finite number
 RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "seed": (0, 2**31 - 1, True),
@@ -61,10 +65,26 @@ class Plan:
     """What a run is made of. A key that is not said is the method's, the model's, or the default."""
 
     data: str | None = None
-    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, or a path (idx, parquet, .npz, image folder). Default: digits."""
+    """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, or a path (idx, parquet, .npz, image folder);
+    or hf:FOLDER_OR_NAME[:CONFIG] of Hugging Face datasets, torchvision:NAME such as torchvision:KMNIST. Default: digits."""
+
+    data_args: str | None = None
+    """Arguments of --data hf: or torchvision:, in JSON: {"image_column": "img"}, {"size": 500}. Default: none."""
 
     model: str | None = None
-    """Network: see `incop list models`. Default: lenet-300-100."""
+    """Network: see `incop list models`; or torchvision:NAME, timm:NAME, hf:FOLDER_OR_TYPE, FILE.py:FACTORY, MODULE:FACTORY.
+    Default: lenet-300-100."""
+
+    model_args: str | None = None
+    """Keyword arguments of such a network, in JSON: {"width": 8}. Default: none."""
+
+    weights: str | None = None
+    """What the network's weights begin as: none (drawn by the seed), pretrained (fetched by the network's library), or a
+    safetensors file. Default: none."""
+
+    run_code: bool | None = None
+    """Run the code that a plan or a run folder names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only on the command
+    line; a model named there itself needs no further word. Default: off."""
 
     method: str | None = None
     """Method: see `incop list methods`; a row of the arguments below. Default: incop."""
@@ -214,7 +234,12 @@ class Plan:
         told: dict[str, Any] = {}
         for key, value in values.items():
             name = str(key).replace("-", "_")
-            if name not in kinds:
+            if name in TABLES and isinstance(value, Mapping):
+                value, wrong = _written(str(key), value)
+                problems += wrong
+            if name in NOT_IN_FILES:
+                problems.append(f"{key} cannot be said by a file, only by who runs it: --{name.replace('_', '-')}")
+            elif name not in kinds:
                 problems.append(str(unknown("plan key", str(key), kinds)))
             elif (fitted := _fitted(value, kinds[name])) is None:
                 problems.append(f"{key} = {quoted(value)} must be {_kind(kinds[name])}")
@@ -226,6 +251,10 @@ class Plan:
         """Return the keys that are said."""
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return {name: value for name, value in pairs if value is not None}
+
+    def written(self) -> dict[str, Any]:
+        """Return the keys that are said and that a file may say."""
+        return {name: value for name, value in self.told().items() if name not in NOT_IN_FILES}
 
     def over(self, base: Plan) -> Plan:
         """Return the plan in which this one's keys go before those of a base."""
@@ -253,6 +282,14 @@ class Plan:
                 if not _inside(one, *RANGES[key]) and not dense
             ]
         return problems
+
+
+def _written(key: str, table: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Return a table as JSON, in which it stands in a plan, or what is wrong with it."""
+    try:
+        return json.dumps(table), []
+    except (TypeError, ValueError) as error:  # a date of TOML, or a table nested without end
+        return "{}", [f"{key} holds what JSON cannot: {error}"]
 
 
 def _inside(value: float, least: float, most: float | None, closed: bool) -> bool:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from incop.errors import InputError, unknown
+from incop.errors import InputError, MissingExtra, unknown
 from incop.experiments import datasets, methods, models
 from incop.experiments.datasets import Dataset
+from incop.experiments.models.making import check_weights, read_arguments
 from incop.experiments.plan import Plan
 from incop.pruning import EvenDamage, Fraction, NofM, Target
 from incop.records import Interval
@@ -50,7 +51,10 @@ def said_wrong(plan: Plan) -> list[str]:
             found.append(str(unknown(key, value, choices)))
     readers: dict[str, Callable[[Any], object]] = {
         "method": methods.method,
-        "model": models.entry,
+        "model": models.check_name,
+        "model_args": read_arguments,
+        "data_args": lambda text: read_arguments(text, "data_args"),
+        "weights": check_weights,
         "data": datasets.check_name,
         "rule": methods.rule,
         "meter": methods.meter,
@@ -64,7 +68,16 @@ def said_wrong(plan: Plan) -> list[str]:
         found += _unread(reader, getattr(plan, key))
     for point in plan.keep or ():
         found += _unread(RewindPoint.parse, point)
-    return found
+    return found + _unconsented(plan)
+
+
+def _unconsented(plan: Plan) -> list[str]:
+    """Return the sentence for a model that is code and that nobody who runs the plan has allowed."""
+    try:
+        named = models.code_of(plan.model)
+    except InputError:
+        return []  # it is said already what is wrong with the name
+    return [models.consent(str(plan.model))] if named is not None and not plan.run_code else []
 
 
 def _unread(reader: Callable[[Any], object], value: Any) -> list[str]:
@@ -72,7 +85,7 @@ def _unread(reader: Callable[[Any], object], value: Any) -> list[str]:
         return []
     try:
         reader(value)
-    except InputError as error:
+    except (InputError, MissingExtra) as error:
         return [str(error)]
     return []
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from incop.errors import InputError
-from incop.records import Check, Flow, History, Level
+from incop.records import Check, History, Level
 from incop.rundir import RunDir
 from incop.stopping import FlowRestored, Rule
 
@@ -102,7 +102,7 @@ def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> R
     if not checks:
         raise InputError(f"level {level.level} has no recorded checks to replay")
     for end in range(1, len(checks) + 1):
-        verdict = rule(_seen(checks[:end], dense.flow, dense.val_accuracy, rule))
+        verdict = rule(_seen(checks[:end], dense, rule))
         if verdict.stop:
             now = checks[end - 1]
             return Replayed(level.level, now.epoch, level.trained, now.accuracy, True, verdict.reason, False)
@@ -110,12 +110,14 @@ def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> R
     return Replayed(level.level, level.trained, level.trained, last.accuracy, False, "as far as it was recorded", False)
 
 
-def _seen(checks: Sequence[Check], reference: Flow | None, accuracy: float | None, rule: Rule) -> History:
-    now = checks[-1]
+def _seen(checks: Sequence[Check], dense: Level, rule: Rule) -> History:
+    now, reference, accuracy = checks[-1], dense.flow, dense.val_accuracy
+    judged = (now.accuracy, accuracy) if dense.metric is None else (now.score, dense.score)
     recorded = {
         "flow": now.flow is not None,
         "reference": reference is not None,
         "accuracy": now.accuracy is not None and accuracy is not None,
+        "metric": None not in judged,
         "mask": now.number == 0 or len(checks) < 2 or bool(now.mask_changes),
     }
     for need in sorted(rule.wants):
@@ -125,7 +127,7 @@ def _seen(checks: Sequence[Check], reference: Flow | None, accuracy: float | Non
                 f"the rule {str(rule)!r} needs {what}, which this run did not record: run it with a meter or rule that does "
                 "(--meter information:mean records the flow, whatever the rule)"
             )
-    return History(tuple(checks), reference, accuracy)
+    return History(tuple(checks), reference, accuracy, dense.metric, dense.score)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from incop import checkpoints, observing
 from incop.checkpoints import Checkpoints
 from incop.errors import IncopError, TrainingError
+from incop.experiments import models
 from incop.experiments.parts import Parts, prepare, resolve, said
 from incop.experiments.plan import Plan
 from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
@@ -57,7 +58,8 @@ class Progress:
 
 def default_out(plan: Plan) -> Path:
     """Return a run folder under `runs/` that does not exist yet, named after the plan."""
-    name = "-".join(Path(str(part)).name for part in (plan.data, plan.model, plan.method) if part)
+    named = "-".join(Path(str(part)).name for part in (plan.data, plan.model, plan.method) if part)
+    name = re.sub(r"[^\w.+-]+", "-", named)  # a colon is no part of a file's name everywhere
     stem = Path("runs") / f"{name}-seed{plan.seed or 0}"
     path, number = stem, 2
     while path.exists():
@@ -101,7 +103,7 @@ def execute(
         if run.plan_file.exists():
             run.refuse_existing()  # another process was faster
         run.sweep()
-        run.write_plan(plan.told())
+        run.write_plan(plan.written())
         work.carry_out(tickets, [])
     return run
 
@@ -114,6 +116,7 @@ def resume(
     dense: str | Path | None = None,
     inexact: bool = False,
     patience: float = 0.0,
+    run_code: bool = False,
 ) -> RunDir:
     """Go on with a run that was killed, interrupted or failed, from its last checkpoint, and end it as if nothing had been.
 
@@ -127,6 +130,7 @@ def resume(
         dense: a run folder with its dense level, for a run that was killed before its first checkpoint.
         inexact: go on also with another version of torch or another processor, though results then differ in their last bits.
         patience: seconds to wait for another process to let go of the folder.
+        run_code: whether the code that the run's plan names for its model may be run.
 
     Raises:
         InputError: there is no run, it is in use, its data have changed, or it cannot be gone on with exactly; the folder is
@@ -148,12 +152,16 @@ def resume(
                 return run
             then = summary.environment
         plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
-        plan = resolve(Plan(data_dir=data_dir).over(plan))
+        plan = resolve(Plan(data_dir=data_dir, run_code=run_code or None).over(plan))
         files = Checkpoints(run.checkpoint_dir)
         found, damaged = files.newest()
+        if found is not None:
+            plan = dataclasses.replace(plan, weights=None)  # those it began with need not be there any more
         told = then if found is None else found.about.get("environment")
         then = told if isinstance(told, Mapping) else {"threads": None}
         check_told(run, found, then)
+        if (code := models.code_of(plan.model)) is not None:
+            notice(f"the model is code, which is run: {code}")
         with _within_memory(plan):
             parts = prepare(plan)
         if "threads" in then:

@@ -19,6 +19,7 @@ import torch
 import incop
 from incop.checkpoints import Checkpoint, Checkpoints
 from incop.errors import InputError
+from incop.experiments import models
 from incop.experiments.parts import Parts
 from incop.experiments.signals import Interrupted, Signals
 from incop.rundir import RunDir
@@ -33,8 +34,9 @@ EXACT = {  # kernels differ between these, and with them the last bits of every 
     "torch": "torch {}",
     "device": "the device {!r}",
     "instructions": "the processor's instructions {}",
+    "model_code": "the model's code {}",
 }
-TOLD = ("incop", "numpy", "python", "platform")  # no result depends on these
+TOLD = ("incop", "numpy", "python", "platform", "model_library")  # no result depends on these, or is not known to
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def environment(parts: Parts) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data_fingerprint": parts.data.fingerprint,
+        "model_code": parts.origin if models.code_of(parts.plan.model) else None,
+        "model_library": None if models.code_of(parts.plan.model) else parts.origin,
         "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
 

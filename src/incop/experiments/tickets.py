@@ -20,7 +20,10 @@ __all__ = ["DENSE_KEYS", "POINT", "dense_plan", "put_weights", "rebuild", "share
 POINT = "point-"  # folders of rewind points beside the dense level's weights
 DENSE_KEYS = (  # what the dense level depends on
     "data",
+    "data_args",
     "model",
+    "model_args",
+    "weights",
     "seed",
     "max_epochs",
     "limit",
@@ -39,7 +42,8 @@ DENSE_KEYS = (  # what the dense level depends on
 
 def dense_plan(plan: Plan) -> Plan:
     """Return the plan of the dense level alone that a resolved plan begins with."""
-    said = {key: getattr(plan, key) for key in (*DENSE_KEYS, "data_dir", "device", "threads", "on_divergence")}
+    handed = ("data_dir", "device", "threads", "on_divergence", "run_code")
+    said = {key: getattr(plan, key) for key in (*DENSE_KEYS, *handed)}
     return Plan(
         **said, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None
     )
@@ -51,7 +55,8 @@ def shared_dense(parts: Parts, run: RunDir) -> Dense:
     Raises:
         InputError: that run has none, or its plan differs in something that the dense level depends on.
     """
-    other = resolve(Plan.from_mapping(run.read_plan(), source=str(run.plan_file)))
+    theirs_said = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    other = resolve(Plan(run_code=parts.plan.run_code).over(theirs_said))  # nothing is run: the model is made already
     for key in DENSE_KEYS:
         mine, theirs = getattr(parts.plan, key), getattr(other, key)
         if mine != theirs:
@@ -93,7 +98,8 @@ def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, M
     if level not in levels:
         have = f"levels 0 to {max(levels)}" if levels else "no finished level"
         raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
-    parts = prepare(resolve(said.over(plan) if said is not None else plan))
+    begun = Plan(weights="none")  # the level's weights take their place
+    parts = prepare(resolve(begun.over(said.over(plan) if said is not None else plan)))
     weights = checkpoints.load_weights(run.level_dir(level))
     masks = checkpoints.load_masks(run.level_dir(level))
     put_weights(parts.model, weights, source=str(run.level_dir(level)))

@@ -113,6 +113,7 @@ def level_table(recorded: Recorded) -> Table:
                 "remaining": level.remaining,
                 "test_accuracy": level.test_accuracy,
                 "val_accuracy": level.val_accuracy,
+                **({} if level.metric is None else {"metric": level.metric.name, "score": level.score}),
                 "reported_ticket": level.level in tickets,
                 "max_epochs": level.max_epochs,
                 "searched_epochs": level.searched.epochs,

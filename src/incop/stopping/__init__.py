@@ -6,6 +6,7 @@
 | `FlowSettled` | `flow settled 0.05 for 3` | the distance has stopped falling |
 | `MaskSettled` | `mask settled 0.1 for 5` | the mask that would be cut now has stopped moving |
 | `AccuracyRestored` | `accuracy restored`, `accuracy within 0.005` | validation accuracy is the dense network's again |
+| `MetricRestored` | `metric restored`, `metric within 0.5` | so is the metric, whatever it counts, in its own direction |
 | `LossPlateau` | `loss settled 0.01 for 3` | the training loss has stopped falling |
 | `AfterEpochs` | `after 20 epochs` | blindly, after so many epochs |
 
@@ -21,6 +22,7 @@ from incop.stopping.rules import (
     FlowSettled,
     LossPlateau,
     MaskSettled,
+    MetricRestored,
     Rule,
 )
 from incop.stopping.words import PHRASES as PHRASES
@@ -35,6 +37,7 @@ __all__ = [
     "FlowSettled",
     "LossPlateau",
     "MaskSettled",
+    "MetricRestored",
     "Rule",
     "parse",
 ]

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from incop.errors import InputError, unknown
-from incop.records import History, Verdict, shortest
+from incop.records import History, Metric, Verdict, shortest
 
 __all__ = [
     "AccuracyRestored",
@@ -20,11 +20,13 @@ __all__ = [
     "FlowSettled",
     "LossPlateau",
     "MaskSettled",
+    "MetricRestored",
     "Rule",
 ]
 
 SLACK = 1e-9  # epochs are sums of fractions, accuracies differences of them
-NEEDS = ("flow", "reference", "accuracy", "loss", "mask")
+ACCURACY = Metric("accuracy", higher_is_better=True)
+NEEDS = ("flow", "reference", "accuracy", "metric", "loss", "mask")
 
 
 class Rule:
@@ -37,7 +39,7 @@ class Rule:
 
     @property
     def wants(self) -> frozenset[str]:
-        """What a check must hold for this rule: any of "flow", "reference", "accuracy", "loss", "mask"."""
+        """What a check must hold for this rule: any of "flow", "reference", "accuracy", "metric", "loss", "mask"."""
         return self.needs
 
     def judge(self, history: History) -> tuple[bool, str]:
@@ -64,6 +66,7 @@ class Rule:
             "flow": now.flow is not None,
             "reference": history.reference is not None,
             "accuracy": now.accuracy is not None and history.reference_accuracy is not None,
+            "metric": None not in _judged(history),
             "loss": now.number == 0 or now.loss is not None,
             "mask": now.number == 0 or len(history.checks) < 2 or bool(now.mask_changes),
         }
@@ -71,6 +74,7 @@ class Rule:
             "flow": "give the watch a meter",
             "reference": "give the watch the dense network's flow as reference=",
             "accuracy": "call look(accuracy=…) and give the watch reference_accuracy=",
+            "metric": "call look(accuracy=…) and give the watch reference_accuracy=, or score=, metric= and reference_score=",
             "loss": "call look(loss=…)",
             "mask": "give the watch the next cut as next_masks=",
         }
@@ -289,6 +293,50 @@ class AccuracyRestored(Rule):
 
     def __str__(self) -> str:
         return f"accuracy within {shortest(self.drop)}" if self.drop else "accuracy restored"
+
+
+@dataclass(frozen=True)
+class MetricRestored(Rule):
+    """Stop when the metric is no worse than the dense network's by more than `drop`, in its own direction and unit.
+
+    Args:
+        drop: what may be missing, at least 0: 0.1 is a tenth of whatever the metric counts.
+
+    Raises:
+        InputError: `drop` is out of range.
+
+    Example:
+        >>> from incop.records import Check, History, Metric
+        >>> from incop.stopping import MetricRestored
+        >>> rmse = Metric("rmse", higher_is_better=False)
+        >>> MetricRestored(drop=0.5)(History((Check(1, 1, 1, score=3.6),), None, None, rmse, 3.2)).reason
+        'rmse 3.6 back at 3.7'
+    """
+
+    drop: float = 0.0
+    needs: ClassVar[frozenset[str]] = frozenset({"metric"})
+
+    def __post_init__(self) -> None:
+        _number("MetricRestored", "drop", self.drop)
+
+    def judge(self, history: History) -> tuple[bool, str]:
+        """Compare the metric now with the dense network's."""
+        metric = history.metric or ACCURACY
+        now, dense = _judged(history)
+        assert now is not None
+        assert dense is not None
+        back = metric.restored(now, of=dense, drop=self.drop, slack=SLACK * max(abs(dense), 1.0))
+        return back, f"{metric.name} {now:.4g} {'' if back else 'not '}back at {metric.goal(dense, self.drop):.4g}"
+
+    def __str__(self) -> str:
+        return f"metric within {shortest(self.drop)}" if self.drop else "metric restored"
+
+
+def _judged(history: History) -> tuple[float | None, float | None]:
+    """Return what the network is judged by, now and of the dense network."""
+    if history.metric is None:
+        return history.now.accuracy, history.reference_accuracy
+    return history.now.score, history.reference_score
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from incop.stopping.rules import (
     FlowSettled,
     LossPlateau,
     MaskSettled,
+    MetricRestored,
     Rule,
 )
 
@@ -42,6 +43,8 @@ PHRASES: tuple[tuple[str, str, Callable[[re.Match[str]], Rule]], ...] = (
     ),
     (r"accuracy restored", "accuracy restored", lambda m: AccuracyRestored()),
     (rf"accuracy within {NUMBER}", "accuracy within X", lambda m: AccuracyRestored(float(m[1]))),
+    (r"metric restored", "metric restored", lambda m: MetricRestored()),
+    (rf"metric within {NUMBER}", "metric within X", lambda m: MetricRestored(float(m[1]))),
     (
         rf"loss settled {NUMBER} for {COUNT}",
         "loss settled X for N",

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from incop.errors import InputError, quoted, unknown
-from incop.experiments.datasets import archive, folder, idx, parquet
+from incop.experiments.datasets import archive, folder, hub, idx, parquet, vision
 from incop.experiments.datasets.catalogue import Known, check_published, check_shape, known, names
 from incop.experiments.datasets.parts import Part, Parts, carve_test, held
 from incop.experiments.datasets.splits import Choices, Dataset, assemble, stem
@@ -30,6 +32,7 @@ def load(
     seed: int = 0,
     validation: float = 0.1,
     limit: int | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Load a data set by its name or from a path, whole and as published, or not at all.
 
@@ -42,6 +45,9 @@ def load(
     files, a folder with parquet shards (or the one folder inside it that has them), an image folder
     (`train/<class>/*.png` with optional `test` and `val`, or plain `<class>/*.png`), a .npz file (`x_train`,
     `y_train` and optionally `x_test`, `y_test`, `x_val`, `y_val`; or `images`, `labels`), or a .parquet file.
+
+    `hf:NAME_OR_FOLDER[:CONFIG]` is read by the library `datasets`, from its hub or a local folder, and
+    `torchvision:NAME` by torchvision, from files in the data folder. Neither runs a script of the data's.
 
     Where the source has no test part, as with `digits`, every fifth example (index % 5 == 4) becomes test.
     Where it has a validation part, that one is used; otherwise one is carved off the training part by `seed`.
@@ -57,6 +63,8 @@ def load(
         limit: use only this many training images, before validation is carved off, and at most as many
             validation and test images; at least 10 and two for each class. The choice is random but always
             the same, and a smaller limit chooses among the images of a larger one. None uses all.
+        arguments: of `hf:` which columns and splits (image_column, label_column, validation_split, test_split); of
+            `torchvision:FakeData` size, image_size and num_classes; of others none.
 
     Returns:
         The data set, with uint8 images and statistics of the final training split.
@@ -64,7 +72,7 @@ def load(
     Raises:
         InputError: the name is unknown, a file is missing, damaged or not what it should be, or an argument
             is out of range; always one sentence that says what to do.
-        MissingExtra: pyarrow or Pillow is needed and not installed.
+        MissingExtra: pyarrow, Pillow, datasets or torchvision is needed and not installed.
 
     Example:
         >>> from incop.experiments import datasets
@@ -76,6 +84,14 @@ def load(
     """
     choices = Choices(seed, validation, limit)
     check_name(name)
+    given = dict(arguments or {})
+    if name.startswith(hub.PREFIX):
+        return assemble(stem(_expanded(name.removeprefix(hub.PREFIX))), hub.read(name, given), choices)
+    if name.startswith(vision.PREFIX):
+        root = _root(name, data_dir) if vision.needs_folder(name) else None
+        return assemble(name.partition(":")[2], vision.read(name, root, given), choices, augment=vision.augmented(name))
+    if given:
+        raise InputError(f"the data {quoted(name)} takes no data_args: {quoted(next(iter(given)))} is none of its own")
     row, path = known(name), _expanded(name)
     try:
         if row is not None:
@@ -96,6 +112,10 @@ def check_name(name: str) -> None:
         raise InputError(f"the data set must be a name ({', '.join(names())}) or a path, not {name!r}")
     if known(name) is not None:
         return
+    for library in (hub, vision):
+        if name.startswith(library.PREFIX):
+            library.check(name)
+            return
     path = _expanded(name)
     try:
         there = path.exists()
@@ -169,6 +189,17 @@ def _digits() -> Part:
     images = (arrays["images"].astype(np.int32) * 255 // 16).astype(np.uint8)
     labels = torch.from_numpy(arrays["labels"].astype(np.int64))
     return held(torch.from_numpy(images).unsqueeze(1), labels, where)
+
+
+def _root(name: str, data_dir: str | Path | None) -> Path:
+    """The folder that torchvision is to look in."""
+    given = data_dir if data_dir is not None else os.environ.get(_VARIABLE) or None
+    remedy = f"pass --data-dir or set {_VARIABLE} to the folder that torchvision keeps its data in"
+    if given is None or not _expanded(given).is_dir():
+        raise InputError(
+            f"{name} needs a data folder, and {'none is named' if given is None else f'{given} is none'}: {remedy}"
+        )
+    return _expanded(given)
 
 
 def _find(row: Known, data_dir: str | Path | None) -> Path:

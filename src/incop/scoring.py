@@ -1,0 +1,238 @@
+"""Scoring: one number for a network on a split: accuracy, a function of all outputs and targets, or a torchmetrics object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from incop.errors import InputError
+from incop.records import Metric
+
+__all__ = ["Score", "Scoring", "in_memory", "refuse_broadcast"]
+
+IGNORED = -100  # the target that cross-entropy leaves out
+ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+THROWN = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+
+
+def in_memory(split: Any) -> bool:
+    """Say whether a split is two tensors, inputs and targets, and not batches."""
+    return isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)
+
+
+class Score(Protocol):
+    """What a split's outputs are handed to, batch by batch."""
+
+    def add(self, output: Tensor, target: Any) -> None:
+        """Take a batch's outputs and targets."""
+
+    def value(self) -> float:
+        """Return the number for all of them."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is measured on a split.
+
+    Args:
+        metric: its name and direction; None where it is accuracy.
+        measure: the function or torchmetrics object; None where it is accuracy.
+
+    Example:
+        >>> import torch
+        >>> from incop.scoring import Scoring
+        >>> mae = Scoring.of(torch.nn.functional.l1_loss, higher_is_better=False)
+        >>> with mae.over_a_split() as score:
+        ...     score.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        ...     score.value(), mae.metric.name
+        (1.0, 'l1_loss')
+    """
+
+    metric: Metric | None = None
+    measure: Any = None
+
+    @classmethod
+    def of(cls, measure: Any, higher_is_better: bool | None) -> Scoring:
+        """Read what a user gives as a metric.
+
+        Raises:
+            InputError: it is neither a function nor of torchmetrics, or its direction is not known or contradicted.
+        """
+        if measure is None:
+            if higher_is_better is not None:
+                raise InputError("higher_is_better= belongs to a metric: give metric=, or leave it out for accuracy")
+            return cls()
+        if isinstance(measure, type):
+            raise InputError(f"metric={measure.__name__} is a class: give an object of it, {measure.__name__}(…)")
+        if not callable(measure):
+            raise InputError(
+                f"metric={measure!r} is a {type(measure).__name__}: give a function metric(output, target)"
+            )
+        name = getattr(measure, "__name__", type(measure).__name__)
+        name = name if name.isidentifier() else "metric"  # of a lambda or a partial
+        own = getattr(measure, "higher_is_better", None)
+        if higher_is_better is not None and not isinstance(higher_is_better, bool):
+            raise InputError(f"higher_is_better={higher_is_better!r}: it must be True or False")
+        if own is not None and higher_is_better is not None and bool(own) != higher_is_better:
+            raise InputError(
+                f"higher_is_better={higher_is_better}, and the metric {name} says itself that it is {own}: leave it out"
+            )
+        better = own if higher_is_better is None else higher_is_better
+        if better is None:
+            raise InputError(
+                f"the metric {name} does not say whether more of it is better: give higher_is_better=True or False"
+            )
+        return cls(Metric(name, bool(better)), measure)
+
+    def check(self, target: Any, split: str) -> None:
+        """Refuse targets of which no accuracy can be taken.
+
+        Raises:
+            InputError: they are numbers, not classes.
+        """
+        if self.metric is None and isinstance(target, Tensor) and target.is_floating_point():
+            raise InputError(
+                f"the targets of the {split} split are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
+                "accuracy: give metric= and higher_is_better=, such as metric=torch.nn.functional.l1_loss, higher_is_better=False"
+            )
+
+    @contextmanager
+    def over_a_split(self) -> Iterator[Score]:
+        """Yield what the outputs on a split are handed to."""
+        if self.metric is None:
+            yield _Accuracy()
+        elif all(callable(getattr(self.measure, name, None)) for name in ("update", "compute", "reset")):
+            self.measure.reset()
+            try:
+                yield _Gathered(self.measure, self.metric.name)
+            finally:
+                self.measure.reset()
+        else:
+            yield _OverAll(self.measure, self.metric.name)
+
+
+class _Accuracy:
+    def __init__(self) -> None:
+        self.right = self.all = 0
+
+    def add(self, output: Tensor, target: Any) -> None:
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            kind = str(target.dtype).removeprefix("torch.") if isinstance(target, Tensor) else type(target).__name__
+            raise InputError(f"accuracy is of classes as whole numbers, and the targets are {kind}: give metric=")
+        chosen = output.argmax(_classes_at(output, target))
+        counted = target != IGNORED
+        self.right += int(((chosen == target) & counted).sum())
+        self.all += int(counted.sum())
+
+    def value(self) -> float:
+        if self.all == 0:
+            raise InputError("accuracy cannot be taken: the split holds no target")
+        return self.right / self.all
+
+
+def _classes_at(output: Tensor, target: Tensor) -> int:
+    """Return the dimension of the classes: the last, or the second as cross-entropy has it."""
+    last, second = output.shape[:-1] == target.shape, output.dim() > 2 and output[:, 0].shape == target.shape
+    shapes = f"an output {tuple(output.shape)} and a target {tuple(target.shape)}"
+    if last and output.shape[-1] == 1:
+        raise InputError(
+            f"accuracy by the largest output is that of class 0 where there is one output ({shapes}): give metric="
+        )
+    if last == second:
+        raise InputError(f"accuracy cannot be told of {shapes}: give metric=, a function of both")
+    return -1 if last else 1
+
+
+class _OverAll:
+    """A function of all outputs and targets of a split."""
+
+    def __init__(self, measure: Callable[[Tensor, Tensor], Any], name: str) -> None:
+        self.measure, self.name = measure, name
+        self.outputs: list[Tensor] = []
+        self.targets: list[Tensor] = []
+
+    def add(self, output: Tensor, target: Any) -> None:
+        if not isinstance(target, Tensor):
+            raise InputError(
+                f"the metric {self.name} is handed all targets at once, and one is a {type(target).__name__}: make it a tensor"
+            )
+        self.outputs.append(output)
+        self.targets.append(target)
+
+    def value(self) -> float:
+        try:
+            output, target = torch.cat(self.outputs), torch.cat(self.targets)
+        except THROWN as error:
+            raise InputError(
+                f"the batches of a split cannot be put together for {self.name} ({error}): use an object of torchmetrics, "
+                "which takes them one by one"
+            ) from error
+        with _thrown(self.name, output, target):
+            return _number(self.measure(output, target), self.name)
+
+
+class _Gathered:
+    """An object of torchmetrics, or with the same three methods."""
+
+    def __init__(self, measure: Any, name: str) -> None:
+        self.measure, self.name = measure, name
+        self.placed = False
+
+    def add(self, output: Tensor, target: Any) -> None:
+        if not self.placed and callable(getattr(self.measure, "to", None)):
+            self.measure.to(output.device)
+        self.placed = True
+        with _thrown(self.name, output, target):
+            self.measure.update(output, target)
+
+    def value(self) -> float:
+        return _number(self.measure.compute(), self.name)
+
+
+@contextmanager
+def _thrown(name: str, output: Tensor, target: Any) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except THROWN as error:
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in (output, target)]
+        raise InputError(
+            f"the metric {name} cannot be taken of outputs {shapes[0]} and targets {shapes[1]} ({' '.join(str(error).split())}): "
+            "check that they belong together"
+        ) from error
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        try:
+            value = float(value)
+        except THROWN:
+            raise InputError(
+                f"the metric {name} gives a {type(value).__name__}, where one number for the split belongs: take its mean"
+            ) from None
+    return float(value)
+
+
+def refuse_broadcast(loss: Any, output: Tensor, target: Any) -> None:
+    """Refuse an output (n, 1) beside a target (n,), of which torch's element-wise losses compare each with each.
+
+    Raises:
+        InputError: the shapes differ so.
+    """
+    if not isinstance(target, Tensor) or output.shape == target.shape:
+        return
+    if loss in ELEMENTWISE or isinstance(loss, ELEMENTWISE_MODULES):
+        raise InputError(
+            f"the loss compares an output {tuple(output.shape)} with a target {tuple(target.shape)} element by element, and would "
+            "compare each with each: give both one shape, such as target.unsqueeze(-1)"
+        )
