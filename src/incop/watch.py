@@ -187,6 +187,10 @@ class Watch:
         """Start the clock now: what has passed since the watch was made is not training."""
         self._mark = time.perf_counter()
 
+    def waited(self, seconds: float) -> None:
+        """Leave so many of the seconds since the last look out of training: what the loop did besides, such as validating."""
+        self._mark += seconds
+
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.
 
