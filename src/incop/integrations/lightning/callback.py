@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from incop import observing
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import InputError, TrainingError
 from incop.flow import Meter, measure
@@ -108,6 +109,8 @@ class InCoP(Looking):
         }
         self._log = log
         self._loaded: dict[str, Any] | None = None
+        self._again: dict[str, Any] | None = None  # random states to put back when the next epoch begins
+        self._goes_on = False  # whether this fit goes on from a checkpoint
         self._fresh(nn.Identity(), None)  # says now what does not go together
 
     @property
@@ -145,6 +148,11 @@ class InCoP(Looking):
 
     # --- Lightning's hooks
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Forget what an earlier checkpoint held; one for this run is loaded after this."""
+        super().setup(trainer, pl_module, stage)
+        self._loaded = None
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin a watch, or go on with that of the checkpoint, and hold the masks."""
         state, self._loaded = self._loaded, None
@@ -162,6 +170,7 @@ class InCoP(Looking):
                 self._losses = list(state["losses"].to(pl_module.device).unbind())
                 # now: Lightning makes the iterator of its data loader, which draws a number, between here and the first step
                 restore_random(part("random", state))
+                self._again = part("random", state) if state["validated"] else None
         self._goes_on = state is not None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -174,6 +183,12 @@ class InCoP(Looking):
         elif self._now.due() and self._accuracy is None:
             self._look(trainer, pl_module)  # the checkpoint was written between a step and its check
         self._now.start()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put the random states back once more, where Lightning made an iterator for an epoch that had only to end."""
+        again, self._again = self._again, None
+        if again is not None:
+            restore_random(again)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look a last time where training ended between two checks, and prove that pruned weights are zero."""
@@ -203,6 +218,7 @@ class InCoP(Looking):
             "before": self._before,
             "samples": self._samples,
             "losses": losses,
+            "validated": bool(trainer.validating and trainer.is_last_batch),
             **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
         }
 
@@ -226,12 +242,13 @@ class InCoP(Looking):
         if not verdict.stop:
             return
         trainer.should_stop = True
-        done = trainer.current_epoch + bool(trainer.is_last_batch)
-        if done < (trainer.min_epochs or 0) or trainer.global_step < (trainer.min_steps or 0):
-            asked = f"min_epochs={trainer.min_epochs}" if trainer.min_epochs else f"min_steps={trainer.min_steps}"
+        trained = {"min_epochs": trainer.current_epoch + bool(trainer.is_last_batch), "min_steps": trainer.global_step}
+        ahead = {name: least for name in trained if trained[name] < (least := getattr(trainer, name) or 0)}
+        if ahead:
+            asked = ", ".join(f"{name}={least}" for name, least in ahead.items())
             warnings.warn(
-                f"the rule ended this fit at step {self._now.step} ({verdict.reason}), and Lightning trains on as "
-                f"Trainer({asked}) asks: leave it out, or join the rule with & stopping.AfterEpochs(…)",
+                f"the rule ended this fit at step {self._now.step} ({verdict.reason}), and Lightning trains on because of the "
+                f"Trainer's {asked} (min_steps brings min_epochs=1): leave it out to stop where the rule says",
                 stacklevel=2,
             )
 
@@ -255,7 +272,8 @@ class InCoP(Looking):
         meter, reference = self._parts["meter"], self._parts["reference"]
         if meter is None:
             return
-        few = [first_samples(unpack(batch), 2) for batch in islice(self._probe or (), 2)]
+        with observing.undisturbed(module):  # a shuffled probe draws numbers
+            few = [first_samples(unpack(batch), 2) for batch in islice(self._probe or (), 2)]
         if not few:
             raise InputError("the probe is empty: pass at least one batch")
         found = measure(module, few, meter, masks=self._masks)

@@ -36,6 +36,7 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         self._masks: Masks | None = None
         self._holds: list[Hold] = []
         self._counted = 0  # Lightning's global step that the watch was told of last
+        self._stepped = False  # whether the watch was told of a step since the last batch ended
         self._before = 0  # epochs that Lightning had trained before this fit began
         self._samples = 0  # of batches whose step has not come yet
         self._batch = (0, 0)  # index and samples of the batch that is trained
@@ -91,7 +92,8 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
             # Lightning has divided it, where it steps by itself, so that gradients of several batches are their mean
             parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._losses.append(loss.detach().double().reshape(()) * parts)
-        stepped = self._count(trainer)
+        self._count(trainer)
+        stepped, self._stepped = self._stepped, False
         self._samples, self._batch = self._samples + self._batch[1], (batch_idx, 0)
         self._now.epoch = max(self._now.epoch, self._epoch(trainer))
         if (stepped or trainer.is_last_batch) and self._due():
@@ -146,14 +148,13 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
             return float(done + 1)
         return float(done + (self._batch[0] + 1) / trainer.num_training_batches)  # of infinitely many: done
 
-    def _count(self, trainer: Any) -> bool:
-        """Tell the watch of a step that Lightning has made since the last call; say whether there was one."""
+    def _count(self, trainer: Any) -> None:
+        """Tell the watch of a step that Lightning has made since the last call, if it has made one."""
         if trainer.global_step == self._counted:
-            return False
-        self._counted = trainer.global_step
+            return
+        self._counted, self._stepped = trainer.global_step, True
         samples, self._samples, self._batch = self._samples + self._batch[1], 0, (self._batch[0], 0)
         self._now.stepped(samples, epoch=self._epoch(trainer))
-        return True
 
     def _look_or_await(self, trainer: Any, pl_module: Any) -> None:
         if self._accuracy is None:
