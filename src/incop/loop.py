@@ -540,7 +540,7 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "masks": parts.masks,
         **points,
         **stopped,
-        "random": random_states() | {name: at.random[name] for name in at.random if name.startswith(("torch", "cuda"))},
+        "random": random_states(),
         "watch": watch.state(),
         "trainer": take(),
     }
