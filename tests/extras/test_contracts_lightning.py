@@ -1,13 +1,11 @@
 """The contracts of trainers, over a LightningModule trained by Lightning."""
 
-import pytest
+import lightning
 import torch
-from contracts.trainers import Contracts, World
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-lightning = pytest.importorskip("lightning", reason="Lightning is tested in the extras' environment")
-
+from contracts.trainers import Contracts, World
 from incop.integrations.lightning import LightningTrainer
 
 

@@ -205,7 +205,7 @@ class InCoP(Looking):
         """Return what a fit needs to go on: tensors and plain values. Lightning puts it into its checkpoints."""
         if self._watch is None:
             return {}
-        trainer = self._watch.model.trainer
+        trainer: Any = self._watch.model.trainer
         self._count(trainer)  # another callback may save between a step and the call of this one's hook
         losses = torch.stack(self._losses).cpu() if self._losses else torch.empty(0, dtype=torch.float64)
         groups: dict[str, Mapping[str, Any]] = {

@@ -299,17 +299,31 @@ def _begin_schedules(trainer: Any, module: Any, begin: float, whole: float) -> N
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")  # it is what is meant
         for config in configs:
-            if isinstance(config.scheduler, ReduceLROnPlateau) or config.reduce_on_plateau:
-                warnings.warn(
-                    f"{type(config.scheduler).__name__} follows a metric and not the epochs: it cannot {where}, and starts "
-                    "afresh in this level",
-                    stacklevel=2,
+            scheduler = config.scheduler
+            if isinstance(scheduler, ReduceLROnPlateau) or config.reduce_on_plateau:
+                _tell(
+                    f"{type(scheduler).__name__} follows a metric and not the epochs: it cannot {where}, and starts afresh"
                 )
                 continue
-            for _ in range(_times(trainer, config, whole if math.isinf(begin) else begin)):
-                module.lr_scheduler_step(config.scheduler, None)
+            times = _times(trainer, config, whole if math.isinf(begin) else begin)
+            times = min(times, getattr(scheduler, "total_steps", times + 1) - 1)  # OneCycleLR rises again after its end
+            for _ in range(times):
+                module.lr_scheduler_step(scheduler, None)
             if math.isinf(begin):
                 trainer.lr_scheduler_configs.remove(config)  # nobody steps it any more
+                if not any(group["lr"] for group in scheduler.optimizer.param_groups):
+                    _tell(
+                        f"{type(scheduler).__name__} ends at a learning rate of 0, where this level stays: it trains nothing"
+                    )
+            elif config.frequency > 1 and begin % (config.frequency if config.interval == "epoch" else 1):
+                _tell(
+                    f"{type(scheduler).__name__} has frequency={config.frequency}, counted anew in every "
+                    f"level: one that begins at epoch {begin:g} steps it at other epochs than the dense level"
+                )
+
+
+def _tell(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=2)
 
 
 def _times(trainer: Any, config: Any, epochs: float) -> int:
