@@ -168,7 +168,7 @@ def test_a_callback_that_writes_to_pruned_weights_is_told():
     ],
 )
 def test_checks_are_made_at_their_steps_and_at_the_end(every, arguments, at):
-    watched = InCoP(X, meter=METER, every=every)
+    watched = InCoP(probe=X, meter=METER, check_every=every)
     trainer(**{"max_epochs": 3, "callbacks": [watched], **arguments}).fit(Module(), loader())
     assert [check.step for check in watched.checks] == at
     assert [check.number for check in watched.checks] == list(range(1, len(at) + 1))
@@ -207,7 +207,7 @@ class StopAt(stopping.Rule):
     ("every", "number", "step"), [(1, 2, 12), (0.5, 1, 3), ("5steps", 2, 10), ("1steps", 1, 1), ("7steps", 2, 14)]
 )
 def test_a_stop_is_obeyed_at_its_step(every, number, step, validation):
-    watched = InCoP(X, meter=METER, rule=StopAt(number), every=every)
+    watched = InCoP(probe=X, meter=METER, rule=StopAt(number), check_every=every)
     fitted = trainer(max_epochs=5, callbacks=[watched])
     fitted.fit(Module(), loader(), None if validation is None else loader())
     assert fitted.global_step == step
@@ -220,7 +220,7 @@ def test_a_stop_is_obeyed_at_its_step(every, number, step, validation):
     ("least", "step"), [({"min_epochs": 3}, 18), ({"min_steps": 15}, 15), ({"min_epochs": 1}, 6), ({"min_steps": 2}, 6)]
 )
 def test_min_epochs_are_trained_and_told(least, step):
-    watched = InCoP(rule=StopAt(1), every="3steps")
+    watched = InCoP(rule=StopAt(1), check_every="3steps")
     fitted = trainer(max_epochs=5, callbacks=[watched], **least)
     with pytest.warns(UserWarning, match=r"ended this fit at step 3 \(check 1\).*min_"):
         fitted.fit(Module(), loader())
@@ -230,12 +230,12 @@ def test_min_epochs_are_trained_and_told(least, step):
 
 def test_the_flow_rule_sees_the_distance_to_the_dense_module():
     torch.manual_seed(0)
-    module, dense = Module(), InCoP(X, meter=METER)
+    module, dense = Module(), InCoP(probe=X, meter=METER)
     trainer(max_epochs=3, callbacks=[dense]).fit(module, loader())
     assert dense.flow == incop.measure(module, X, METER)
     masks = cut(module)
     rule = stopping.FlowRestored(within=1e-12)
-    again = InCoP(X, meter=METER, rule=rule, reference=dense.flow, masks=masks)
+    again = InCoP(probe=X, meter=METER, rule=rule, reference=dense.flow, masks=masks)
     trainer(max_epochs=2, callbacks=[again]).fit(module, loader())
     assert len(again.checks) == 2
     assert again.flow == incop.measure(module, X, METER, masks=masks)
@@ -246,7 +246,7 @@ def test_the_flow_rule_sees_the_distance_to_the_dense_module():
 def test_gradient_flow_is_measured_within_a_validation_too():
     """A validation ends under no_grad, and this meter needs gradients."""
     meter = flow.GradientFlow(nn.functional.cross_entropy)
-    watched = InCoP((X, Y), meter=meter, accuracy="val_acc")
+    watched = InCoP(probe=(X, Y), meter=meter, accuracy="val_acc")
     module = Module()
     trainer(max_epochs=1, callbacks=[watched]).fit(module, loader(), loader())
     assert watched.flow == incop.measure(module, (X, Y), meter)
@@ -271,7 +271,7 @@ def test_accuracy_comes_from_the_validation_at_the_check():
 
 
 def test_with_accuracy_a_check_waits_for_the_next_validation():
-    watched = InCoP(accuracy="val_acc", every="2steps")
+    watched = InCoP(accuracy="val_acc", check_every="2steps")
     trainer(max_epochs=2, callbacks=[watched], val_check_interval=3).fit(Module(), loader(), loader())
     assert [check.step for check in watched.checks] == [3, 6, 9, 12]  # due at 2, 4, 6, …; validated after 3, 6, …
     assert all(check.accuracy is not None for check in watched.checks)
@@ -310,12 +310,12 @@ class Stream(torch.utils.data.IterableDataset):
 def test_a_stream_without_length_is_counted_in_steps_or_whole_epochs():
     stream = torch.utils.data.DataLoader(Stream(), 10)
     for every, at in (("4steps", [4, 8, 12]), (1, [6, 12])):
-        watched = InCoP(every=every)
+        watched = InCoP(check_every=every)
         trainer(max_epochs=2, callbacks=[watched]).fit(Module(), stream)
         assert [check.step for check in watched.checks] == at
         assert watched.checks[-1].epoch == 2.0
     with pytest.raises(InputError, match=r"every 0\.5 epochs.*steps"):
-        trainer(max_epochs=2, callbacks=[InCoP(every=0.5)]).fit(Module(), stream)
+        trainer(max_epochs=2, callbacks=[InCoP(check_every=0.5)]).fit(Module(), stream)
 
 
 # --- training is left alone
@@ -331,7 +331,7 @@ def test_looking_changes_nothing_of_what_is_trained(every):
 
     plain = trained()
     for meter, probe in ((METER, loader(shuffle=True)), (flow.GradientFlow(nn.functional.cross_entropy), (X, Y))):
-        watched = trained(InCoP(probe, meter=meter, every=every, accuracy="val_acc"))
+        watched = trained(InCoP(probe=probe, meter=meter, check_every=every, accuracy="val_acc"))
         assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
 
@@ -339,7 +339,7 @@ def test_flow_distance_and_sparsity_reach_the_loggers_and_other_callbacks(tmp_pa
     module = Module()
     dense = incop.measure(module, X, METER)
     masks = cut(module)
-    watched = InCoP(X, meter=METER, reference=dense, masks=masks, every="4steps")
+    watched = InCoP(probe=X, meter=METER, reference=dense, masks=masks, check_every="4steps")
     saved = ModelCheckpoint(tmp_path / "saved", monitor="incop/distance", save_top_k=-1)
     log = CSVLogger(tmp_path)
     fitted = trainer(
@@ -407,7 +407,7 @@ def watched_fit(data, *, ckpt=None, save=None, rule=None, first=False, module=No
     """Fit with a callback that checks twice an epoch; return the module, the callback and the Trainer."""
     torch.manual_seed(0)
     module = module or Module(dropout=0.3)
-    watched = InCoP(X, meter=METER, masks=cut(module), every=0.5, rule=rule)
+    watched = InCoP(probe=X, meter=METER, masks=cut(module), check_every=0.5, rule=rule)
     callbacks = [watched] if save is None else [save, watched] if first else [watched, save]
     fitted = trainer(max_epochs=4, callbacks=callbacks, **arguments)
     if ckpt is not None:
@@ -523,7 +523,7 @@ def test_masks_of_a_checkpoint_need_not_be_given_again(tmp_path):
     file = tmp_path / "fit.ckpt"
     whole = watched_fit(loader())
     watched_fit(loader(), save=Save(file, "epoch", 12))
-    module, watched = Module(dropout=0.3), InCoP(X, meter=METER, every=0.5)
+    module, watched = Module(dropout=0.3), InCoP(probe=X, meter=METER, check_every=0.5)
     fitted = trainer(max_epochs=4, callbacks=[watched])
     fitted.fit(module, loader(), loader(), ckpt_path=file)
     same(whole, (module, watched, fitted))
@@ -554,7 +554,7 @@ def test_a_checkpoint_read_for_a_test_is_not_gone_on_from(tmp_path):
 
 
 def test_the_same_callback_can_watch_two_fits():
-    watched, module = InCoP(X, meter=METER), Module()
+    watched, module = InCoP(probe=X, meter=METER), Module()
     for _ in range(2):
         trainer(max_epochs=2, callbacks=[watched]).fit(module, loader())
         assert [(check.number, check.step, check.epoch) for check in watched.checks] == [(1, 6, 1.0), (2, 12, 2.0)]
@@ -572,7 +572,7 @@ def test_the_same_callback_can_watch_two_fits():
         ({"rule": "flow within 0.1"}, "the rule is a str"),
         ({"meter": METER}, "a meter needs a probe"),
         ({"meter": METER, "probe": iter([X])}, "iterator"),
-        ({"every": "often"}, "'often'"),
+        ({"check_every": "often"}, "'often'"),
         ({"masks": {"net.0.weight": torch.ones(2)}}, "not a boolean tensor"),
     ],
 )
@@ -652,7 +652,7 @@ def test_the_older_package_is_served_too():
 
     module = Made()
     masks = cut(module)
-    watched = InCoP(X, meter=METER, masks=masks, rule=StopAt(2))
+    watched = InCoP(probe=X, meter=METER, masks=masks, rule=StopAt(2))
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     fitted = older.Trainer(max_epochs=5, enable_model_summary=False, callbacks=[watched], **quiet)
     with Zeros(module, masks) as zeros:

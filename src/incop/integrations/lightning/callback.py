@@ -39,14 +39,14 @@ class InCoP(Looking):
     module's own.
 
     Args:
+        masks: the weights that are left, by the module's own names; None: all, or those of the checkpoint gone on from.
         probe: batches of the training split that the meter sees, as the module's `forward` takes them; re-readable.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`; without one no flow is measured.
         rule: when to stop; without one the fit takes its course, and flow and checks are noted.
         reference: the dense module's flow, from the same meter and probe: `.flow` after its fit.
         reference_accuracy: its validation accuracy in [0, 1], for `AccuracyRestored`.
-        masks: the weights that are left, by the module's own names; None: all, or those of the checkpoint gone on from.
         next_masks: gives the masks that would be cut now, for `MaskSettled`.
-        every: how often to check: epochs (1, 0.1) or optimizer steps ("50steps").
+        check_every: how often to check: epochs (1, 0.1) or optimizer steps ("50steps").
         accuracy: name of a metric logged by the module's validation, in [0, 1]; needed where a rule asks for accuracy.
         log: hand flow, distance and sparsity of every check to the Trainer's loggers, as `incop/…`, and to its
             `callback_metrics`, so that other callbacks may monitor them.
@@ -69,7 +69,7 @@ class InCoP(Looking):
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters())
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> watched = InCoP(x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2))
+        >>> watched = InCoP(probe=x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2))
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         >>> trainer = lightning.Trainer(max_epochs=9, accelerator="cpu", callbacks=[watched], **quiet)
         >>> trainer.fit(Net(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16))
@@ -79,15 +79,15 @@ class InCoP(Looking):
 
     def __init__(
         self,
-        probe: Any = None,
+        masks: Masks | Mapping[str, torch.Tensor] | None = None,
         *,
+        probe: Any = None,
         meter: Meter | None = None,
         rule: Rule | None = None,
         reference: Flow | None = None,
         reference_accuracy: float | None = None,
-        masks: Masks | Mapping[str, torch.Tensor] | None = None,
         next_masks: Callable[[], Masks] | None = None,
-        every: float | str | Interval = 1.0,
+        check_every: float | str | Interval = 1.0,
         accuracy: str | None = None,
         log: bool = True,
     ) -> None:
@@ -105,7 +105,7 @@ class InCoP(Looking):
             "reference": reference,
             "reference_accuracy": reference_accuracy,
             "next_masks": next_masks,
-            "every": every,
+            "every": check_every,
         }
         self._log = log
         self._loaded: dict[str, Any] | None = None

@@ -72,7 +72,7 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         every = self._now.every
         if every.unit == "epochs" and every.amount % 1 and math.isinf(trainer.num_training_batches):
             raise InputError(
-                f"a check every {every} epochs needs a data loader that knows its length: count in steps, every='50steps'"
+                f"a check every {every} epochs needs a data loader that knows its length: count in steps, check_every='50steps'"
             )
         if self._accuracy is not None and not trainer.enable_validation:
             raise InputError(
