@@ -74,7 +74,7 @@ class InCoP(Looking):
         >>> trainer = lightning.Trainer(max_epochs=9, accelerator="cpu", callbacks=[watched], **quiet)
         >>> trainer.fit(Net(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16))
         >>> watched.verdict.reason, list(watched.flow.values)
-        ('2 epochs trained', ['net.0->net.2'])
+        ('after 2 epochs', ['net.0->net.2'])
     """
 
     def __init__(
