@@ -277,6 +277,19 @@ def test_a_level_that_something_else_ended_is_told():
         searched(Module(), made(max_epochs=5, callbacks=stopping_early), levels=0)
 
 
+def test_epochs_that_the_module_leaves_early_are_epochs_of_the_budget():
+    """Lightning calls neither the last batch's hooks nor a validation then; the accuracy is measured after the level."""
+
+    class Leaves(Module):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 4 else None
+
+    tickets = searched(Leaves(), made(max_epochs=3))
+    for ticket in tickets:
+        assert [(check.step, check.epoch) for check in ticket.checks] == [(4, 1.0), (8, 2.0), (12, 3.0)]
+        assert ticket.record.val_accuracy is not None
+
+
 def test_interrupting_ends_the_search():
     class Interrupts(Callback):
         def on_train_batch_end(self, *rest):

@@ -193,7 +193,7 @@ class InCoP(Looking):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Look a last time where training ended between two checks, and prove that pruned weights are zero."""
         end = self._now.checks[-1].step if self._now.checks else -1
-        if not self._stopped and self._now.step > max(end, 0) and not self._wants_accuracy:
+        if not self._stopped and self._now.step > max(end, 0) and not self._needs_validation:
             self._look(trainer, pl_module)
         self._prove(pl_module)
 
@@ -207,7 +207,7 @@ class InCoP(Looking):
             return {}
         trainer: Any = self._watch.model.trainer
         self._count(trainer)  # another callback may save between a step and the call of this one's hook
-        losses = torch.stack(self._losses).cpu() if self._losses else torch.empty(0, dtype=torch.float64)
+        losses = torch.stack(self._losses).cpu() if self._losses else torch.empty(0)
         groups: dict[str, Mapping[str, Any]] = {
             "masks": {} if self._masks is None else self._masks,
             "watch": self._watch.state(),
@@ -227,11 +227,6 @@ class InCoP(Looking):
         self._loaded = dict(state_dict)
 
     # --- how
-
-    @property
-    def _wants_accuracy(self) -> bool:
-        rule = self._parts["rule"]
-        return rule is not None and "accuracy" in rule.wants
 
     def _due(self) -> bool:
         return not self._stopped and super()._due()

@@ -91,7 +91,7 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         if isinstance(loss, Tensor) and loss.numel() == 1:
             # Lightning has divided it, where it steps by itself, so that gradients of several batches are their mean
             parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._losses.append(loss.detach().double().reshape(()) * parts)
+            self._losses.append(loss.detach().float().reshape(()) * parts)
         self._count(trainer)
         stepped, self._stepped = self._stepped, False
         self._samples, self._batch = self._samples + self._batch[1], (batch_idx, 0)
@@ -123,7 +123,7 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         """Count an epoch whose last batches the module left out: Lightning calls no hook of theirs."""
         if trainer.is_last_batch and self._now.epoch < self._epoch(trainer):
             self._now.epoch = self._epoch(trainer)
-            if self._due() and self._accuracy is None:
+            if self._due() and not self._needs_validation:  # none follows: Lightning leaves that out too
                 self._look(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -135,6 +135,12 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         self._release()
 
     # --- how
+
+    @property
+    def _needs_validation(self) -> bool:
+        """Whether a look without an accuracy would be none to the rule."""
+        rule = self._now.rule
+        return rule is not None and "accuracy" in rule.wants
 
     @property
     def _now(self) -> Watch:
