@@ -48,16 +48,25 @@ class Zeros:
         self.handle.remove()
 
 
-class Strange(torch.optim.SGD):
+class Strange(torch.optim.Optimizer):
     """Moves weights by no gradient at all."""
 
+    def __init__(self, params):
+        super().__init__(params, {})
+
+    @torch.no_grad()
     def step(self, closure=None):
-        result = super().step(closure)
-        with torch.no_grad():
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    parameter.add_(0.01)
+        with torch.enable_grad():
+            result = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.add_(0.01)
         return result
+
+
+class TwoStrange(ByHand):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net[0].parameters(), 1e-2), Strange(self.net[3:].parameters())
 
 
 # --- zeros
@@ -70,7 +79,7 @@ class Strange(torch.optim.SGD):
         (lambda: Module(lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, nesterov=True, weight_decay=0.1)), {}, 12),
         (lambda: Module(lambda p: torch.optim.RMSprop(p, 1e-3, momentum=0.9)), {}, 12),
         (lambda: Module(lambda p: torch.optim.LBFGS(p, max_iter=3)), {}, 12),
-        (lambda: Module(lambda p: Strange(p, 0.1)), {}, 24),  # its step is two, one within the other
+        (lambda: Module(Strange), {}, 12),
         (Module, {"accumulate_grad_batches": 4}, 4),
         (Module, {"gradient_clip_val": 0.1}, 12),
         (Module, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}, 12),
@@ -78,6 +87,7 @@ class Strange(torch.optim.SGD):
         (Module, {"precision": "bf16-true"}, 12),
         (ByHand, {}, 24),
         (ByHand, {"precision": "bf16-mixed"}, 24),
+        (TwoStrange, {}, 24),
     ],
     ids=[
         "adamw",
@@ -92,6 +102,7 @@ class Strange(torch.optim.SGD):
         "bf16-true",
         "two",
         "two-bf16",
+        "two-strange",
     ],
 )
 def test_pruned_weights_stay_zero_and_the_others_are_trained(module, arguments, steps):
