@@ -236,6 +236,10 @@ class Watch:
                 f"{self.level} (after epoch {self.epoch:.2f})"
             )
 
+    def waited(self, seconds: float) -> None:
+        """Leave so many of the seconds since the last look out of training: what the loop did besides, such as validating."""
+        self._mark += seconds
+
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.
 
