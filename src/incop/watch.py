@@ -187,6 +187,12 @@ class Watch:
         """Start the clock now: what has passed since the watch was made is not training."""
         self._mark = time.perf_counter()
 
+    def pause(self) -> None:
+        """Stop the clock until `start()`: what a loop does in between for a look of its own is not training."""
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
+
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.
 
