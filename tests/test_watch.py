@@ -212,3 +212,16 @@ def test_seconds_of_the_cut_are_in_the_ledger_at_the_stop_too():
     watch.look()
     assert (watch.stopped.probe_samples, watch.stopped.probe_seconds) == (640, 1.5)
     assert (watch.spent.probe_samples, watch.spent.probe_seconds) == (640, 1.5)
+
+
+def test_a_paused_clock_counts_nothing(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("incop.watch.time.perf_counter", lambda: now[0])
+    watch = Watch(nn.Linear(2, 2))
+    now[0] = 3.0
+    watch.pause()
+    now[0] = 10.0  # somebody's own evaluation
+    watch.start()
+    now[0] = 12.0
+    watch.look()
+    assert watch.spent.seconds == 5.0
