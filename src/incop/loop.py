@@ -105,7 +105,6 @@ class _Level:
     last: bool = False
     report: bool = False
     stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
-    random: State = field(default_factory=dict)  # of all generators when its training began
 
 
 @dataclass
@@ -395,7 +394,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
         on_step=remember,
         on_rest=lambda: _rest(parts, at, watch),
     )
-    _fit(parts, at, watch)
+    _fit(parts, watch)
     end = Snapshot.of(parts.model, epoch=watch.epoch)
     parts.points["dense"] = end
     for point in points:
@@ -507,7 +506,7 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
     )
     watch.probed(*parts.planning)
     parts.planning = 0, 0.0
-    _fit(parts, at, watch)
+    _fit(parts, watch)
     _prove_zero(parts.model, masks, level)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
@@ -540,7 +539,7 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "masks": parts.masks,
         **points,
         **stopped,
-        "random": random_states() | {name: at.random[name] for name in at.random if name.startswith(("torch", "cuda"))},
+        "random": random_states(),
         "watch": watch.state(),
         "trainer": take(),
     }
@@ -579,14 +578,11 @@ def _restore(parts: _Search, state: State) -> _Level:
     return at
 
 
-def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
+def _fit(parts: _Search, watch: Watch) -> None:
     state, parts.resume = parts.resume, None
-    if state is None:
-        at.random = random_states()
-    else:
+    if state is not None:
         watch.restore(part("watch", state))
-        at.random = part("random", state)
-        restore_random(at.random)
+        restore_random(part("random", state))
         restore = getattr(parts.trainer, "restore", None)
         if callable(restore):
             restore(part("trainer", state))

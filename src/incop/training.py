@@ -121,6 +121,7 @@ class Trainer:
     _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
     _now: _Stretch | None = field(default=None, init=False, repr=False, compare=False)
     _restored: State | None = field(default=None, init=False, repr=False, compare=False)
+    _outside: State = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
@@ -182,6 +183,7 @@ class Trainer:
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
         was = model.training
+        self._outside = self._callers(devices)
         try:
             with torch.random.fork_rng(devices=devices):
                 self._now = self._resumed(model)
@@ -219,6 +221,7 @@ class Trainer:
             "order": now.samples.order,
             "at": now.samples.at,
             "torch": torch.get_rng_state(),
+            **under("outside", self._outside),
             **under("optimizer", optimizer_state(now.optimizer)),
             **under("kept", apart),
         }
@@ -229,6 +232,20 @@ class Trainer:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state in the next `fit`, of the same network at the same level."""
         self._restored = dict(state)
+
+    def _callers(self, devices: list[torch.device]) -> State:
+        """Return the caller's random states, which come back after the level; of a resumed level, those at its beginning."""
+        outside = part("outside", self._restored or {})
+        with restoring("training"):
+            if "torch" in outside:
+                torch.set_rng_state(outside["torch"])
+            for device in devices:
+                if "cuda" in outside:
+                    torch.cuda.set_rng_state(outside["cuda"], device)
+        found: State = {"torch": torch.get_rng_state()}
+        for device in devices:
+            found["cuda"] = torch.cuda.get_rng_state(device)
+        return found
 
     def _resumed(self, model: nn.Module) -> _Stretch | None:
         """Return the stretch of training that was restored; None where the level begins."""
