@@ -231,7 +231,8 @@ def test_a_schedule_that_ends_at_nothing_is_not_trained_at():
 
 
 def test_a_schedule_by_metric_is_not_begun_later():
-    trainer = adapter({"lr_scheduler_type": "reduce_lr_on_plateau"})
+    by_metric = {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch", "metric_for_best_model": "loss"}
+    trainer = adapter(by_metric)
     model = bert()
     with pytest.raises(InputError, match="ReduceLROnPlateau follows a metric"):
         trainer.fit(model, Masks.full(model), watch_of(model, schedule_from=1.0))

@@ -149,7 +149,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             self._refuse_finished(state)
         if self.masks is not None:
             self._hold = hold(self.masks, model, kwargs["optimizer"])
-        self._counted = Counted(self._trainer)
+        self._counted = Counted(self._trainer, (0.0, 0) if saved is None else tuple(saved["losses"]))
         self.watch.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -226,6 +226,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         saved = {
             "watch": {name: value for name, value in now.items() if name not in tensors},
             "masks": _fingerprint(self.masks),
+            "losses": [0.0, 0] if self._counted is None else list(self._counted.losses()),
             "reference": None if self._reference is None else self._reference.to_json(),
             "reference_accuracy": self._reference_accuracy,
         }

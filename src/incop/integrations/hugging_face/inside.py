@@ -73,22 +73,24 @@ class Counted:
 
     Args:
         trainer: the Trainer; `release` gives its method back.
+        losses: what `losses()` of another said, which this one goes on from.
     """
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Any, losses: tuple[float, int] = (0.0, 0)) -> None:
         self._trainer = trainer
         self._own = vars(trainer).get("training_step")
         self._plain = trainer.training_step
         trainer.training_step = self._counted
         self._samples = 0
-        self._loss: Any = 0.0
-        self._steps = 0
+        self._loss, self._steps = torch.tensor(losses[0], dtype=torch.float32), losses[1]
 
     def _counted(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         first = next((tensor for tensor in walk(inputs) if tensor.dim()), None)
         loss = self._plain(model, inputs, *args, **kwargs)
         self._samples += 0 if first is None else int(first.shape[0])
-        self._loss = self._loss + loss.detach()
+        self._loss = (
+            self._loss + loss.detach().float()
+        )  # where the loss lies: asking for its value would wait for the device
         return loss
 
     def step(self) -> int:
@@ -97,11 +99,15 @@ class Counted:
         self._steps += 1
         return samples * max(int(self._trainer.args.world_size), 1)
 
+    def losses(self) -> tuple[float, int]:
+        """Return the sum of the losses since the mean was last asked for, and of how many steps."""
+        return float(self._loss), self._steps
+
     def loss(self) -> float | None:
         """Return the mean loss of the steps since this was last asked; None without any."""
-        total, steps = self._loss, self._steps
-        self._loss, self._steps = 0.0, 0
-        return float(total) / steps if steps else None
+        total, steps = self.losses()
+        self._loss, self._steps = torch.zeros_like(self._loss), 0
+        return total / steps if steps else None
 
     def release(self) -> None:
         """Give the Trainer its own `training_step` back."""
