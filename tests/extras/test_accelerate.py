@@ -8,6 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,6 +20,14 @@ from incop.masks import Masks
 EXAMPLES = Path(__file__).parents[2] / "examples" / "extras"
 torch.manual_seed(0)
 INPUTS, LABELS = torch.randn(70, 12), torch.randint(3, (70,))
+
+
+@pytest.fixture(autouse=True)
+def _own_state():
+    """Accelerate keeps one precision for the whole process; each test has its own."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
 
 def network():
