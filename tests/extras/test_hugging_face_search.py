@@ -392,6 +392,36 @@ def test_accuracy_of_tokens_that_are_not_shifted():
     assert right_and_all(logits, labels, shifted=True) == (0, 1)
 
 
+def test_several_labels_a_sample_have_no_accuracy():
+    """As of question answering: a first and a last position."""
+    logits, labels = torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"outputs \(2, 5\) and labels tuple"):
+        right_and_all((logits, logits), (labels, labels), shifted=False)
+    assert right_and_all((logits, logits), labels, shifted=False) == (2, 2)
+
+
+def test_data_sets_of_the_hub_are_read_as_they_are():
+    datasets = pytest.importorskip("datasets")
+    rows = [{name: value.tolist() if name != "labels" else value for name, value in one.items()} for one in TRAIN]
+    data = datasets.Dataset.from_list([{**row, "unused": "a column that no model takes"} for row in rows])
+    plain, of_the_hub = bert(), bert()
+    adapter().fit(plain, Masks.full(plain), watch_of(plain))
+    adapter(train_dataset=data, eval_dataset=data).fit(of_the_hub, Masks.full(of_the_hub), watch_of(of_the_hub))
+    assert same(weights(plain), weights(of_the_hub))
+
+
+def test_a_stream_is_trained_on_in_steps():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(TRAIN)
+
+    model = bert()
+    watch = watch_of(model, every="4steps")
+    adapter({"max_steps": 8}, train_dataset=Stream(), eval_dataset=Stream()).fit(model, Masks.full(model), watch)
+    assert [(check.step, check.epoch) for check in watch.checks] == [(4, 0.5), (8, 1.0)]
+    assert watch.spent.samples == 6 * 16 - 6 + 2 * 16
+
+
 def test_any_metric_of_the_users_by_name():
     trainer = adapter(compute_metrics=lambda prediction: {"f1": 0.25, "accuracy": 0.5}, accuracy="f1")
     assert trainer.evaluate(bert()) == 0.25

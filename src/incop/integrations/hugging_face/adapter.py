@@ -8,11 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import Subset
 from transformers.trainer_callback import (  # type: ignore[import-not-found,unused-ignore]
     PrinterCallback,
     TrainerCallback,
@@ -203,10 +203,11 @@ class HuggingFaceTrainer:
 
     def _try_metric(self, trainer: Any, model: nn.Module) -> None:
         """Find out before any training whether the accuracy can be taken; one batch tells."""
-        if self._tried:
+        few = None if self._tried else _first(trainer.eval_dataset, trainer.args.eval_batch_size)
+        if few is None:
             return
         with self._apart(), found_as_it_was(model):
-            self._measured(trainer, model, list(islice(trainer.get_eval_dataloader(), 1)), only_try=True)
+            self._measured(trainer, model, trainer.get_eval_dataloader(few), only_try=True)
         self._tried = True
 
     @contextmanager
@@ -270,6 +271,16 @@ class HuggingFaceTrainer:
         """Note the budget where only the Trainer knew it."""
         if self._epochs is None and (level == 0 or self.level_epochs is None):
             self._epochs = epochs
+
+
+def _first(dataset: Any, count: int) -> Any:
+    """Return a data set's first samples; None of a stream, which has no first ones to come back to."""
+    try:
+        count = min(count, len(dataset))
+    except TypeError:
+        return None
+    select = getattr(dataset, "select", None)  # of Hugging Face's datasets
+    return select(range(count)) if callable(select) else Subset(dataset, range(count))
 
 
 def _silent(args: Any, folder: str) -> Any:

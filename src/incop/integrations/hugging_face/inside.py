@@ -181,7 +181,7 @@ def right_and_all(logits: Any, labels: Any, *, shifted: bool) -> tuple[int, int]
     Raises:
         InputError: they do not fit together, as in regression and with several labels a sample.
     """
-    logits, labels = (one[0] if isinstance(one, tuple | list) and one else one for one in (logits, labels))
+    logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
     fits = isinstance(logits, Tensor) and isinstance(labels, Tensor) and logits.dim() > 1 and logits.shape[-1] > 1
     if not fits or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
         shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (logits, labels)]
