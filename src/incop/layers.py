@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from incop import batches as batches_room
 from incop.batches import Batch
 from incop.errors import InputError, unknown
+from incop.wrappers import unwrapped
 
 __all__ = ["LAYERS", "Call", "calls", "chain", "left_out", "module_of", "prunable"]
 
@@ -31,21 +32,25 @@ LAYERS = (
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-def prunable(model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) -> dict[str, nn.Parameter]:
+def prunable(
+    model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False
+) -> dict[str, nn.Parameter]:
     """Return the weights that may be pruned, by parameter name, in the order the model declares them.
 
     These are the weights of linear, convolution and transposed-convolution modules. Biases, normalisation,
     embeddings (also when a linear layer shares their weight) and frozen weights stay whole. A weight shared
-    by several modules appears once, under its first name.
+    by several modules appears once, under its first name. Names are those of the model within `torch.compile` or
+    `DistributedDataParallel`.
 
     Args:
         model: any module.
         skip: layers to leave out: a module's name, a pattern ("encoder.*"), a module class or its name, or any of
             these for a module that holds them ("encoder").
+        frozen: take the weights that training leaves as they are (`requires_grad` is off) too.
 
     Raises:
         InputError: a weight cannot be pruned in place (a parametrization, `torch.nn.utils.prune`, a lazy
-            module that has not run), an entry of `skip` matches nothing, or nothing prunable is left.
+            module that has not run, the meta device), an entry of `skip` matches nothing, or nothing prunable is left.
 
     Example:
         >>> from torch import nn
@@ -54,7 +59,7 @@ def prunable(model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) ->
         >>> list(prunable(net)), list(prunable(net, skip=["2"]))
         (['0.weight', '2.weight'], ['0.weight'])
     """
-    skip = _entries(skip)
+    model, skip = unwrapped(model), _entries(skip)
     out = left_out(model, skip)
     taken = {id(p) for m in model.modules() if isinstance(m, EMBEDDINGS) for p in m.parameters(recurse=False)}
     found: dict[str, nn.Parameter] = {}
@@ -62,13 +67,16 @@ def prunable(model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) ->
         if not isinstance(module, LAYERS) or name in out:
             continue
         weight = _plain_weight(name, module)
-        if weight.requires_grad and id(weight) not in taken:
+        if (frozen or weight.requires_grad) and id(weight) not in taken:
             taken.add(id(weight))
             found[f"{name}.weight" if name else "weight"] = weight
     if not found:
+        still = not frozen and any(isinstance(m, LAYERS) for m in model.modules()) and not out
         raise InputError(
             f"{type(model).__name__} has no prunable weights: incop prunes the trainable weights of Linear, Conv and "
-            "ConvTranspose modules" + (f", and skip={list(skip)!r} leaves none of them" if out else "")
+            "ConvTranspose modules"
+            + (f", and skip={list(skip)!r} leaves none of them" if out else "")
+            + ("; its weights are frozen (requires_grad is off): frozen=True prunes them" if still else "")
         )
     return found
 
@@ -120,6 +128,11 @@ def _plain_weight(name: str, module: nn.Module) -> nn.Parameter:
             f"{where} has no plain weight (a parametrization, weight norm or torch.nn.utils.prune stands in its "
             "place): remove it first (torch.nn.utils.parametrize.remove_parametrizations or "
             "torch.nn.utils.prune.remove), or leave the layer out with skip"
+        )
+    if weight.is_meta:
+        raise InputError(
+            f"{where} is on the meta device, where weights have no values: move the model to a device with "
+            "model.to_empty(device=…) and load its weights first"
         )
     return weight
 

@@ -77,6 +77,27 @@ class Ticket:
         """Fraction of the prunable weights that are zero."""
         return self.record.sparsity
 
+    def load_into(self, model: nn.Module) -> None:
+        """Put the ticket's weights and buffers into a model of the same kind, and prove that they are there.
+
+        Not `model.load_state_dict(ticket.weights)`, which asks for a tied weight under each of its names.
+
+        Raises:
+            InputError: the model is of another kind; nothing has been written.
+
+        Example:
+            >>> import torch
+            >>> import incop
+            >>> x, y = torch.randn(40, 4), torch.randint(2, (40,))
+            >>> trainer = incop.Trainer((x, y), (x, y), epochs=1, batch_size=20)
+            >>> *_, ticket = incop.search(torch.nn.Linear(4, 2), trainer, levels=1, amount=0.5, rewind="rate")
+            >>> fresh = torch.nn.Linear(4, 2)
+            >>> ticket.load_into(fresh)
+            >>> int((fresh.weight == 0).sum())
+            4
+        """
+        Snapshot(self.weights).rewind(model)
+
     def __str__(self) -> str:
         return str(self.record)
 
@@ -105,6 +126,7 @@ class _Level:
     last: bool = False
     report: bool = False
     stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
+    random: State = field(default_factory=dict)  # of all generators when its training began
 
 
 @dataclass
@@ -153,6 +175,7 @@ def search(
     score: Score | None = None,
     selection: Selection | None = None,
     skip: Iterable[str | type[nn.Module]] = (),
+    frozen: bool = False,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
@@ -185,6 +208,7 @@ def search(
         score: which weights go, by default the smallest.
         selection: who competes with whom, by default all with all.
         skip: layers that are not pruned: names, patterns or module classes.
+        frozen: prune weights that training leaves as they are (`requires_grad` is off) too.
         check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
@@ -247,7 +271,7 @@ def search(
         on_step=on_step,
         on_state=on_state,
         resume=resume,
-        masks=Masks.full(model, skip=skip),
+        masks=Masks.full(model, skip=skip, frozen=frozen),
     )
     _validate(parts)
     return _levels(parts)
@@ -394,7 +418,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
         on_step=remember,
         on_rest=lambda: _rest(parts, at, watch),
     )
-    _fit(parts, watch)
+    _fit(parts, at, watch)
     end = Snapshot.of(parts.model, epoch=watch.epoch)
     parts.points["dense"] = end
     for point in points:
@@ -506,7 +530,7 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
     )
     watch.probed(*parts.planning)
     parts.planning = 0, 0.0
-    _fit(parts, watch)
+    _fit(parts, at, watch)
     _prove_zero(parts.model, masks, level)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
@@ -578,11 +602,14 @@ def _restore(parts: _Search, state: State) -> _Level:
     return at
 
 
-def _fit(parts: _Search, watch: Watch) -> None:
+def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
     state, parts.resume = parts.resume, None
-    if state is not None:
+    if state is None:
+        at.random = random_states()
+    else:
         watch.restore(part("watch", state))
-        restore_random(part("random", state))
+        at.random = part("random", state)
+        restore_random(at.random)
         restore = getattr(parts.trainer, "restore", None)
         if callable(restore):
             restore(part("trainer", state))

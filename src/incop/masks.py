@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from incop.errors import InputError, unknown
 from incop.layers import prunable
+from incop.wrappers import unwrapped
 
 __all__ = ["Hold", "Masks", "hold"]
 
@@ -43,14 +44,16 @@ class Masks(Mapping[str, Tensor]):
         self._counts = {name: int(mask.sum()) for name, mask in self._masks.items()}
 
     @classmethod
-    def full(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) -> Self:
-        """Return the masks of the dense network: every prunable weight is left."""
-        return cls({name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model, skip=skip).items()})
+    def full(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False) -> Self:
+        """Return the masks of the dense network: every prunable weight is left, of frozen ones too if they are asked for."""
+        weights = prunable(model, skip=skip, frozen=frozen)
+        return cls({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
 
     @classmethod
-    def of(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = ()) -> Self:
+    def of(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False) -> Self:
         """Return the masks a model shows: a weight is left where it is not exactly zero."""
-        return cls({name: w.detach() != 0 for name, w in prunable(model, skip=skip).items()})
+        weights = prunable(model, skip=skip, frozen=frozen)
+        return cls({name: weight.detach() != 0 for name, weight in weights.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -151,7 +154,7 @@ class Masks(Mapping[str, Tensor]):
         """
         parameters = dict(model.named_parameters())
         if any(name not in parameters for name in self._masks):
-            parameters = dict(_within_wrappers(model).named_parameters())
+            parameters = dict(_inner(model).named_parameters())
         for name, mask in self._masks.items():
             if name not in parameters:
                 raise unknown("masked weight", name, parameters)
@@ -171,14 +174,10 @@ class Masks(Mapping[str, Tensor]):
             weight.masked_fill_(~self._masks[name].to(weight.device), 0.0)
 
 
-def _within_wrappers(model: nn.Module) -> nn.Module:
-    """Return the model that DistributedDataParallel, DataParallel or torch.compile wraps; its names are the user's own."""
-    while True:
-        children = dict(model.named_children())
-        inner = children.get("module", children.get("_orig_mod"))
-        if inner is None or len(children) > 1 or next(model.parameters(recurse=False), None) is not None:
-            return model
-        model = inner
+def _inner(model: nn.Module) -> nn.Module:
+    """Return the model within wrappers, a weight-averaging copy's among them."""
+    model = unwrapped(model)
+    return model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
 
 
 # The integer of the same size: x & bits is x itself where all bits are set, and +0.0 where none is.

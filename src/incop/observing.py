@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from incop.batches import Batch, call
 from incop.errors import InputError
 
-__all__ = ["device_of", "full_precision", "half_precision", "undisturbed"]
+__all__ = ["device_of", "full_precision", "half_precision", "refuse_empty", "undisturbed"]
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     torch on every device in use. This takes one more copy of the model's tensors.
 
     Raises:
-        InputError: the model holds a lazy module that has not run yet.
+        InputError: the model holds a lazy module that has not run yet, or lies on the meta device.
 
     Example:
         >>> from torch import nn
@@ -41,8 +41,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         >>> net.training
         True
     """
-    if lazy := next((name for name, module in model.named_modules() if _is_lazy(module)), None):
-        raise InputError(f"module {lazy!r} is lazy and has no weight yet: run one batch through the model first")
+    refuse_empty(model)
     modules = [_Found(module) for module in model.modules()]
     parameters = [(p, p.data, p.requires_grad, p.grad, _bits(p)) for p in model.parameters()]
     buffers = [(b, _bits(b), b.grad_fn) for b in model.buffers()]
@@ -73,6 +72,24 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         torch.set_rng_state(random_states[2])
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
+
+
+def refuse_empty(model: nn.Module) -> None:
+    """Refuse a model whose tensors have no values yet.
+
+    Raises:
+        InputError: it holds a lazy module that has not run, or lies on the meta device.
+    """
+    if lazy := next(
+        (name or type(module).__name__ for name, module in model.named_modules() if _is_lazy(module)), None
+    ):
+        raise InputError(f"module {lazy!r} is lazy and has no weight yet: run one batch through the model first")
+    named = (*model.named_parameters(), *model.named_buffers())
+    if meta := next((name for name, tensor in named if tensor.is_meta), None):
+        raise InputError(
+            f"{meta!r} is on the meta device, where tensors have no values: move the model to a device with "
+            "model.to_empty(device=…) and load its weights first"
+        )
 
 
 class _Found:

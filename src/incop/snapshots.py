@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from incop.errors import InputError, TrainingError, nearest
 from incop.masks import Masks
+from incop.observing import refuse_empty
 from incop.records import Interval
+from incop.wrappers import unwrapped
 
 __all__ = ["RewindPoint", "Snapshot"]
 
@@ -40,7 +42,12 @@ class Snapshot:
 
     @classmethod
     def of(cls, model: nn.Module, *, epoch: float = 0.0) -> Snapshot:
-        """Copy everything the model holds."""
+        """Copy everything the model holds.
+
+        Raises:
+            InputError: it holds a lazy module that has not run, or lies on the meta device.
+        """
+        refuse_empty(model)
         return cls({name: tensor.detach().clone() for name, tensor in _tensors(model).items()}, epoch)
 
     @torch.no_grad()
@@ -85,7 +92,7 @@ class Snapshot:
         tensors = _tensors(model)
         if strange := sorted(set(tensors) ^ set(self.tensors)):
             raise InputError(f"the rewind point belongs to another model: they differ at {strange[0]!r}")
-        weights = dict(model.named_parameters())
+        weights = dict(unwrapped(model).named_parameters())
         for name, tensor in tensors.items():
             then = self.tensors[name]
             if (tensor.shape != then.shape and (buffers or name in weights)) or tensor.dtype != then.dtype:
@@ -96,6 +103,7 @@ class Snapshot:
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    model = unwrapped(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 

@@ -207,7 +207,7 @@ def test_takes_the_accuracy_from_the_trainers_metric(tmp_path, eval_strategy):
             seen.append((state.global_step, metrics["eval_accuracy"]))
 
     rule = stopping.AccuracyRestored(drop=0.0) | stopping.AfterEpochs(2)
-    callback = InCoPCallback(rule=rule, reference_accuracy=1.0, eval_metric="accuracy")
+    callback = InCoPCallback(rule=rule, reference_accuracy=1.0, accuracy="accuracy")
     trainer = trainer_of(bert(), tmp_path, callback, Evaluations(), eval_strategy=eval_strategy, eval_steps=6)
     trainer.train()
     assert trainer.state.global_step == 12
@@ -337,7 +337,7 @@ def test_a_training_with_evaluations_resumes_exactly(tmp_path, save):
 
     def made(model, masks):
         rule = stopping.AccuracyRestored(drop=0.0) | stopping.AfterEpochs(3)
-        return InCoPCallback(masks, rule=rule, reference_accuracy=1.0, eval_metric="eval_accuracy", check_every=0.5)
+        return InCoPCallback(masks, rule=rule, reference_accuracy=1.0, accuracy="eval_accuracy", check_every=0.5)
 
     model = bert()
     callback = made(model, halved(model))
@@ -466,7 +466,7 @@ def test_the_best_models_weights_are_sparse_too(tmp_path):
     ("made", "sentence"),
     [
         (lambda: InCoPCallback({}), "masks is a dict"),
-        (lambda: InCoPCallback(rule=stopping.AccuracyRestored(drop=0.0)), "needs the accuracy: pass eval_metric="),
+        (lambda: InCoPCallback(rule=stopping.AccuracyRestored(drop=0.0)), "needs the accuracy: pass accuracy="),
         (lambda: InCoPCallback(check_every="now and then"), "no stretch of training"),
     ],
 )
@@ -495,14 +495,14 @@ def test_refused_before_the_first_step(tmp_path, made, sentence):
 
 def test_an_evaluation_that_cannot_be_is_told_before_the_first_step(tmp_path):
     model = bert()
-    trainer = trainer_of(model, tmp_path, InCoPCallback(eval_metric="accuracy"))
+    trainer = trainer_of(model, tmp_path, InCoPCallback(accuracy="accuracy"))
     trainer.eval_dataset = None
     with pytest.raises(InputError, match="give the Trainer an eval_dataset"):
         trainer.train()
 
 
 def test_a_metric_that_is_not_there_is_told(tmp_path):
-    trainer = trainer_of(bert(), tmp_path, InCoPCallback(eval_metric="f1", check_every="2steps"))
+    trainer = trainer_of(bert(), tmp_path, InCoPCallback(accuracy="f1", check_every="2steps"))
     with pytest.raises(InputError, match=r"no metric 'f1' \(it has .*eval_accuracy"):
         trainer.train()
     assert trainer.state.global_step == 2

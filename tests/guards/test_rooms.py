@@ -19,7 +19,7 @@ ORDER = [
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches", "states"},
+    {"layers", "batches", "states", "wrappers"},
     {"rundir"},
     {"records", "locks"},
     {"errors"},

@@ -15,6 +15,7 @@ from incop.errors import InputError, TrainingError
 from incop.flow import meter as meter_room
 from incop.flow.moments import varies
 from incop.flow.taps import Taps
+from incop.wrappers import unwrapped
 
 __all__ = ["Damage"]
 
@@ -49,7 +50,7 @@ class Damage:
     """
 
     def __init__(self, model: nn.Module, probe: Any, *, chain: Sequence[str] | None = None) -> None:
-        self.model = model
+        self.model = model = unwrapped(model)
         self.samples = 0
         self.seconds = 0.0
         with torch.inference_mode(False), observing.undisturbed(model):

@@ -16,6 +16,7 @@ from incop.batches import Batch
 from incop.errors import IncopError, InputError
 from incop.flow.taps import Paths
 from incop.records import Flow
+from incop.wrappers import as_written, unwrapped
 
 __all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "trace"]
 
@@ -57,7 +58,7 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
     so the flow does not depend on how the probe is cut into batches.
 
     Args:
-        model: any module; half-precision weights are measured through float32 copies.
+        model: any module; half-precision weights are measured through float32 copies, a compiled model as it was written.
         batches: the probe: a data loader, a list of batches, or one batch; see `incop.batches.unpack` for the
             forms a batch may have. Draw it from the training split.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
@@ -85,7 +86,7 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
         raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module: pass the module itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a ScriptModule, which hides its layers: pass the module it was made of")
-    started = time.perf_counter()
+    model, started = unwrapped(model), time.perf_counter()
     with torch.inference_mode(False), observing.undisturbed(model), Paths(model) as paths:
         source = placed_batches(model, batches)
         first = next(source, None)
@@ -153,9 +154,10 @@ def _run(
     weights: Mapping[str, Tensor] | None = None,
     then: Callable[[Any], Any] | None = None,
 ) -> Any:
-    if weights or then or observing.half_precision(model):
-        return observing.full_precision(model, batch, weights, then=then)
-    return batches_room.call(model, batch)
+    with as_written():
+        if weights or then or observing.half_precision(model):
+            return observing.full_precision(model, batch, weights, then=then)
+        return batches_room.call(model, batch)
 
 
 def _shapes(batch: Batch) -> str:

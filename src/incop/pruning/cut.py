@@ -14,6 +14,7 @@ from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Pat
 from incop.pruning.scores import Magnitude, Score
 from incop.pruning.selection import Global, NofM, Selection, checked, lowest
 from incop.records import shortest
+from incop.wrappers import unwrapped
 
 __all__ = ["planned", "prune"]
 
@@ -26,6 +27,7 @@ def prune(
     score: Score | None = None,
     selection: Selection | None = None,
     skip: Iterable[str | type[nn.Module]] = (),
+    frozen: bool = False,
     level: int = 1,
     damage: Callable[[Masks], float] | None = None,
     at_most: float | None = None,
@@ -39,6 +41,7 @@ def prune(
         score: which go first, by default the smallest in `Magnitude`.
         selection: who competes with whom, by default all (`Global`).
         skip: layers to leave out when `masks` is not given; see `layers.prunable`.
+        frozen: cut weights that training leaves as they are too, when `masks` is not given.
         level: number of the level that begins with this cut, for amounts that follow a schedule.
         damage: from trial masks to the harm they would do, for amounts that ask. A trial shows what an answer of so
             many would leave: the layers before as they are cut by then, those after it as they are.
@@ -63,13 +66,13 @@ def prune(
     amount = Fraction(amount) if isinstance(amount, int | float) else amount
     score = score or Magnitude()
     selection = selection or Global()
-    masks = masks if masks is not None else Masks.full(model, skip=skip)
+    masks = masks if masks is not None else Masks.full(model, skip=skip, frozen=frozen)
     if at_most is not None and not 0 <= at_most <= 1:
         raise InputError(f"at_most={at_most!r}: the sparsity not to pass is a fraction in [0, 1]")
     if not masks:
         raise InputError("there are no masks to prune in: leave masks out, or give those of Masks.full(model)")
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    scores = checked(score(model, weights), weights)
+    scores = checked(score(unwrapped(model), weights), weights)
     if isinstance(selection, NofM):
         new = {name: selection.cut(scores[name], masks[name].to(scores[name].device)) for name in masks}
         return masks.intersect(new)
@@ -116,7 +119,7 @@ def planned(
         raise InputError(f"the amount '{amount}' plans one path for all weights: use it with selection global")
     names, share = groups[0]
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    scores = checked((score or Magnitude())(model, weights), weights)
+    scores = checked((score or Magnitude())(unwrapped(model), weights), weights)
     trial = _trial(masks, names, _flat(scores, masks, names), share, amount)
     flat = _flat(weights, masks, names)
     return amount.plan(Competition(flat, masks.total, 1, _harm(trial, damage)))

@@ -13,6 +13,7 @@ from incop import batches as batches_room
 from incop import observing
 from incop.batches import output_tensor, unpack
 from incop.errors import InputError
+from incop.wrappers import as_written
 
 __all__ = ["GradientTimesWeight", "Magnitude", "Random", "Score"]
 
@@ -119,7 +120,8 @@ class GradientTimesWeight:
                 part = batches_room.placed(unpack(batch), device=observing.device_of(model), dtype=dtype)
                 if part.target is None:
                     raise InputError("gradient × weight needs targets: give (inputs, target) batches")
-                output = observing.full_precision(model, part, leaves)
+                with as_written():
+                    output = observing.full_precision(model, part, leaves)
                 value = self.loss(output_tensor(output, where=type(model).__name__), part.target)
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                     raise InputError("the loss must return one number that depends on the weights")

@@ -47,8 +47,8 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`; without one no flow is measured.
         rule: when to stop; without one the callback only holds and looks.
         reference: the dense network's flow, from the same meter and probe.
-        reference_accuracy: the dense network's value of `eval_metric`, in [0, 1].
-        eval_metric: name of the Trainer's metric that is the accuracy, such as "accuracy" of `compute_metrics`; with it the
+        reference_accuracy: the dense network's accuracy, in [0, 1].
+        accuracy: name of the Trainer's metric that is the accuracy, such as "accuracy" of `compute_metrics`; with it the
             Trainer evaluates at every check. A rule of accuracy needs it.
         check_every: how often to look: epochs (1, 0.1) or steps ("50steps"). The training's end is looked at in any case.
         next_masks: gives the masks that would be cut now, for `MaskSettled`.
@@ -74,7 +74,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         rule: Rule | None = None,
         reference: Flow | None = None,
         reference_accuracy: float | None = None,
-        eval_metric: str | None = None,
+        accuracy: str | None = None,
         check_every: float | str | Interval = 1.0,
         next_masks: Callable[[], Masks] | None = None,
         level: int = 1,
@@ -83,16 +83,16 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             raise InputError(
                 f"masks is a {type(masks).__name__}: pass incop.Masks, such as incop.prune(model, …) returns"
             )
-        if isinstance(rule, Rule) and "accuracy" in rule.wants and eval_metric is None:
+        if isinstance(rule, Rule) and "accuracy" in rule.wants and accuracy is None:
             raise InputError(
-                f"the rule {str(rule)!r} needs the accuracy: pass eval_metric=, the name of one of the Trainer's metrics, such as "
+                f"the rule {str(rule)!r} needs the accuracy: pass accuracy=, the name of one of the Trainer's metrics, such as "
                 "'accuracy'"
             )
         self.masks = masks
         self.watch: Watch | None = None
         self._given = {"probe": probe, "meter": meter, "rule": rule, "next_masks": next_masks, "level": level}
         self._reference, self._reference_accuracy = reference, reference_accuracy
-        self._eval_metric = eval_metric
+        self._metric = accuracy
         self._every = Interval.parse(check_every)
         self._trainer: Any = None
         self._hold: Hold | None = None
@@ -112,6 +112,11 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         """The last verdict, None before the first check."""
         return None if self.watch is None else self.watch.verdict
 
+    @property
+    def flow(self) -> Flow | None:
+        """The flow at the last check, None without a meter: that of a dense training is the reference of the sparse ones."""
+        return self.checks[-1].flow if self.checks else None
+
     def release(self) -> None:
         """Stop holding and counting, as the training's end does; only needed after one that ended with an error."""
         for held in (self._hold, self._counted):
@@ -128,8 +133,8 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         self._trainer, folder = running(self)
         refuse_sharded(self._trainer)
         self._refuse_twice()
-        if self._eval_metric is not None and self._trainer.eval_dataset is None:
-            raise InputError(f"eval_metric={self._eval_metric!r} needs an evaluation: give the Trainer an eval_dataset")
+        if self._metric is not None and self._trainer.eval_dataset is None:
+            raise InputError(f"accuracy={self._metric!r} needs an evaluation: give the Trainer an eval_dataset")
         model, saved = kwargs["model"], None
         if state.global_step > 0:
             saved = self._saved_in(args, state)
@@ -163,7 +168,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         self.watch.stepped(self._counted.step(), epoch=state.epoch)
         if not (self.watch.due() or state.global_step >= state.max_steps):
             return control
-        if self._eval_metric is None:
+        if self._metric is None:
             return self._look(args, state, control, None)
         self.watch.pause()
         self._waiting, self._seen = time.perf_counter(), set()
@@ -175,7 +180,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         if self._waiting is None or self.watch is None:
             return control
         metrics: Mapping[str, Any] = kwargs["metrics"]
-        name = next((one for one in (self._eval_metric, f"eval_{self._eval_metric}") if one in metrics), None)
+        name = next((one for one in (self._metric, f"eval_{self._metric}") if one in metrics), None)
         if name is None:  # of several evaluation sets each is an event of its own
             self._seen |= set(metrics)
             return control
@@ -329,8 +334,8 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         if self._waiting is not None:
             self._waiting = None
             raise InputError(
-                f"the evaluation has no metric {self._eval_metric!r} (it has {', '.join(sorted(self._seen)) or 'none'}): let "
-                "compute_metrics return it, or name another as eval_metric="
+                f"the evaluation has no metric {self._metric!r} (it has {', '.join(sorted(self._seen)) or 'none'}): let "
+                "compute_metrics return it, or name another as accuracy="
             )
 
 
