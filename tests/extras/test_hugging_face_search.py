@@ -333,6 +333,14 @@ def test_is_silent_and_leaves_no_trace(tmp_path, monkeypatch, capfd, settings):
     assert args.save_strategy == "epoch"
 
 
+def test_a_forward_of_the_users_own_stays():
+    model = bert()
+    model.forward = own = model.forward  # as another library's wrapper lies on the module itself
+    adapter({"bf16": True}).fit(model, Masks.full(model), watch_of(model))
+    assert vars(model)["forward"] == own
+    assert "_original_forward" not in vars(model)
+
+
 def test_flow_is_measured_in_full_precision_whatever_it_trains_in():
     model = bert()
     watch = watch_of(model, probe=PROBE, meter=flow.InformationFlow())
