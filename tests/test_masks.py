@@ -541,6 +541,86 @@ def test_no_optimizer_at_all():
     assert torch.equal(net[0].weight, before)
 
 
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: called an optimizer, never initialised as one, every step passed on."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    param_groups = property(lambda self: self.optimizer.param_groups)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """An optimizer that writes to the weights itself after the one it holds."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer.param_groups, {})
+        self.optimizer = optimizer
+        self.slow = [p.detach().clone() + 1.0 for group in self.param_groups for p in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+        for slow, p in zip(self.slow, (p for group in self.param_groups for p in group["params"]), strict=True):
+            p.lerp_(slow, 0.5)
+
+
+@pytest.mark.parametrize(
+    "wrap", [Wrapper, lambda optimizer: Wrapper(Wrapper(optimizer)), Lookahead], ids=["once", "twice", "lookahead"]
+)
+def test_through_a_wrapped_optimizer(wrap):
+    net = Net()
+    masks = some(net)
+    optimizer = wrap(torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.1))
+    optimizer.zero_grad = lambda: net.zero_grad()
+    with hold(masks, net, optimizer):
+        plain(net, optimizer, data())
+    assert not any(bool(w.detach()[~masks[n]].any()) for n, w in masks.weights(net).items())
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+WRAPPERS = {
+    "parallel": nn.DataParallel,
+    "distributed": nn.parallel.DistributedDataParallel,
+    "compiled": lambda net: torch.compile(net, backend="eager"),
+    "both": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+}
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_through_a_wrapped_model(wrap):
+    net = Net()
+    masks = some(net)
+    wrapped = wrap(net)
+    sgd = torch.optim.SGD(wrapped.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+    with hold(masks, wrapped, sgd):
+        plain(wrapped, sgd, data())
+    assert not any(bool(w.detach()[~masks[n]].any()) for n, w in masks.weights(net).items())
+    assert masks.weights(wrapped).keys() == masks.keys()
+    assert masks.model_sparsity(wrapped) == masks.model_sparsity(net)
+
+
+def test_a_child_called_module_is_no_wrapper():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(4, 3)
+            self.scale = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(InputError, match="unknown masked weight 'weight'"):
+        Masks({"weight": torch.ones(3, 4, dtype=torch.bool)}).weights(Own())
+
+
 def hooks(net, optimizer):
     found = [h for p in net.parameters() for h in (p._post_accumulate_grad_hooks or {})]
     return len(found) + len(optimizer._optimizer_step_post_hooks)

@@ -214,14 +214,14 @@ def test_seconds_of_the_cut_are_in_the_ledger_at_the_stop_too():
     assert (watch.spent.probe_samples, watch.spent.probe_seconds) == (640, 1.5)
 
 
-def test_what_the_loop_did_besides_is_no_training(monkeypatch):
-    now = [100.0]
+def test_a_paused_clock_counts_nothing(monkeypatch):
+    now = [0.0]
     monkeypatch.setattr("incop.watch.time.perf_counter", lambda: now[0])
-    watch = Watch(net())
-    now[0] += 5.0
-    watch.waited(3.0)
+    watch = Watch(nn.Linear(2, 2))
+    now[0] = 3.0
+    watch.pause()
+    now[0] = 10.0  # somebody's own evaluation
+    watch.start()
+    now[0] = 12.0
     watch.look()
-    assert watch.spent.seconds == 2.0
-    now[0] += 1.0
-    watch.look()
-    assert watch.spent.seconds == 3.0
+    assert watch.spent.seconds == 5.0

@@ -275,11 +275,7 @@ class Hold:
         self, masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer, *, gradients: bool = True
     ) -> None:
         weights = masks.weights(model)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise InputError(
-                f"weights are held through a torch optimizer, not a {type(optimizer).__name__}: "
-                "pass the optimizer that it wraps"
-            )
+        optimizer = _within_wrapper(optimizer)
         trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if masks.remaining < masks.total and not any(id(p) in trained for p in model.parameters()):
             raise InputError(
@@ -321,6 +317,22 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _within_wrapper(optimizer: Any) -> torch.optim.Optimizer:
+    """Return the optimizer that takes the step: accelerate's wrapper calls itself one and has no hooks of its own.
+
+    An optimizer that has hooks is held itself, whatever it wraps: it may write to the weights after the inner one's step.
+    """
+    inner = optimizer
+    while not hasattr(inner, "_optimizer_step_post_hooks"):
+        if not hasattr(inner, "optimizer"):
+            raise InputError(
+                f"weights are held through a torch optimizer, not a {type(optimizer).__name__}: "
+                "pass the optimizer that it wraps"
+            )
+        inner = inner.optimizer
+    return inner  # type: ignore[no-any-return]
 
 
 Pruned = list[tuple[nn.Parameter, _Zero]]
@@ -371,8 +383,9 @@ def hold(masks: Masks, model: nn.Module, optimizer: torch.optim.Optimizer, *, gr
 
     Args:
         masks: the weights that are left.
-        model: the model; its pruned weights are set to zero at once.
-        optimizer: the optimizer that trains it.
+        model: the model, or what wraps it to train it (DistributedDataParallel, torch.compile, `accelerator.prepare`); its
+            pruned weights are set to zero at once.
+        optimizer: the optimizer that trains it, or accelerate's wrapper of it.
         gradients: zero the gradients of pruned weights too, as they are computed: for clipping by norm, scalers and whoever
             else reads gradients. Without it only the weights are zeroed after every step, which costs less; the weights
             that are left train the same, to the bit, with optimizers that treat every weight by itself.

@@ -236,9 +236,11 @@ class Watch:
                 f"{self.level} (after epoch {self.epoch:.2f})"
             )
 
-    def waited(self, seconds: float) -> None:
-        """Leave so many of the seconds since the last look out of training: what the loop did besides, such as validating."""
-        self._mark += seconds
+    def pause(self) -> None:
+        """Stop the clock until `start()`: what a loop does in between for a look of its own is not training."""
+        now = time.perf_counter()
+        self._seconds += now - self._mark
+        self._mark = now
 
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.

@@ -100,8 +100,10 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
             self._look_or_await(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
-        """Start the clock: what validating takes is no training."""
+        """Stop the clock of training: what validating takes is none."""
         self._validation = time.perf_counter(), 0
+        if self._watch is not None:
+            self._watch.pause()
 
     def on_validation_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -114,7 +116,7 @@ class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed whe
         if trainer.sanity_checking or trainer.state.fn != "fit" or self._watch is None:
             return
         seconds = time.perf_counter() - self._validation[0]
-        self._watch.waited(seconds)
+        self._watch.start()
         if self._awaited:
             self._awaited = False
             self._look(trainer, pl_module, seconds)
