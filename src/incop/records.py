@@ -390,6 +390,7 @@ class Check(Record):
             the one that would have been cut at the last check, the one before it, … (nearest first).
         spent: the level's ledger so far.
         verdict: what the rule answered.
+        sparsity: of the level's masks, in [0, 1]; None when the watch was given none.
     """
 
     level: int
@@ -403,6 +404,7 @@ class Check(Record):
     mask_changes: tuple[float, ...] = ()
     spent: Spent = Spent()
     verdict: Verdict | None = None
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -322,6 +322,7 @@ class Watch:
             loss=loss,
             mask_changes=changes,
             spent=self._ledger(self.epoch),
+            sparsity=None if self.masks is None else self.masks.sparsity,
         )
         verdict = Verdict(False, NO_RULE)
         if self._stopped is not None:

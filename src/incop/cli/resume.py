@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Literal
 
 from incop.cli.live import watch_progress
-from incop.cli.tables import print_run, printable
+from incop.cli.tables import print_run
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 
@@ -20,6 +19,7 @@ def resume(
     *,
     data_dir: str | None = None,
     inexact: bool = False,
+    track: str | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -34,6 +34,9 @@ def resume(
     inexact
         Go on also with another version of torch or another processor than the run was begun with: results then differ in
         their last bits from those of an uninterrupted run.
+    track
+        Trackers that show the run, with commas: tensorboard, mlflow, wandb, trackio. One that showed its beginning goes on
+        with it; another is told all of it. Default: none.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -41,11 +44,10 @@ def resume(
     """
     folder = RunDir.open(run)
     plan = Plan.from_mapping(folder.read_plan(), source=str(folder.plan_file))
+    from incop.cli.tracking import notice, tracked
     from incop.experiments import runs  # imports torch
 
     with watch_progress(plan, progress) as (console, listeners):
-        told = runs.Progress(
-            *listeners, on_notice=lambda sentence: print(f"incop: {printable(sentence)}", file=sys.stderr)
-        )
+        told = tracked(runs.Progress(*listeners, on_notice=notice), track)
         folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact)
     print_run(console, folder)

@@ -25,6 +25,7 @@ def search(
     out: Path | None = None,
     plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
     dense: Path | None = None,
+    track: str | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -42,6 +43,8 @@ def search(
         What the run is made of.
     dense
         Folder of a run whose dense level is used instead of training one. Default: train one.
+    track
+        Trackers that show the run, with commas: tensorboard, mlflow, wandb, trackio. Default: none.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -57,11 +60,12 @@ def search(
         told, source = plan.over(from_file), str(file)
     if out is not None:
         RunDir(out).refuse_existing()
+    from incop.cli.tracking import notice, tracked
     from incop.experiments import parts, problems, runs  # imports torch
 
     problems.refuse([*wrong, *problems.said_wrong(told)], source)
     full = parts.resolve(told)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
-        run = runs.execute(full, folder, runs.Progress(*listeners), dense=dense)
+        run = runs.execute(full, folder, tracked(runs.Progress(*listeners, on_notice=notice), track), dense=dense)
     print_run(console, run)

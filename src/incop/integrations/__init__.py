@@ -1,0 +1,1 @@
+"""incop in other people's worlds: each module needs its own extra."""
