@@ -25,7 +25,7 @@ LONGEST_TEXT = 4000  # signs of a tag
 PATIENCE = 60.0  # seconds to wait for another run that makes the same store
 
 
-def load(module: str, extra: str) -> Any:
+def load(module: str, *, extra: str) -> Any:
     """Import a tracker's library.
 
     Raises:
@@ -52,7 +52,7 @@ class TensorBoard:
     keeps_pages = False
 
     def __init__(self) -> None:
-        load("tensorboard", "tensorboard")
+        load("tensorboard", extra="tensorboard")
         self._writer: Any = None
 
     def begin(self, about: About, identity: str | None) -> str:
@@ -101,7 +101,7 @@ class MLflow:
     keeps_pages = True
 
     def __init__(self) -> None:
-        self._library = load("mlflow", "mlflow")
+        self._library = load("mlflow", extra="mlflow")
         self._client: Any = None
         self._run = ""
 
@@ -167,7 +167,7 @@ class Wandb:
     open_runs = 0  # of all threads: the last that closes ends the library's process, if it was started here
 
     def __init__(self) -> None:
-        self._library = load("wandb", "wandb")
+        self._library = load("wandb", extra="wandb")
         self._run: Any = None
         self._ours = False
 
@@ -242,7 +242,7 @@ class Trackio:
     keeps_pages = True
 
     def __init__(self) -> None:
-        self._library = load("trackio", "trackio")
+        self._library = load("trackio", extra="trackio")
         self._run: Any = None
         self._given = 0
 
