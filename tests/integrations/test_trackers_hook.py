@@ -32,6 +32,7 @@ class Fake:
     """A tracker that keeps what it is told in memory, and may fail in several ways."""
 
     keeps_pages = False
+    survives_kill = True
     made = ()
 
     def __init__(self):
@@ -42,6 +43,9 @@ class Fake:
         self.about = about
         self.begun.append(identity)
         return identity or "abc"
+
+    def kept(self):
+        return None
 
     def row(self, row, number):
         assert number == len(self.rows) or self.begun[-1] is not None
@@ -232,6 +236,53 @@ def test_checks_made_again_after_a_checkpoint_are_not_told_again(tmp_path, fake)
     before = len(RunDir(tmp_path / "R").checks())
     runs.resume(tmp_path / "R", tracked(runs.Progress(), "tensorboard"))
     assert len(made[0].rows) >= before
+    assert [row.key for backend in made for row in backend.rows] == keys_of(tmp_path / "R")
+
+
+class Forgetful(Fake):
+    """Loses what it was told last when it is killed, and knows it."""
+
+    def kept(self):
+        return 2
+
+
+class Unsure(Fake):
+    """Loses something when it is killed, and does not know what."""
+
+    survives_kill = False
+
+
+def killed(folder, number):
+    """Carry a run out with a tracker, and end it as if it had been killed: nothing is told to the tracker any more."""
+    progress = tracked(signalled_at(number), "tensorboard")
+    hook = progress.on_begin.__self__
+    progress.on_end = lambda run: [one.close() for one in hook.lines]
+    with pytest.raises(Interrupted):
+        runs.execute(planned(**QUICK), folder, progress)
+
+
+def test_what_a_killed_tracker_had_not_written_is_told_again(tmp_path, fake):
+    made = fake(Forgetful)
+    killed(tmp_path / "R", 15)
+    runs.resume(tmp_path / "R", tracked(runs.Progress(), "tensorboard"))
+    assert len(made[0].rows) > 2
+    assert [row.key for row in made[0].rows[:2] + made[1].rows] == keys_of(tmp_path / "R")
+
+
+def test_where_nobody_knows_what_a_killed_tracker_has_all_is_told_to_a_new_run(tmp_path, fake):
+    made = fake(Unsure)
+    killed(tmp_path / "R", 15)
+    runs.resume(tmp_path / "R", tracked(runs.Progress(), "tensorboard"))
+    assert made[1].begun == [None]
+    assert [row.key for row in made[1].rows] == keys_of(tmp_path / "R")
+
+
+def test_a_tracker_that_was_closed_in_good_order_goes_on_with_its_run(tmp_path, fake):
+    made = fake(Unsure)
+    with pytest.raises(Interrupted):
+        runs.execute(planned(**QUICK), tmp_path / "R", tracked(signalled_at(15), "tensorboard"))
+    runs.resume(tmp_path / "R", tracked(runs.Progress(), "tensorboard"))
+    assert made[1].begun == ["abc"]
     assert [row.key for backend in made for row in backend.rows] == keys_of(tmp_path / "R")
 
 

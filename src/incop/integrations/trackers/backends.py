@@ -50,6 +50,7 @@ class TensorBoard:
     """Event files in a folder of their own; numbers there have seven digits. It keeps no pages."""
 
     keeps_pages = False
+    survives_kill = True
 
     def __init__(self) -> None:
         load("tensorboard", extra="tensorboard")
@@ -75,6 +76,10 @@ class TensorBoard:
             self._writer.flush()
         return identity or uuid.uuid4().hex
 
+    def kept(self) -> int | None:
+        """All of them."""
+        return None
+
     def row(self, row: Row, number: int) -> None:
         """Write and flush: a process that is killed loses nothing that was told."""
         now = time.time()
@@ -99,6 +104,7 @@ class MLflow:
     """A run of its own in a database of its own, or in the store the user has set; the active run is left alone."""
 
     keeps_pages = True
+    survives_kill = True
 
     def __init__(self) -> None:
         self._library = load("mlflow", extra="mlflow")
@@ -137,6 +143,10 @@ class MLflow:
         for few in _batches(parameters, PARAMETERS_AT_ONCE):
             self._client.log_batch(self._run, params=few)
 
+    def kept(self) -> int | None:
+        """All of them."""
+        return None
+
     def row(self, row: Row, number: int) -> None:
         """Log the numbers in one batch; MLflow draws no texts, so the latest stand in tags."""
         entities, now = self._library.entities, int(time.time() * 1000)
@@ -164,6 +174,7 @@ class Wandb:
     """A run beside the user's active one; offline unless WANDB_MODE says otherwise."""
 
     keeps_pages = True
+    survives_kill = False  # it writes every 15 seconds
     open_runs = 0  # of all threads: the last that closes ends the library's process, if it was started here
 
     def __init__(self) -> None:
@@ -205,6 +216,10 @@ class Wandb:
         known = getattr(self._library.Settings, "model_fields", wanted)
         return self._library.Settings(**{key: value for key, value in wanted.items() if key in known})
 
+    def kept(self) -> int | None:
+        """All of them."""
+        return None
+
     def row(self, row: Row, number: int) -> None:
         """Log one row of its own; its x axis is in it, since two rows may have the same."""
         self._run.log({**row.values, **row.texts, "trained_steps": row.at}, step=number)
@@ -240,6 +255,7 @@ class Trackio:
     """A run in Trackio's own local database, where `trackio show` looks, unless the environment names a Space or a server."""
 
     keeps_pages = True
+    survives_kill = True
 
     def __init__(self) -> None:
         self._library = load("trackio", extra="trackio")
@@ -271,6 +287,13 @@ class Trackio:
         self._run = init(identity, "never")
         return identity
 
+    def kept(self) -> int | None:
+        """Count them: it writes twice a second."""
+        if self._run.url is not None:  # a Space or a server has them
+            return None
+        storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
+        return int(storage.get_log_count(self._run.project, self._run.name, run_id=self._run.id))
+
     def row(self, row: Row, number: int) -> None:
         """Log one row."""
         self._run.log({**row.values, **row.texts}, step=row.at)
@@ -280,22 +303,15 @@ class Trackio:
         """Show the page, finish, and count: Trackio goes on without a word to its caller when it cannot write."""
         if end.page is not None:
             self._run.log({"report": self._library.Html(Path(end.page), inject=False)})
-        run = self._run
-        self._close()
-        if run.url is None:  # local
-            storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
-            kept = storage.get_log_count(run.project, run.name, run_id=run.id)
-            if kept < self._given:
-                raise OSError(f"it kept {kept} of {self._given} rows")
+        self._run.finish()
+        kept = self.kept()
+        if kept is not None and kept < self._given:
+            raise OSError(f"it kept {kept} of {self._given} rows")
 
     def drop(self) -> None:
         """Finish, as far as possible."""
         if self._run is not None:
-            self._close()
-
-    def _close(self) -> None:
-        run, self._run = self._run, None
-        run.finish()
+            self._run.finish()
 
 
 BACKENDS: Mapping[str, Callable[[], Backend]] = {

@@ -20,7 +20,7 @@ from incop.rundir import inside, is_file
 
 __all__ = ["About", "Backend", "End", "Line", "Told"]
 
-PATIENCE = 60.0  # seconds without any answer after which a tracker is left alone at the end of a run
+PATIENCE = 120.0  # seconds without any answer after which a tracker is left alone at the end of a run
 MOST_WAITING = 100_000  # rows that may wait for a tracker that does not keep up
 MOST_BYTES = 2**26  # of a list of what was told: half a million rows
 LONGEST = 300  # signs of a library's own message
@@ -66,9 +66,13 @@ class Backend(Protocol):
     """A tracker's library. Whatever a method raises ends the tracking, never the run."""
 
     keeps_pages: bool
+    survives_kill: bool  # a process that is killed leaves what was told before, up to what `kept` counts
 
     def begin(self, about: About, identity: str | None) -> str:
         """Go on with the run of this identity where it is still there, else begin one, and return its identity."""
+
+    def kept(self) -> int | None:
+        """Return how many rows the run that is gone on with has there; None where all that were told are."""
 
     def row(self, row: Row, number: int) -> None:
         """Take a row, the so-manieth of the run, counting from 0."""
@@ -90,6 +94,7 @@ class Told:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: dict[Key, Spent] = {}
+        self.closed = False  # the run was ended there in good order
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Told:
@@ -107,7 +112,9 @@ class Told:
             identity = json.loads(first)["id"]
             for line in lines[:-1]:  # a last one may be cut short
                 one = json.loads(line)
-                self.rows[one["level"], one["number"]] = Spent.from_json(one["spent"])
+                self.closed = "end" in one
+                if not self.closed:
+                    self.rows[one["level"], one["number"]] = Spent.from_json(one["spent"])
         except (OSError, ValueError, TypeError, LookupError, RecursionError):
             self.rows.clear()
             return None
@@ -123,10 +130,21 @@ class Told:
     def add(self, row: Row) -> None:
         """Note a row."""
         level, number = row.key
-        line = json.dumps({"level": level, "number": number, "spent": row.spent.to_json()})
-        with self.file.open("a", encoding="ascii") as out:
-            out.write(line + "\n")
+        self._write({"level": level, "number": number, "spent": row.spent.to_json()})
         self.rows[row.key] = row.spent
+
+    def close(self, status: str) -> None:
+        """Note that the run was ended."""
+        self._write({"end": status})
+
+    def keep(self, count: int) -> None:
+        """Forget the rows after the first so many: the tracker was killed before it had written them."""
+        for key in list(self.rows)[count:]:
+            del self.rows[key]
+
+    def _write(self, entry: Mapping[str, object]) -> None:
+        with self.file.open("a", encoding="ascii") as out:
+            out.write(json.dumps(entry) + "\n")
 
 
 class Line:
@@ -165,7 +183,7 @@ class Line:
 
     def end(self, end: End) -> None:
         """Let the tracker close its run."""
-        self._put(lambda: self.backend.end(end))
+        self._put(lambda: self._end(end))
 
     def close(self) -> None:
         """Wait until everything is handed over, as long as there are signs of life."""
@@ -187,15 +205,24 @@ class Line:
         about.folder.mkdir(parents=True, exist_ok=True)
         self._told = Told.of(about.folder, self.name)
         known = self._told.identity() if resume else None
+        if not (self._told.closed or self.backend.survives_kill):
+            known = None  # nobody knows what is there of the last seconds: all is told again, to a new run
         identity = self.backend.begin(about, known)
         if identity != known:
             self._told.start(identity)
+        elif (kept := self.backend.kept()) is not None:
+            self._told.keep(kept)
 
     def _row(self, row: Row) -> None:
         assert self._told is not None
         if row.key not in self._told.rows:
             self.backend.row(row, len(self._told.rows))
             self._told.add(row)
+
+    def _end(self, end: End) -> None:
+        assert self._told is not None
+        self.backend.end(end)
+        self._told.close(end.status)
 
     def _serve(self) -> None:
         try:
