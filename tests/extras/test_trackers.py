@@ -15,7 +15,7 @@ from incop.rundir import RunDir
 ALL = ("tensorboard", "mlflow", "wandb", "trackio")
 QUICK = ["--method", "incop-if", "--max-epochs", "2", "--levels", "2", "--limit", "200", "--check-every", "0.5"]
 
-pytestmark = pytest.mark.filterwarnings("default")  # what libraries warn of is not ours
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]  # what libraries warn of is not ours
 
 
 def process(*words, home, **env):
@@ -23,7 +23,7 @@ def process(*words, home, **env):
     around = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "MLFLOW", "TRACKIO"))}
     around |= {"TRACKIO_DIR": str(home), "WANDB_ERROR_REPORTING": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **env}
     return subprocess.run(
-        [sys.executable, *map(str, words)], capture_output=True, text=True, env=around, timeout=250, check=False
+        [sys.executable, *map(str, words)], capture_output=True, text=True, env=around, timeout=800, check=False
     )
 
 

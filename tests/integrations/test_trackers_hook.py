@@ -371,7 +371,6 @@ def test_from_python_the_x_axis_goes_on_when_resumed(tmp_path, fake):
     with trackers.track("tensorboard", tmp_path) as hook:
         hook.check(Check(level=0, number=1, epoch=1.0, spent=spent))
     with trackers.track("tensorboard", tmp_path, resume=True) as hook:
-        hook.check(Check(level=0, number=1, epoch=1.0, spent=spent))
         hook.check(Check(level=1, number=1, epoch=1.0, spent=Spent(1.0, 5)))
     assert [row.at for row in made[1].rows] == [15]
 
