@@ -68,7 +68,7 @@ def quoted(value: object, most: int = 120) -> str:
     Example:
         >>> from incop.errors import quoted
         >>> quoted("many"), quoted([[[[[[[1]]]]]]])
-        ("'many'", '[[[[[...]]]]]')
+        ("'many'", '[[[[[[...]]]]]]')
     """
     form = reprlib.Repr()
     form.maxlevel, form.maxstring, form.maxother, form.maxlong = 5, most, most, most

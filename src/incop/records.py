@@ -423,6 +423,7 @@ class Check(Record):
         spent: the level's ledger so far.
         verdict: what the rule answered.
         score: the run's metric where that is not accuracy, any number; None when nothing asked for it.
+        sparsity: of the level's masks, in [0, 1]; None when the watch was given none.
     """
 
     level: int
@@ -438,6 +439,7 @@ class Check(Record):
     verdict: Verdict | None = None
     attempt: int = 0
     score: float | None = None
+    sparsity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,16 @@ class RunDir:
         return inside(self.path, self.path / "checkpoint")
 
     @property
+    def trackers_dir(self) -> Path:
+        """What trackers keep of the run."""
+        return inside(self.path, self.path / "trackers")
+
+    @property
+    def report_file(self) -> Path:
+        """The run's page."""
+        return inside(self.path, self.path / "report.html")
+
+    @property
     def resume_command(self) -> str:
         """The command that goes on with the run."""
         return f"`incop resume {shlex.quote(str(self.path))}`"

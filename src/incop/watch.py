@@ -394,6 +394,7 @@ class Watch:
             spent=self._ledger(self.epoch),
             attempt=self.attempt,
             score=score,
+            sparsity=None if self.masks is None else self.masks.sparsity,
         )
         verdict = Verdict(False, NO_RULE)
         if self._stopped is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def compare(
     jobs: int = 1,
     out: Path | None = None,
     dry_run: bool = False,
+    track: str | None = None,
     plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
     debug: bool = False,
 ) -> None:
@@ -67,6 +69,9 @@ def compare(
         The comparison's folder. Default: runs/compare.
     dry_run
         Print the runs and an estimate of their cost, and stop.
+    track
+        Trackers that show every run, with commas: tensorboard, mlflow, wandb, trackio; grouped by the folder's name.
+        Default: none.
     plan
         Keys that hold for every run, as in search.
     debug
@@ -82,7 +87,13 @@ def compare(
         _print_estimate(console, comparison, jobs)
         return
     folder = out if out is not None else Path("runs") / "compare"
-    from incop.experiments import comparisons  # imports torch
+    from incop.cli import tracking
+    from incop.experiments import comparisons, runs  # imports torch
+
+    follow = None
+    if track is not None:
+        tracking.tracked(runs.Progress(), track)  # what is missing or unknown is told before anything is trained
+        follow = functools.partial(tracking.of_comparison, track, folder)
 
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
@@ -96,7 +107,7 @@ def compare(
             if job.state == "failed":
                 console.print(f"failed: {words}: {job.error}", highlight=False)
 
-        ended = comparisons.compare(comparison, folder, jobs=jobs, tell=tell)
+        ended = comparisons.compare(comparison, folder, jobs=jobs, tell=tell, follow=follow)
     try:
         _print_results(console, folder)
     except MissingExtra as error:

@@ -20,6 +20,7 @@ def resume(
     data_dir: str | None = None,
     inexact: bool = False,
     run_code: bool = False,
+    track: str | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -36,6 +37,9 @@ def resume(
         their last bits from those of an uninterrupted run.
     run_code
         Run the code that the run's plan names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only if you trust it.
+    track
+        Trackers that show the run, with commas: tensorboard, mlflow, wandb, trackio. One that showed its beginning goes on
+        with it; another is told all of it. Default: none.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -43,9 +47,10 @@ def resume(
     """
     folder = RunDir.open(run)
     plan = Plan.from_mapping(folder.read_plan(), source=str(folder.plan_file))
+    from incop.cli.tracking import tracked
     from incop.experiments import runs  # imports torch
 
     with watch_progress(plan, progress) as (console, listeners):
-        told = runs.Progress(*listeners, on_notice=say)
+        told = tracked(runs.Progress(*listeners, on_notice=say), track)
         folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code)
     print_run(console, folder)

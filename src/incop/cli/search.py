@@ -26,6 +26,7 @@ def search(
     out: Path | None = None,
     plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
     dense: Path | None = None,
+    track: str | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
     debug: bool = False,
 ) -> None:
@@ -43,6 +44,8 @@ def search(
         What the run is made of.
     dense
         Folder of a run whose dense level is used instead of training one. Default: train one.
+    track
+        Trackers that show the run, with commas: tensorboard, mlflow, wandb, trackio. Default: none.
     progress
         auto: live on a terminal, silent elsewhere. lines: one line per level. off: silent.
     debug
@@ -60,6 +63,7 @@ def search(
         told = replace(told, run_code=True)  # who names a model on the command line means it
     if out is not None:
         RunDir(out).refuse_existing()
+    from incop.cli.tracking import tracked
     from incop.experiments import parts, problems, runs  # imports torch
 
     problems.refuse([*wrong, *problems.said_wrong(told)], source)
@@ -67,5 +71,5 @@ def search(
     say_code(full)
     folder = out if out is not None else runs.default_out(full)
     with watch_progress(full, progress) as (console, listeners):
-        run = runs.execute(full, folder, runs.Progress(*listeners, on_notice=say), dense=dense)
+        run = runs.execute(full, folder, tracked(runs.Progress(*listeners, on_notice=say), track), dense=dense)
     print_run(console, run)

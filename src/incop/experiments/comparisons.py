@@ -43,6 +43,7 @@ PROCESSES: Any = multiprocessing.get_context(
 # where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
 NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every", "run_code")
 PATIENCE = 60.0  # seconds for the runs of a comparison that was killed to write their checkpoints and end
+Follow = Callable[[], runs.Progress]  # makes the listeners of one run
 MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
 
@@ -250,6 +251,7 @@ class _Work:
     jobs: list[Job]
     threads: int
     tell: Callable[[Job, int, int], None]
+    follow: Follow | None = None
     dense: dict[tuple[str, str, int], str] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -257,7 +259,12 @@ class _Work:
 
 
 def compare(
-    comparison: Comparison, out: str | Path, *, jobs: int = 1, tell: Callable[[Job, int, int], None] | None = None
+    comparison: Comparison,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    tell: Callable[[Job, int, int], None] | None = None,
+    follow: Follow | None = None,
 ) -> list[Job]:
     """Carry out a comparison, or what is missing of it, and return its jobs with how each ended.
 
@@ -270,6 +277,7 @@ def compare(
         out: the comparison's folder; made when it is absent, continued when it holds one.
         jobs: how many runs at once; each has an equal share of the cores.
         tell: called with (job, how many are done, how many there are) when a job ends.
+        follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
 
     Raises:
         InputError: the comparison cannot be carried out, or the folder is in other use.
@@ -278,7 +286,8 @@ def compare(
     comparison.check()
     folder = _folder(Path(out))
     cores = os.cpu_count() or 1
-    work = _Work(comparison, folder, jobs_of(comparison), max(cores // jobs, 1), tell or (lambda job, done, of: None))
+    told = tell or (lambda job, done, of: None)
+    work = _Work(comparison, folder, jobs_of(comparison), max(cores // jobs, 1), told, follow)
     if hasattr(PROCESSES, "set_forkserver_preload"):
         PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
     interrupted = Signals("interrupted: the same command goes on with what is missing", at_once=True)
@@ -416,7 +425,7 @@ def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> st
             shutil.rmtree(folder)  # a run of this comparison that was killed before it began
     plan = dataclasses.replace(plan, threads=plan.threads or work.threads)
     ours, theirs = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, again, theirs), daemon=True)
+    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, again, theirs, work.follow), daemon=True)
     with work.lock:
         process.start()
         work.running.add(process)
@@ -439,15 +448,18 @@ def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> st
     return error
 
 
-def _alone(plan: Plan, folder: Path, dense: Path | None, again: bool, tell: Connection) -> None:
+def _alone(plan: Plan, folder: Path, dense: Path | None, again: bool, tell: Connection, follow: Follow | None) -> None:
     """Carry out one plan, in a process of its own, and tell in a sentence what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle: it ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
+        progress = runs.Progress() if follow is None else follow()
         if again:
-            runs.resume(folder, data_dir=plan.data_dir, dense=dense, patience=PATIENCE, run_code=bool(plan.run_code))
+            runs.resume(
+                folder, progress, data_dir=plan.data_dir, dense=dense, patience=PATIENCE, run_code=bool(plan.run_code)
+            )
         else:
-            runs.execute(plan, folder, dense=dense)
+            runs.execute(plan, folder, progress, dense=dense)
         tell.send(None)
     except (IncopError, Interrupted) as error:
         with contextlib.suppress(OSError):  # nobody is there any more to be told

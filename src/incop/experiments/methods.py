@@ -184,7 +184,7 @@ def planned(sparsity: float, epochs: float, batch_size: int, levels: int | None 
     Example:
         >>> from incop.experiments import methods
         >>> methods.planned(0.9, epochs=10, batch_size=60)["rule"]
-        'after 0.1103 epochs'
+        'after 0.1102 epochs'
     """
     number = levels if levels is not None else cuts(sparsity)
     stretch = f"{fifths(sparsity) * epochs * SEARCH_SHARE / number:.4g}"

@@ -48,12 +48,17 @@ class Progress:
         on_level: every finished level.
         on_step: (level, epoch, step), after every step.
         on_notice: a sentence that the user should know, such as that a checkpoint was damaged or a level is begun again.
+        on_begin: the run's folder, when it is there and before anything is trained; that of a run that is gone on with
+            holds the records from which it goes on.
+        on_end: the run's folder, when its summary says how it ended.
     """
 
     on_check: Callable[[Check], None] | None = None
     on_level: Callable[[Level], None] | None = None
     on_step: Callable[[int, float, int], None] | None = None
     on_notice: Callable[[str], None] | None = None
+    on_begin: Callable[[RunDir], None] | None = None
+    on_end: Callable[[RunDir], None] | None = None
 
 
 def default_out(plan: Plan) -> Path:
@@ -227,9 +232,14 @@ class _Work:
         def summarise(status: str, error: str | None = None) -> None:
             self.run.write_summary(_summary(self.parts, levels, status, error, self.environment, self.run.path))
 
+        def told(listener: Callable[[RunDir], None] | None) -> None:
+            if listener is not None:
+                listener(self.run)
+
         try:
             with self.signals, _within_memory(self.parts.plan):
                 summarise("running")
+                told(self.progress.on_begin)
                 for ticket in tickets:
                     level = _keep(self.run, self.parts, ticket)
                     levels.append(level)
@@ -246,9 +256,11 @@ class _Work:
             except (IncopError, OSError) as second:
                 if _reason(second) != _reason(error):  # else the disk is full or the folder gone, as `error` says
                     (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
+            told(self.progress.on_end)
             raise
         summarise("finished")
         self.files.remove()
+        told(self.progress.on_end)
 
 
 @contextlib.contextmanager

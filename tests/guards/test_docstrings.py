@@ -1,0 +1,30 @@
+"""Every example in a docstring runs, of every module, and every exported name says what it is."""
+
+import importlib.util
+
+import pytest
+from docstrings import MODULES, OF_EXTRAS, run_examples, undocumented
+
+CORE = [name for name in MODULES if name not in OF_EXTRAS]
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_examples_run(name):
+    count, said = run_examples(name)
+    assert not said, said
+    assert count or ">>>" not in (importlib.util.find_spec(name).loader.get_source(name) or "")
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_exported_names_are_documented(name):
+    assert undocumented(name) == []
+
+
+def test_the_guard_sees_a_wrong_example_and_all_modules(monkeypatch):
+    import incop.errors
+
+    monkeypatch.setattr(incop.errors.quoted, "__doc__", "A line.\n\n>>> 1 + 1\n3\n")
+    count, said = run_examples("incop.errors")
+    assert count
+    assert "Expected:\n    3" in said
+    assert {"incop.experiments.methods", "incop.stopping.rules", "incop.reports.page", "incop"} <= set(MODULES)
