@@ -9,16 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from incop.cli.tables import printable
+from incop.cli.live import say
 from incop.experiments.runs import Progress
 from incop.integrations import trackers
 
-__all__ = ["notice", "of_comparison", "tracked"]
-
-
-def notice(sentence: str) -> None:
-    """Print what the user should know, beside the results."""
-    print(f"incop: {printable(sentence)}", file=sys.stderr)
+__all__ = ["of_comparison", "tracked"]
 
 
 def tracked(progress: Progress, names: str | None, *, group: str = "", store: Path | None = None) -> Progress:
@@ -30,7 +25,7 @@ def tracked(progress: Progress, names: str | None, *, group: str = "", store: Pa
     """
     if names is None:
         return progress
-    tracker = trackers.Tracker(names, group=group, store=store, on_notice=progress.on_notice or notice)
+    tracker = trackers.Tracker(names, group=group, store=store, on_notice=progress.on_notice or say)
     return dataclasses.replace(
         progress,
         on_check=_both(progress.on_check, tracker.check),
@@ -43,7 +38,7 @@ def tracked(progress: Progress, names: str | None, *, group: str = "", store: Pa
 def of_comparison(names: str, folder: Path) -> Progress:
     """Return the listeners of one run of a comparison, made in its own process, of whose output nobody reads anything."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends; some trackers greet every run
-    return tracked(Progress(on_notice=notice), names, group=folder.absolute().name, store=folder / "trackers")
+    return tracked(Progress(on_notice=say), names, group=folder.absolute().name, store=folder / "trackers")
 
 
 def _both(first: Callable[[Any], None] | None, second: Callable[[Any], None]) -> Callable[[Any], None]:
