@@ -489,3 +489,10 @@ def test_a_path_is_planned_as_from_the_first_level():
     net, amount = nn.Linear(4, 4), Seen()
     planned(net, Masks.full(net), amount, damage=lambda masks: 0.0)
     assert amount.level == 1
+
+
+def test_weights_of_double_precision_are_ranked_in_it():
+    net = nn.Linear(8, 1).double()
+    with torch.no_grad():
+        net.weight.copy_(1.0 - 1e-12 * torch.arange(8, dtype=torch.float64))  # all the same in single precision
+    assert pruning.prune(net, amount=0.5)["weight"].tolist() == [[True] * 4 + [False] * 4]
