@@ -399,10 +399,12 @@ def report(plan: dict[str, list[int]], state: Path, command: str) -> tuple[str, 
         f"**{all_told['killed']} of {all_told['mutants'] - all_told['equivalent']} mutants killed, {share:.1%}** (goal: at least "
         f"90 %); {all_told['equivalent']} more do the same as the original for every caller and are not counted.",
         "",
+        f"- {all_told['mutants']} mutants of the {sum(map(len, chosen([], None, 0).values()))} there are; the tests had been "
+        "strengthened before for those that lived at first",
         f"- command: `{command}` · {platform.machine()}, 1 core · Python {platform.python_version()}, torch {torch.__version__}",
         "- a mutant is one change of a comparison, an arithmetic or boolean operator, a sign, a constant, a condition, a returned "
         "value, or a statement left out; sentences of errors, annotations and docstrings are left as they are",
-        "- first the doctests of the module and the tests that mirror it, then those of the rooms that use it; one that takes "
+        "- tried against the doctests of the module and the test files that mirror it; one that takes "
         f"{SLOWER} times as long and {LEAST_SECONDS:.0f} s is killed too",
         "",
         "| module | mutants | killed | survived | equivalent | score |",

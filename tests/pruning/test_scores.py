@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -163,3 +164,10 @@ def test_in_words():
         "random",
         "gradient × weight",
     ]
+
+
+@pytest.mark.parametrize("made", [Random(), GradientTimesWeight(None, [])])
+def test_a_score_cannot_be_changed(made):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(made, dataclasses.fields(made)[0].name, 1)
+    assert Random() == Random(seed=0)
