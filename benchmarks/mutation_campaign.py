@@ -244,7 +244,7 @@ class Changed(importlib.machinery.SourceFileLoader):
 
     def get_code(self, fullname: str):
         """Compile the changed tree; nothing of it goes into a cache."""
-        return compile(self.tree, self.path, "exec") if self.tree is not None else super().get_code(fullname)
+        return super().get_code(fullname) if self.tree is None else self.source_to_code(self.tree, self.path)
 
 
 class Finder:
