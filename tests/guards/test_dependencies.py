@@ -62,16 +62,23 @@ def text_of(node):
 def extras_named(source):
     """Return the extras that a file's errors may name: `MissingExtra(…, "data", …)` and `load(…, extra="data")`.
 
-    None stands for one that is not written where it is used, unless it is the `extra` of the function around it.
+    A row of a table that stands in the file, `EXTRAS[…]`, may name each of the table's. None stands for one that is not written where it is used, unless it is the `extra` of the function around it.
     """
-    found = []
-    for node in ast.walk(ast.parse(source)):
+    found, tree = [], ast.parse(source)
+    tables = {
+        node.targets[0].id: [text_of(value) for value in node.value.values]
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and isinstance(node.value, ast.Dict)
+    }
+    for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
         keys = {key.arg: key.value for key in node.keywords}
         given = keys.get("extra", node.args[1] if name == "MissingExtra" and len(node.args) > 1 else None)
-        if given is not None and not (isinstance(given, ast.Name) and given.id == "extra"):
+        if isinstance(given, ast.Subscript) and isinstance(given.value, ast.Name) and given.value.id in tables:
+            found += tables[given.value.id]
+        elif given is not None and not (isinstance(given, ast.Name) and given.id == "extra"):
             found.append(text_of(given))
     return found
 
@@ -84,6 +91,11 @@ def test_every_extra_an_error_names_is_there(file):
 def test_the_guard_sees_extras():
     source = 'MissingExtra("a", "b", "c"); load("x", extra="d"); load("x", extra=extra); MissingExtra("a", f(x), "c")'
     assert extras_named(source) == ["b", "d", None]
+    assert extras_named('T = {"x": "e", "y": "f"}; MissingExtra("a", T[n], "c"); MissingExtra("a", U[n], "c")') == [
+        "e",
+        "f",
+        None,
+    ]
     assert {"data", "report", "stats", "tensorboard", "mlflow", "wandb", "trackio"} <= {
         one for file in SOURCES for one in extras_named(file.read_text())
     }

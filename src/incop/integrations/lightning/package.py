@@ -20,11 +20,11 @@ def _imported() -> ModuleType:
     Raises:
         MissingExtra: neither is.
     """
-    for name in NAMES:
+    for package in NAMES:
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(package)
         except ModuleNotFoundError as error:
-            if error.name not in (name, name.partition(".")[0]):
+            if error.name not in (package, package.partition(".")[0]):
                 raise  # Lightning is there, and something that it needs is not
     raise MissingExtra("lightning", "lightning", "searching with Lightning")
 
