@@ -268,7 +268,8 @@ def green(finder: Finder, tests: list[str]) -> bool:
 
     sys.meta_path.insert(0, finder)
     sys.dont_write_bytecode = True
-    module = importlib.import_module(finder.name)
+    name = finder.name.removeprefix("incop.")
+    module = importlib.import_module(f"incop.{name}")
     if doctest.testmod(module).failed:
         return False
     words = [

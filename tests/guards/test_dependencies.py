@@ -62,7 +62,8 @@ def text_of(node):
 def extras_named(source):
     """Return the extras that a file's errors may name: `MissingExtra(…, "data", …)` and `load(…, extra="data")`.
 
-    A row of a table that stands in the file, `EXTRAS[…]`, may name each of the table's. None stands for one that is not written where it is used, unless it is the `extra` of the function around it.
+    A row of a table that stands in the file, `EXTRAS[…]`, may name each of the table's. None stands for one that is not
+    written where it is used, unless it is the `extra` of the function around it.
     """
     found, tree = [], ast.parse(source)
     tables = {
