@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import incop
-from incop import Masks, Watch, pruning, stopping
+from incop import Masks, Watch, flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -472,3 +472,26 @@ def test_a_state_without_a_kept_optimizer_takes_one_away():
         made.fit(model, Masks.full(model), watch)
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_accuracy_of_a_language_model_is_of_the_token_that_its_loss_asks_for():
+    class Next(nn.Module):
+        """Says that after each word comes the next number."""
+
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Linear(1, 1)
+
+        def forward(self, x):
+            return nn.functional.one_hot((x + 1) % 7, 7).float() * self.scale.weight.abs()
+
+    words = torch.tensor([[0, 1, 2, 3, 9], [5, 6, 0, 4, 3]]) % 7
+    labels = words.clone()
+    labels[0, -1] = -100
+    split = [{"x": words, "labels": labels}]
+    told = {
+        shift: incop.Trainer(split, split, epochs=1, loss=flow.TokenLoss(shift=shift)).evaluate(Next())
+        for shift in (True, False)
+    }
+    # foretold: 1, 2, 3 of the first (its last has no label), 6 and 0 of the second; of the words themselves none
+    assert told == {True: 5 / 7, False: 0.0}

@@ -15,6 +15,7 @@ from incop import observing
 from incop.batches import Batch, call, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
+from incop.flow.losses import TokenLoss
 from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
 from incop.records import Metric
@@ -463,7 +464,8 @@ class Trainer:
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
 
-        Accuracy is the share of targets, in [0, 1], that have the largest output.
+        Accuracy is the share of targets, in [0, 1], that have the largest output; with the loss `flow.TokenLoss()` the share
+        of tokens that the output before them foretells.
         """
         return self._evaluated(model, split if split is not None else self.validation)[0]
 
@@ -472,7 +474,10 @@ class Trainer:
         samples = 0
         with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split() as score:
             for inputs, target, count in self._parts(model, split):
-                score.add(_called(model, inputs), target)
+                output = _called(model, inputs)
+                if isinstance(self.loss, TokenLoss) and self._scoring.metric is None:
+                    output, target = self.loss.aligned(output, target)
+                score.add(output, target)
                 samples += count
             return score.value(), samples
 

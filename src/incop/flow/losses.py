@@ -44,16 +44,21 @@ class TokenLoss:
         Raises:
             InputError: the shapes do not fit, or no token has a label.
         """
-        logits, labels = self._fitting(output, target)
+        logits, labels = self.aligned(output, target)
         if not bool((labels != self.ignored).any()):
             raise InputError(f"no token of a batch has a label other than {self.ignored}: leave the batch out")
         return functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=self.ignored)
 
     def weight(self, output: Any, target: Tensor) -> int:
         """Return how many tokens the mean is over."""
-        return int((self._fitting(output, target)[1] != self.ignored).sum())
+        return int((self.aligned(output, target)[1] != self.ignored).sum())
 
-    def _fitting(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    def aligned(self, output: Any, target: Any) -> tuple[Tensor, Tensor]:
+        """Return the logits and the labels that belong together: each token's output, and what it is to say.
+
+        Raises:
+            InputError: the shapes do not fit.
+        """
         logits = output_tensor(output, where="the model")
         if not isinstance(target, Tensor) or logits.dim() != 3 or logits.shape[:2] != target.shape:
             wanted = tuple(target.shape) if isinstance(target, Tensor) else type(target).__name__
