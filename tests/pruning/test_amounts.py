@@ -460,3 +460,8 @@ def test_weights_of_one_size_have_an_index_of_nothing_and_never_less():
     for d in range(1, 200):
         assert 0.0 <= PQIndex(1, 2).index(torch.full((d,), 0.1)) < 1e-12
         assert 0.0 <= PQIndex(0.5, 1).index(torch.full((d,), 0.1)) < 1e-12
+
+
+def test_even_damage_of_weights_that_are_already_sparser_stays_where_they_are():
+    path = EvenDamage(0.9, 3).plan(many(5, 100, damage=lambda count: 0.5))
+    assert path.sparsities == (0.95, 0.95, 0.95)
