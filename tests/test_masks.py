@@ -948,3 +948,13 @@ def test_a_step_without_any_gradient_moves_nothing(kind):
         made.step()
         made.step()
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before, strict=True))
+
+
+def test_a_digest_tells_masks_apart_whatever_their_order():
+    one, other = torch.rand(5, 3) > 0.5, torch.rand(9) > 0.5
+    masks = Masks({"a": one, "b": other})
+    assert masks.digest() == Masks({"b": other, "a": one}).digest()
+    flipped = one.clone()
+    flipped[2, 1] ^= True
+    different = [{"a": flipped, "b": other}, {"a": one}, {"a": one.T, "b": other}, {"c": one, "b": other}]
+    assert len({Masks(each).digest() for each in different} | {masks.digest()}) == 5

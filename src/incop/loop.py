@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
 
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import Diverged, InputError, TrainingError, unknown
@@ -541,8 +542,24 @@ def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
         )
     if masks.remaining == parts.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
+    _prove_agreement(parts.model, masks, level)
     parts.masks = masks
     return notices
+
+
+def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> None:
+    """Refuse masks that are not those of every process that trains the model."""
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return
+    mine = torch.tensor(list(masks.digest()), dtype=torch.uint8, device=next(model.parameters()).device)
+    found = [torch.empty_like(mine) for _ in range(distributed.get_world_size(model.process_group))]
+    distributed.all_gather(found, mine, group=model.process_group)
+    apart = [rank for rank, digest in enumerate(found) if not torch.equal(digest, found[0])]
+    if apart:
+        raise TrainingError(
+            f"level {level} would cut other weights in process {apart[0]} than in process 0: their weights or scores have come "
+            "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
+        )
 
 
 def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> Masks:

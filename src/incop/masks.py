@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -139,6 +141,14 @@ class Masks(Mapping[str, Tensor]):
         apart = sum(int((mask ^ other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
         either = sum(int((mask | other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
         return apart / either if either else 0.0
+
+    def digest(self) -> bytes:
+        """Return 32 bytes that are the same for equal masks, in whatever order and on whatever device, and differ for others."""
+        told = hashlib.sha256()
+        for name in sorted(self._masks):
+            bits = np.packbits(self._masks[name].cpu().numpy().reshape(-1)).tobytes()
+            told.update(f"{name} {tuple(self._masks[name].shape)} {len(bits)} ".encode() + bits)
+        return told.digest()
 
     def _fitting(self, other: Mapping[str, Tensor]) -> None:
         other = other if isinstance(other, Masks) else Masks(other)
