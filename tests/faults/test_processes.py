@@ -43,6 +43,7 @@ SCRIPT = """
             print(ticket.level, ticket.masks.digest().hex())
     except incop.TrainingError as error:
         print(error)
+    distributed.barrier()  # who leaves first may break the other off
     distributed.destroy_process_group()
 """
 
