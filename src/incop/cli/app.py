@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 
 import incop
 from incop.cli.compare import compare
+from incop.cli.export import export
 from incop.cli.list_ import list_
 from incop.cli.measure import measure
 from incop.cli.replay import replay
@@ -32,6 +33,7 @@ app = App(name="incop", help=HELP, version=incop.__version__, help_format="plain
 app.command(search, name="search")
 app.command(resume, name="resume")
 app.command(compare, name="compare")
+app.command(export, name="export")
 app.command(replay, name="replay")
 app.command(report, name="report")
 app.command(measure, name="measure")

@@ -1,0 +1,107 @@
+"""The subject: the network that is exported, with its pruned weights at exactly zero, and a batch to prove a form with."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from incop import observing
+from incop.batches import Batch, call, placed, unpack, walk
+from incop.errors import InputError
+from incop.masks import Masks
+from incop.wrappers import unwrapped
+
+__all__ = ["Subject"]
+
+Outputs = Callable[[Batch], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is exported. Made by `Subject.of`; a copy, so that nothing done to it reaches the user's model.
+
+    Args:
+        model: the network, on the CPU, in evaluation mode, pruned weights at exactly zero.
+        masks: which weights are left.
+        example: a batch of inputs, by which a form proves its answers; None where there is none.
+        about: what a reader of the file should know (run, level, sparsity, shape of the input, …), as JSON values.
+    """
+
+    model: nn.Module
+    masks: Masks
+    example: Batch | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        masks: Masks | None = None,
+        *,
+        example: Any = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> Subject:
+        """Copy a model and set its pruned weights to zero; the model itself stays as it is.
+
+        Args:
+            model: any module, or what wraps it to train it.
+            masks: the weights that are left; by default those that are not exactly zero.
+            example: a batch of any usual form, see `incop.batches.unpack`; its target is not used.
+            about: what a reader of the file should know, as JSON values.
+
+        Raises:
+            InputError: the masks belong to another model, or the model cannot be copied or has no values yet.
+
+        Example:
+            >>> import torch
+            >>> from incop.export import Subject
+            >>> subject = Subject.of(torch.nn.Linear(4, 2), example=torch.zeros(8, 4))
+            >>> subject.masks.sparsity, subject.example.samples
+            (0.0, 8)
+        """
+        model = unwrapped(model)
+        observing.refuse_empty(model)
+        masks = masks if masks is not None else Masks.of(model)
+        masks.weights(model)
+        try:
+            own = copy.deepcopy(model).cpu().eval()
+        except Exception as error:
+            raise InputError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): export needs a copy, so that the "
+                "model itself stays as it is"
+            ) from error
+        masks = Masks({name: mask.cpu() for name, mask in masks.items()})
+        masks.apply(own)
+        batch = None if example is None else placed(unpack(example), device=torch.device("cpu"))
+        if batch is not None:
+            batch = Batch(batch.args, batch.kwargs, None, batch.samples)
+        return cls(own, masks, batch, dict(about or {}))
+
+    def needed_example(self, what: str) -> Batch:
+        """Return the example, for a form that cannot be made without one.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.example is None:
+            raise InputError(f"{what} needs a batch of inputs to follow the network with: give example=…")
+        return self.example
+
+    def outputs(self, batch: Batch) -> list[Tensor]:
+        """Return all tensors that the masked network answers a batch with, in order."""
+        return outputs_of(self.model)(batch)
+
+
+def outputs_of(model: Callable[..., Any]) -> Outputs:
+    """Return the function from a batch to all tensors of a model's answer, without gradients."""
+
+    def outputs(batch: Batch) -> list[Tensor]:
+        with torch.inference_mode():
+            return [tensor.clone() for tensor in walk(call(model, batch))]
+
+    return outputs

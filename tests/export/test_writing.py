@@ -1,0 +1,83 @@
+"""A form is proven and put in place whole, or not at all."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from incop import InputError, Masks, TrainingError, export
+from incop.export.folded import FoldedForm
+
+
+@pytest.fixture
+def subject():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    masks = Masks({name: torch.rand(w.shape) > 0.5 for name, w in net.named_parameters() if w.dim() == 2})
+    return export.Subject.of(net, masks, example=torch.randn(16, 6))
+
+
+def test_the_folded_form_is_the_state_dict_with_zeros(subject, tmp_path):
+    written = export.write(subject, "folded", tmp_path / "out")
+    state = load_file(written.files[0])
+    assert list(state) and set(state) == set(subject.model.state_dict())
+    for name, mask in subject.masks.items():
+        assert torch.equal(state[name] != 0, mask)
+    assert written.difference == 0.0
+    assert written.size == written.files[0].stat().st_size
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["folded.safetensors"]
+
+
+def test_the_users_model_is_not_touched(tmp_path):
+    net = nn.Linear(3, 3)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    export.write(
+        export.Subject.of(net, Masks({"weight": torch.eye(3) > 0}), example=torch.ones(2, 3)), "folded", tmp_path
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert net.training
+
+
+class Wrong(FoldedForm):
+    """Answers otherwise than it should, or cannot be written."""
+
+    def __init__(self, fault):
+        self.fault = fault
+
+    def write(self, subject, folder):
+        files = super().write(subject, folder)
+        if self.fault == "raises":
+            raise InputError("no such operator")
+        if self.fault == "disk":
+            raise OSError(28, "No space left on device")
+        return files
+
+    def outputs(self, file, subject):
+        right = super().outputs(file, subject)
+        if self.fault == "shape":
+            return lambda batch: [answer[:4] for answer in right(batch)]
+        return lambda batch: [answer + (1e-6 if self.fault == "off" else 0) for answer in right(batch)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [("raises", InputError), ("disk", TrainingError), ("off", TrainingError), ("shape", TrainingError)],
+)
+def test_what_fails_leaves_nothing(subject, tmp_path, fault, error):
+    with pytest.raises(error):
+        export.write(subject, Wrong(fault), tmp_path / "deep" / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(subject, tmp_path):
+    (tmp_path / "folded.safetensors").write_text("mine")
+    with pytest.raises(InputError, match="already there"):
+        export.write(subject, "folded", tmp_path)
+    assert (tmp_path / "folded.safetensors").read_text() == "mine"
+    export.write(subject, "folded", tmp_path, replace=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["folded.safetensors"]
+
+
+def test_an_unknown_form_is_told(subject, tmp_path):
+    with pytest.raises(InputError, match="folded"):
+        export.write(subject, "foldet", tmp_path)
