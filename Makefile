@@ -1,12 +1,13 @@
 # make        check everything: format, lint, types, rooms, tests
 # make test   the tests alone         make demo   search a sparse network on real data
+# make dist   build sdist and wheel, and check the wheel in a fresh environment
 # make test-extras   the tests of Lightning, transformers, timm, torchvision and trackers, in .venv-extras
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := .venv-extras/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: check format lint types rooms test test-extras demo bench clean
+.PHONY: check format lint types rooms test test-extras demo dist bench clean
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -36,6 +37,12 @@ test-extras: .venv-extras/.all
 demo: .venv/.base
 	$(BIN)/incop search --data digits --model lenet-300-100 --method incop --sparsity 0.95 \
 	  --progress $$(test -t 1 && echo auto || echo lines)
+
+# The wheel is built from the sdist, so that both are proven.
+dist: .venv/.dev
+	rm -rf dist
+	PIP_CONSTRAINT= $(BIN)/python -m build --quiet --outdir dist .
+	$(BIN)/python tests/release/check_dist.py dist/*.whl dist/*.tar.gz $(BIN)/python
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/probe_cost.py
