@@ -1,12 +1,14 @@
 import copy
 import gc
+import math
 import subprocess
 import sys
 import weakref
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
@@ -14,6 +16,53 @@ from torch.nn import functional
 
 from incop import Masks, hold, prune
 from incop.errors import InputError
+from incop.masks import holding
+from incop.masks.bits import Bits
+
+
+@pytest.fixture(autouse=True, params=["at hand", "from bits"])
+def way(request, monkeypatch):
+    """Every test runs with masks held by integers of their own, as in small networks, and unpacked at every step."""
+    if request.param == "from bits":
+        monkeypatch.setattr(holding, "AT_HAND", 0)
+
+
+# --- bits
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_bits_are_those_of_numpy(data):
+    shape = data.draw(st.lists(st.integers(0, 7), max_size=4))
+    flat = data.draw(st.lists(st.booleans(), min_size=math.prod(shape), max_size=math.prod(shape)))
+    mask = torch.tensor(flat, dtype=torch.bool).reshape(shape)
+    bits = Bits.of("w", mask)
+    assert bits.bytes.numpy().tolist() == np.packbits(np.array(flat, dtype=bool)).tolist()
+    assert (bits.count, bits.total, bits.shape) == (sum(flat), len(flat), torch.Size(shape))
+    assert torch.equal(bits.unpacked(), mask)
+    words = bits.words(torch.int32, 0, bits.bytes.numel())[: len(flat)]
+    assert words.tolist() == [-1 if kept else 0 for kept in flat]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_bits_keep_what_is_left_and_zero_the_rest(kind):
+    torch.manual_seed(0)
+    mask = torch.rand(700, 1001) < 0.3  # more than a chunk, and no multiple of eight
+    values = torch.randn(700, 1001).to(kind)
+    values[0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, 1e-45])
+    found = values.clone()
+    Bits.of("w", mask).keep(found, holding.BITS[kind])
+    wanted = values.masked_fill(~mask, 0.0)
+    same = holding.BITS[kind]
+    assert torch.equal(found.view(same), wanted.view(same))
+
+
+def test_masks_take_a_bit_a_weight():
+    net = nn.Linear(1000, 1000)
+    masks = Masks.full(net)
+    assert masks.bits("weight").bytes.numel() == 125_000
+    assert masks["weight"] is not masks["weight"]
+
 
 # --- the value
 

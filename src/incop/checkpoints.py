@@ -60,10 +60,10 @@ def save_masks(folder: Path, masks: Masks) -> None:
         TrainingError: the folder cannot be written.
     """
     _make(folder)
-    packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in masks.items()}
+    packed = {name: masks.bits(name).bytes.cpu() for name in masks}
     # one key: the order of several is not the same in every process, and equal masks are to be equal files
     about = json.dumps(
-        {name: {"shape": list(m.shape), "remaining": masks.remaining_in(name)} for name, m in masks.items()}
+        {name: {"shape": list(masks.bits(name).shape), "remaining": masks.remaining_in(name)} for name in masks}
     )
     write_atomically(folder / MASKS, save(packed, metadata={"masks": about}))
 

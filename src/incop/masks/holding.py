@@ -1,194 +1,20 @@
-"""Masks: which weights are left. A value that validates itself, applies itself, and holds while training."""
+"""Holding: pruned weights stay at exactly zero while an optimizer trains the others."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from incop.errors import InputError, unknown
-from incop.layers import prunable
-from incop.wrappers import unwrapped
+from incop.errors import InputError
+from incop.masks.bits import Bits
+from incop.masks.value import Masks
 
-__all__ = ["Hold", "Masks", "hold"]
-
-
-class Masks(Mapping[str, Tensor]):
-    """Boolean tensors by parameter name, True where a weight is left. A value: nothing writes to it.
-
-    Args:
-        masks: by parameter name, as in `model.named_parameters()`; each boolean and of its weight's shape. Copied.
-
-    Raises:
-        InputError: a mask is not a boolean tensor.
-
-    Example:
-        >>> import torch
-        >>> from incop import Masks
-        >>> net = torch.nn.Linear(4, 2)
-        >>> masks = Masks.full(net)
-        >>> masks.sparsity, masks.remaining
-        (0.0, 8)
-    """
-
-    def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        for name, mask in masks.items():
-            if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
-                kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-                raise InputError(f"the mask of {name!r} is {kind}, not a boolean tensor: compare it with 0 first")
-        self._masks = {name: mask.detach().clone() for name, mask in masks.items()}
-        self._counts = {name: int(mask.sum()) for name, mask in self._masks.items()}
-
-    @classmethod
-    def full(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False) -> Self:
-        """Return the masks of the dense network: every prunable weight is left, of frozen ones too if they are asked for."""
-        weights = prunable(model, skip=skip, frozen=frozen)
-        return cls({name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()})
-
-    @classmethod
-    def of(cls, model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False) -> Self:
-        """Return the masks a model shows: a weight is left where it is not exactly zero."""
-        weights = prunable(model, skip=skip, frozen=frozen)
-        return cls({name: weight.detach() != 0 for name, weight in weights.items()})
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._masks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
-
-    def __len__(self) -> int:
-        return len(self._masks)
-
-    def __eq__(self, other: object) -> bool:
-        """Two masks are equal when they name the same weights and keep the same positions."""
-        if not isinstance(other, Masks):
-            return NotImplemented
-        return set(self) == set(other) and all(torch.equal(self[n].cpu(), other[n].cpu()) for n in self)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return f"Masks({len(self)} weights, {self.remaining} of {self.total} left, sparsity {self.sparsity:.4f})"
-
-    @property
-    def total(self) -> int:
-        """Prunable weights in all."""
-        return sum(mask.numel() for mask in self._masks.values())
-
-    @property
-    def remaining(self) -> int:
-        """Prunable weights that are left."""
-        return sum(self._counts.values())
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the prunable weights that are zero, in [0, 1]."""
-        return (self.total - self.remaining) / self.total if self.total else 0.0
-
-    def remaining_in(self, name: str) -> int:
-        """Return how many weights of one tensor are left."""
-        return self._counts[name]
-
-    def layer_sparsity(self) -> dict[str, float]:
-        """Return the sparsity of every tensor, by parameter name."""
-        return {name: (mask.numel() - self._counts[name]) / max(mask.numel(), 1) for name, mask in self._masks.items()}
-
-    def model_sparsity(self, model: nn.Module) -> float:
-        """Return the fraction of all the model's parameters that the masks hold at zero, in [0, 1].
-
-        Raises:
-            InputError: the masks belong to another model.
-        """
-        self.weights(model)
-        return (self.total - self.remaining) / max(sum(p.numel() for p in model.parameters()), 1)
-
-    def intersect(self, other: Mapping[str, Tensor]) -> Masks:
-        """Return the masks that keep what both keep; a pruned weight never returns.
-
-        Raises:
-            InputError: the other masks are of other weights, or not boolean.
-        """
-        self._fitting(other)
-        return Masks({name: mask & other[name].to(mask.device) for name, mask in self._masks.items()})
-
-    def within(self, other: Mapping[str, Tensor]) -> bool:
-        """Say whether nothing is kept here that the other does not keep.
-
-        Raises:
-            InputError: the other masks are of other weights, or not boolean.
-        """
-        self._fitting(other)
-        return all(not bool((mask & ~other[name].to(mask.device)).any()) for name, mask in self._masks.items())
-
-    def change(self, other: Mapping[str, Tensor]) -> float:
-        """Return how far two masks are apart, in [0, 1]: positions kept by one only, per position kept by either.
-
-        0 for equal masks, 1 for masks with nothing in common: the normalised Hamming distance of Early-Bird
-        tickets (You et al. 2020, section 3), over the positions in question rather than all, so that it means the same
-        at every sparsity.
-
-        Raises:
-            InputError: the other masks are of other weights, or not boolean.
-        """
-        self._fitting(other)
-        apart = sum(int((mask ^ other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
-        either = sum(int((mask | other[name].to(mask.device)).sum()) for name, mask in self._masks.items())
-        return apart / either if either else 0.0
-
-    def digest(self) -> bytes:
-        """Return 32 bytes that are the same for equal masks, in whatever order and on whatever device, and differ for others."""
-        told = hashlib.sha256()
-        for name in sorted(self._masks):
-            bits = np.packbits(self._masks[name].cpu().numpy().reshape(-1)).tobytes()
-            told.update(f"{name} {tuple(self._masks[name].shape)} {len(bits)} ".encode() + bits)
-        return told.digest()
-
-    def _fitting(self, other: Mapping[str, Tensor]) -> None:
-        other = other if isinstance(other, Masks) else Masks(other)
-        if set(self) != set(other) or any(self[n].shape != other[n].shape for n in self):
-            strange = sorted(set(self) ^ set(other)) or [n for n in self if self[n].shape != other[n].shape]
-            raise InputError(f"two masks of other weights cannot be put together (they differ at {strange[0]!r})")
-
-    def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the model's parameters that these masks belong to, by name.
-
-        Raises:
-            InputError: the model has no such parameter, or it has another shape.
-        """
-        parameters = dict(model.named_parameters())
-        if any(name not in parameters for name in self._masks):
-            parameters = dict(_inner(model).named_parameters())
-        for name, mask in self._masks.items():
-            if name not in parameters:
-                raise unknown("masked weight", name, parameters)
-            if parameters[name].shape != mask.shape:
-                shapes = f"shape {tuple(mask.shape)} and the weight {tuple(parameters[name].shape)}"
-                raise InputError(f"the mask of {name!r} has {shapes}: these masks belong to another model")
-        return {name: parameters[name] for name in self._masks}
-
-    @torch.no_grad()
-    def apply(self, model: nn.Module) -> None:
-        """Set the pruned weights of the model to zero (+0.0), in place.
-
-        Raises:
-            InputError: the masks belong to another model.
-        """
-        for name, weight in self.weights(model).items():
-            weight.masked_fill_(~self._masks[name].to(weight.device), 0.0)
-
-
-def _inner(model: nn.Module) -> nn.Module:
-    """Return the model within wrappers, a weight-averaging copy's among them."""
-    model = unwrapped(model)
-    return model.module if isinstance(model, torch.optim.swa_utils.AveragedModel) else model
-
+__all__ = ["Hold", "hold"]
 
 # The integer of the same size: x & bits is x itself where all bits are set, and +0.0 where none is.
 BITS = {
@@ -203,6 +29,9 @@ BITS = {
 # of a zero weight with zero gradients they make zero. Exactly these classes; a subclass may do anything.
 FOLLOW_GRADIENTS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 FEW = 1024  # of so few numbers one plain call is done before a second has begun
+# So many weights of a network are held by integers of their own, which takes 5 bytes a weight and is quickest: ResNet-20 whole.
+# All beyond are unpacked from their bits at every step, a chunk at a time.
+AT_HAND = 2**19
 
 
 class _Zero:
@@ -212,30 +41,43 @@ class _Zero:
     on LeNet-5 each 10 µs a layer are 1 % of a step.
     """
 
-    def __init__(self, mask: Tensor, weight: Tensor) -> None:
-        self.pruned = ~mask.to(weight.device)
-        self._like = torch.empty_like(weight, dtype=torch.bool).copy_(self.pruned)  # in the weight's memory order
-        self._bits: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
+    def __init__(self, bits: Bits, weight: Tensor, *, at_hand: bool) -> None:
+        self._bits = bits.to(weight.device)
+        self._at_hand = at_hand
+        self._pruned = ~self._bits.unpacked() if at_hand else None
+        self._words: dict[torch.dtype, tuple[torch.dtype, Tensor]] = {}
+        self._strides = weight.stride()
         self._few = weight.is_cpu and weight.numel() <= FEW
         self._gradient: Tensor | None = None  # the one masked last, until the step
         self._version = -1  # in which it was left
         self._untouched = False  # whether nobody wrote to the weight between the last step and this one
         self._left_at = -1  # the weight's version after the last step
 
+    @property
+    def pruned(self) -> Tensor:
+        """The positions, as a boolean tensor."""
+        return ~self._bits.unpacked() if self._pruned is None else self._pruned
+
     def __call__(self, tensor: Tensor) -> None:
         # CPU: `masked_fill_` branches at every position, 25 times slower than `&` (48,000 weights: 130 against 5 µs).
         # With gradients recorded (create_graph) the plain operation is the one autograd knows.
-        known = self._bits.get(tensor.dtype) or self._bits_for(tensor)
-        if known is None or not tensor.is_cpu or torch.is_grad_enabled():
-            tensor.masked_fill_(self.pruned.to(tensor.device), 0.0)
+        known = self._words.get(tensor.dtype) or self._words_for(tensor)
+        if known is not None and tensor.is_cpu and not torch.is_grad_enabled():
+            tensor.view(known[0]).bitwise_and_(known[1])
             return
-        tensor.view(known[0]).bitwise_and_(known[1])
+        kind = BITS.get(tensor.dtype)
+        alike = kind is not None and tensor.is_contiguous() and tensor.device == self._bits.bytes.device
+        if not self._at_hand and alike and not torch.is_grad_enabled():
+            self._bits.keep(tensor, kind)  # type: ignore[arg-type]  # alike: it is there
+            return
+        tensor.masked_fill_(self.pruned.to(tensor.device), 0.0)
 
-    def _bits_for(self, tensor: Tensor) -> tuple[torch.dtype, Tensor] | None:
-        kind = BITS.get(tensor.dtype) if self._like.is_cpu and self._like.numel() > FEW else None
+    def _words_for(self, tensor: Tensor) -> tuple[torch.dtype, Tensor] | None:
+        kind = BITS.get(tensor.dtype) if self._at_hand and self._bits.bytes.is_cpu and not self._few else None
         if kind is None:
             return None
-        self._bits[tensor.dtype] = known = (kind, torch.where(self._like, 0, -1).to(kind))
+        pruned = torch.empty_strided(self._bits.shape, self._strides, dtype=torch.bool).copy_(self.pruned)
+        self._words[tensor.dtype] = known = (kind, torch.where(pruned, 0, -1).to(kind))  # in the weight's memory order
         return known
 
     def gradient(self, weight: Tensor) -> None:
@@ -243,7 +85,7 @@ class _Zero:
         gradient = weight.grad
         if gradient is None:
             return
-        known = self._bits.get(gradient.dtype)
+        known = self._words.get(gradient.dtype)
         if known is not None and gradient.is_cpu and not torch.is_grad_enabled():
             gradient.view(known[0]).bitwise_and_(known[1])
         elif self._few and gradient.is_cpu:
@@ -293,11 +135,12 @@ class Hold:
                 "before this one was copied"
             )
         masks.apply(model)
-        pruned = [
-            (weight, _Zero(masks[name], weight))
-            for name, weight in weights.items()
-            if masks.remaining_in(name) < weight.numel()  # a dense layer needs no holding
-        ]
+        pruned, left = [], AT_HAND
+        for name, weight in weights.items():
+            if masks.remaining_in(name) < weight.numel():  # a dense layer needs no holding
+                at_hand = weight.numel() <= left
+                left -= weight.numel() if at_hand else 0
+                pruned.append((weight, _Zero(masks.bits(name), weight, at_hand=at_hand)))
         _forget_momentum(optimizer, pruned)
         self._handles: list[RemovableHandle] = []
         if gradients:
