@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path as FilePath
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from incop.batches import first_samples, reusable, unpack
 from incop.errors import Diverged, InputError, TrainingError, unknown
 from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
+from incop.offload import Offload
 from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
 from incop.pruning.cut import planned
 from incop.records import Check, Flow, Interval, Level, Metric
@@ -74,7 +76,7 @@ class Ticket:
 
     record: Level
     masks: Masks
-    weights: dict[str, Tensor]
+    weights: Mapping[str, Tensor]
     checks: tuple[Check, ...] = ()
     points: Mapping[str, Snapshot] = field(default_factory=dict)
 
@@ -170,6 +172,7 @@ class _Search:
     on_state: Callable[[Callable[[], State]], None] | None = None
     dense: Dense | None = None
     keep: tuple[RewindPoint, ...] = ()
+    offload: Offload = field(default_factory=Offload)
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
     reference_accuracy: float | None = None
@@ -203,6 +206,7 @@ def search(
     on_divergence: Literal["stop", "retry"] = "stop",
     dense: Dense | None = None,
     keep: Sequence[str | RewindPoint] = (),
+    offload: str | FilePath | None = None,
     on_check: Callable[[Check], None] | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
     on_state: Callable[[Callable[[], State]], None] | None = None,
@@ -243,6 +247,8 @@ def search(
             `abandoned`, and a notice why.
         dense: a dense level already trained; the search starts from it instead of training its own.
         keep: further rewind points of level 0 to hand out with its ticket, for searches that share it.
+        offload: where the rewind point and the tickets' weights are kept: by default beside the network, on its device; "cpu": in
+            the CPU's memory; a folder as `pathlib.Path`: in files there, read when they are asked for.
         on_check: called with every check as it is made.
         on_step: called with (level, epoch, step) after every step that the trainer reports.
         on_state: called wherever the search could be gone on from, with a function that returns its state: a flat
@@ -295,6 +301,7 @@ def search(
         on_notice=on_notice,
         dense=dense,
         keep=tuple(RewindPoint.parse(point) for point in keep),
+        offload=Offload(offload),
         on_check=on_check,
         on_step=on_step,
         on_state=on_state,
@@ -413,6 +420,10 @@ def _levels(parts: _Search) -> Iterator[Ticket]:
     if at is None or at.number == 0:
         yield _dense(parts, at or _Level(0)) if parts.dense is None or at is not None else _given(parts, parts.dense)
         at = None
+        needed = str(parts.rewind) if parts.rewind.restores else ""
+        parts.points = {
+            name: point for name, point in parts.points.items() if name == needed
+        }  # each is as large as the network
     for number in range(1 if at is None else at.number, parts.levels + 1):
         level, at = at or _begun(parts, number), None
         yield _sparse(parts, level)
@@ -444,7 +455,7 @@ def _reached(masks: Masks, sparsity: float) -> bool:
 def _dense(parts: _Search, at: _Level) -> Ticket:
     points = list(dict.fromkeys([parts.rewind, *parts.keep]))
     if any(point.kind == "init" for point in points) and "init" not in parts.points:
-        parts.points["init"] = Snapshot.of(parts.model)
+        parts.points["init"] = _copy(parts)
 
     def remember(epoch: float, step: int) -> None:
         if parts.on_step is not None:
@@ -453,7 +464,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
             after = point.after
             if after is None or str(point) in parts.points or not after.passed(epoch=epoch, step=step):
                 continue
-            parts.points[str(point)] = Snapshot.of(parts.model, epoch=epoch)
+            parts.points[str(point)] = _copy(parts, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
                 at.notices.append(
@@ -473,8 +484,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
         on_rest=lambda: _rest(parts, at, watch),
     )
     _fit(parts, at, watch)
-    end = Snapshot.of(parts.model, epoch=watch.epoch)
-    parts.points["dense"] = end
+    parts.points["dense"] = end = _copy(parts, watch.epoch)
     for point in points:
         if parts.levels and point.restores and str(point) not in parts.points:
             raise InputError(
@@ -484,7 +494,11 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
     parts.reference = watch.checks[-1].flow
     record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
     parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
-    return Ticket(record, parts.masks, dict(end.tensors), watch.checks, dict(parts.points))
+    return Ticket(record, parts.masks, end.tensors, watch.checks, dict(parts.points))
+
+
+def _copy(parts: _Search, epoch: float = 0.0) -> Snapshot:
+    return Snapshot.of(parts.model, epoch=epoch, offload=parts.offload)
 
 
 def _given(parts: _Search, dense: Dense) -> Ticket:
@@ -506,7 +520,7 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
             f"the dense level given was judged by {names[0]}, and the trainer measures {names[1]}: give them one"
         )
     parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
-    return Ticket(record, parts.masks, dict(dense.weights.tensors), (), dict(parts.points))
+    return Ticket(record, parts.masks, dense.weights.tensors, (), dict(parts.points))
 
 
 def _plan(parts: _Search) -> None:
@@ -582,7 +596,7 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
     full = last and parts.last_level_full
 
     def go_on() -> None:
-        at.stopped = Snapshot.of(parts.model)
+        at.stopped = _copy(parts)
 
     starts = {"early": 0.0 if point is None else point.epoch, "none": math.inf}
     watch = Watch(
@@ -614,7 +628,7 @@ def _sparse(parts: _Search, at: _Level) -> Ticket:
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
     record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=at.notices)
-    weights = dict(Snapshot.of(parts.model).tensors)
+    weights = _copy(parts).tensors
     if at.stopped is not None:
         at.stopped.rewind(parts.model)  # the search goes on from where the rule stopped
     return Ticket(record, masks, weights, watch.checks)
@@ -687,7 +701,8 @@ def _restore(parts: _Search, state: State) -> _Level:
         parts.lr_share, parts.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
         at.beginning = part("beginning", state) | part(f"points/beginning {at.number}", state)
         parts.points = {
-            name: Snapshot(part(_place(parts, name), state), epoch) for name, epoch in state["points"].items()
+            name: Snapshot(parts.offload.copy(part(_place(parts, name), state)), epoch)
+            for name, epoch in state["points"].items()
         }
         stopped = part("stopped", state)
         at.stopped = Snapshot(stopped) if stopped else None

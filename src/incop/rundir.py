@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import stat
 import tempfile
 import tomllib
@@ -217,6 +218,9 @@ class RunDir:
                 continue  # by a stranger's link
             for file in folder.glob(".*.*.????????"):
                 file.unlink(missing_ok=True)
+        for folder in self.path.glob(".offload.????????"):
+            if not folder.is_symlink():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def levels(self) -> list[Level]:
         """Read `levels.jsonl`; empty when there is none yet.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from incop.errors import InputError, TrainingError, nearest
 from incop.masks import Masks
 from incop.observing import refuse_empty
+from incop.offload import Offload
 from incop.records import Interval
 from incop.wrappers import unwrapped
 
@@ -41,14 +42,15 @@ class Snapshot:
     epoch: float = 0.0
 
     @classmethod
-    def of(cls, model: nn.Module, *, epoch: float = 0.0) -> Snapshot:
-        """Copy everything the model holds.
+    def of(cls, model: nn.Module, *, epoch: float = 0.0, offload: Offload | None = None) -> Snapshot:
+        """Copy everything the model holds, to where `offload` says.
 
         Raises:
             InputError: it holds a lazy module that has not run, or lies on the meta device.
+            TrainingError: the disk takes no more.
         """
         refuse_empty(model)
-        return cls({name: tensor.detach().clone() for name, tensor in _tensors(model).items()}, epoch)
+        return cls((offload or Offload()).copy(_tensors(model)), epoch)
 
     @torch.no_grad()
     def rewind(self, model: nn.Module, masks: Masks | None = None) -> None:
@@ -62,9 +64,10 @@ class Snapshot:
         if masks is not None:
             masks.weights(model)
         for name, tensor in tensors.items():
-            if tensor.shape != self.tensors[name].shape:  # a buffer that grew
-                tensor.resize_(self.tensors[name].shape)
-            tensor.copy_(self.tensors[name])
+            then = self.tensors[name]
+            if tensor.shape != then.shape:  # a buffer that grew
+                tensor.resize_(then.shape)
+            tensor.copy_(then)
         if masks is not None:
             masks.apply(model)
         self.prove(model, masks)

@@ -19,7 +19,7 @@ ORDER = [
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches", "states", "wrappers", "loaders", "scoring"},
+    {"layers", "batches", "states", "wrappers", "loaders", "scoring", "offload"},
     {"rundir"},
     {"records", "locks"},
     {"errors"},

@@ -203,6 +203,10 @@ class Plan:
     last_level_full: bool | None = None
     """Give the last level its full budget. Default: on."""
 
+    offload: str | None = None
+    """Where the rewind point and tickets are kept while the run goes on: cpu, or disk (in the run's folder). Default: beside the
+    network, on its device."""
+
     device: str | None = None
     """auto, cpu or cuda. Default: auto."""
 

@@ -44,6 +44,7 @@ def said_wrong(plan: Plan) -> list[str]:
         "device": DEVICES,
         "on_collapse": ("tell", "refuse"),
         "on_divergence": ("stop", "retry"),
+        "offload": ("cpu", "disk"),
     }
     for key, choices in known.items():
         value = getattr(plan, key)

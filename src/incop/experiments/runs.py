@@ -214,10 +214,12 @@ class _Work:
         """Begin the search; what cannot be used is found now, and nothing is trained yet."""
         # torch's first optimizer imports its compiler, a second or two that is no cost of training
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
+        offload = self.parts.plan.offload
         return search(
             self.parts.model,
             self.parts.trainer,
             **self.parts.arguments,
+            offload=self.run.path if offload == "disk" else offload,
             dense=dense,
             resume=resume,
             on_check=_both(self.run.append, self.progress.on_check),

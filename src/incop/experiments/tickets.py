@@ -42,7 +42,7 @@ DENSE_KEYS = (  # what the dense level depends on
 
 def dense_plan(plan: Plan) -> Plan:
     """Return the plan of the dense level alone that a resolved plan begins with."""
-    handed = ("data_dir", "device", "threads", "on_divergence", "run_code")
+    handed = ("data_dir", "device", "threads", "on_divergence", "offload", "run_code")
     said = {key: getattr(plan, key) for key in (*DENSE_KEYS, *handed)}
     return Plan(
         **said, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None
