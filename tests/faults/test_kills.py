@@ -228,7 +228,7 @@ def test_a_run_that_dies_is_told_and_the_others_go_on(compared, tmp_path):
 def test_killed_with_copies_on_the_disk(tmp_path):
     plan = planned(method="lth-early", levels=3, offload="disk", checkpoint_every="2steps")
     assert in_a_process(plan, tmp_path / "whole") == 0
-    assert in_a_process(plan, tmp_path / "killed", deadly=("replace", 40)) == -signal.SIGKILL
+    assert in_a_process(plan, tmp_path / "killed", deadly=("replace", 16)) == -signal.SIGKILL
     assert list((tmp_path / "killed").glob(".offload.*"))  # nobody could clean up
     assert in_a_process(plan, tmp_path / "killed") == 0
     same(tmp_path / "killed", tmp_path / "whole")
