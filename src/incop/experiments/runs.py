@@ -262,6 +262,7 @@ class _Work:
             raise
         summarise("finished")
         self.files.remove()
+        self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
         told(self.progress.on_end)
 
 
