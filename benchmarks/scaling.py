@@ -197,8 +197,11 @@ def on_paper(one: Size) -> dict[str, float]:
         "mean information flow: rows of the probe, n·ΣM": 4 * one.samples * one.units,
         "absolute information flow: Σ M·K in float64": 8 * one.pairs,
         "checkpoint while it is written (state, file in memory)": 3 * 4 * one.weights,
-        "a check's bytes between ranks, mean information flow (rows)": 4 * one.samples * one.units,
-        "a check's bytes between ranks, gradient flow (gradients)": 4 * one.weights,
+        "between ranks, a check of the mean information flow: 2·ΣM + L − 1 sums, float64": 8
+        * (2 * one.units + one.layers - 1),
+        "between ranks, a check of the absolute information flow: Σ M·K sums, float64": 8 * one.pairs,
+        "between ranks, a check of the gradient flow: the sums of gradients": 4 * one.weights,
+        "between ranks, a step of training (its gradients)": 4 * one.weights,
         "masks' agreement between ranks, a level": 32,
     }
 
@@ -250,8 +253,9 @@ def main() -> None:
     text = [
         "# How cost grows",
         "",
-        f"`{result['command']}`, one thread of {machine()['cpu']}, processor seconds, medians of {TIMES} calls; chains of linear layers "
-        f"of width {WIDTHS}, depth {DEPTHS}, probe {PROBES}. Fitted on {len(known)} networks, held against the {len(others)} others.",
+        f"`{result['command']}`, one thread of {machine()['cpu']}, processor seconds, medians of {TIMES} calls; chains of "
+        f"linear layers of width {WIDTHS}, depth {DEPTHS}, probe {PROBES}. Fitted on {len(known)} networks, held against the "
+        f"{len(others)} others.",
         "",
         "| part | seconds = | predicted / measured on the others: median | least | most |",
         "|---|---|---|---|---|",
