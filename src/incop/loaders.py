@@ -17,9 +17,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from incop import ranks
 from incop.batches import Batch, placed, unpack
 from incop.errors import InputError
-from incop.ranks import ALONE, Ranks, divides_itself
+from incop.ranks import Ranks, divides_itself
 from incop.states import State, part, random_states, restore_random, under
 
 __all__ = ["Loader", "Place"]
@@ -104,12 +105,12 @@ class Loader:
         """Whether each of several processes is given its own share of the samples."""
         return divides_itself(self.batches)
 
-    def once(self, device: torch.device, ranks: Ranks = ALONE) -> Iterator[Batch]:
+    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[Batch]:
         """Go through all batches once, on a device; of several processes each is given every so-manieth batch."""
-        own, every = self.state(), 1 if self.divided else ranks.size
+        own, every = self.state(), 1 if self.divided else together.size
         try:
             for number, batch in enumerate(self.batches):
-                if number % every == ranks.rank % every:
+                if number % every == together.rank % every:
                     yield placed(self.unpacked(batch), device=device)
         finally:
             self.restore(own)  # they may be the training split's, too

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from incop import ranks
@@ -527,12 +526,13 @@ def _plan(parts: _Search) -> None:
         left -= probe[-1].samples
         if left <= 0:
             break
+
     def tried() -> tuple[Path, int, float]:
         damage = Damage(parts.model, probe)
         return _path(parts, parts.amount, damage), damage.samples, damage.seconds
 
-    parts.amount, *spent = ranks.of(parts.model).once(tried)
-    parts.planning = spent[0], spent[1]
+    parts.amount, samples, seconds = ranks.of(parts.model).once(tried)
+    parts.planning = samples, seconds
 
 
 def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
@@ -564,7 +564,10 @@ def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
     if together.one:
         return []
     digest = masks.digest().hex()
-    for what, mine in (("would cut other weights", digest), ("would begin from other weights", Snapshot.of(model).sums())):
+    for what, mine in (
+        ("would cut other weights", digest),
+        ("would begin from other weights", Snapshot.of(model).sums()),
+    ):
         if (apart := together.apart(mine)) is not None:
             raise TrainingError(
                 f"level {level} {what} in process {apart} than in process 0: their weights or scores have come "

@@ -29,8 +29,10 @@ __all__ = [
     "launched",
     "level_buffers",
     "linked",
+    "local",
     "number",
     "of",
+    "restarted",
     "within",
 ]
 
@@ -127,6 +129,7 @@ class Ranks:
         if self.one:
             return function()
         value, error = self._tried(function) if self.first else (None, None)
+        told: Any
         told, wrong = self.same((value, error and _portable(error)))
         if wrong is not None:
             raise _shared(error or wrong)
@@ -280,6 +283,17 @@ def number() -> int:
     return int(os.environ["RANK"]) if launched() and os.environ["RANK"].isdigit() else 0
 
 
+def local() -> int | None:
+    """Return this process's number among those on its host; None for one that was started alone."""
+    place = os.environ.get("LOCAL_RANK", "")
+    return int(place) if launched() and place.isdigit() else None
+
+
+def restarted() -> bool:
+    """Say whether torchrun has started the processes again after one had failed (`--max-restarts`)."""
+    return launched() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
 def _patience() -> float:
     said = os.environ.get("INCOP_RANK_TIMEOUT", "")
     try:
@@ -304,25 +318,27 @@ def joined() -> Iterator[Ranks]:
         return
     import torch
     from torch import distributed
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
 
     wait = timedelta(seconds=_patience())
     gpus = torch.cuda.is_available() and distributed.is_nccl_available()
     try:
-        store, rank, size = next(iter(distributed.rendezvous("env://", timeout=wait)))
+        store, rank, size = next(iter(rendezvous("env://", timeout=wait)))
         store.set_timeout(wait)
-        _notes = distributed.PrefixStore("incop", store)
+        _notes = PrefixStore("incop", store)
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=distributed.PrefixStore("group", store),
+            store=PrefixStore("group", store),
             rank=rank,
             world_size=size,
             timeout=wait,
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"the {os.environ['WORLD_SIZE']} processes that torchrun started did not come together within {wait.seconds} s "
-            f"({_first_line(error)}): check that all hosts reach MASTER_ADDR={os.environ['MASTER_ADDR']} and each other, and name the "
-            "interface with GLOO_SOCKET_IFNAME where a host has several"
+            f"the {os.environ['WORLD_SIZE']} processes that torchrun started did not meet within {wait.seconds} s "
+            f"({_first_line(error)}): check that all hosts reach MASTER_ADDR={os.environ['MASTER_ADDR']} and each other, and name "
+            "the interface with GLOO_SOCKET_IFNAME where a host has several"
         ) from error
     ours = Ranks(rank, size, distributed.group.WORLD)
     try:

@@ -70,7 +70,7 @@ class Snapshot:
         self.prove(model, masks)
 
     def sums(self) -> dict[str, int]:
-        """Return the sum of every tensor's bytes taken as whole numbers: what differs in one bit differs here."""
+        """Return the sum of every tensor's bytes as whole numbers, to hold copies of it in other processes against."""
         return {name: int(_bits(tensor).sum(dtype=torch.int64)) for name, tensor in self.tensors.items()}
 
     @torch.no_grad()

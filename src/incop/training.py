@@ -358,7 +358,7 @@ class Trainer:
         """Refuse a data loader that gives all processes the same samples."""
         if not together.one and self._loader is not None and not self._loader.divided:
             raise InputError(
-                f"the model is trained by {together.size} processes, and the train loader gives each of them all samples: make it with "
+                f"the model is trained by {together.size} processes, and the train loader gives each all samples: make it with "
                 "sampler=torch.utils.data.DistributedSampler(dataset), or give two tensors, which are divided here"
             )
 
@@ -446,9 +446,7 @@ class Trainer:
         with torch.autocast(observing.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
-    def _batch(
-        self, samples: _Samples | Place, batch_size: int, together: Ranks
-    ) -> tuple[Tensor | Batch, Any, int]:
+    def _batch(self, samples: _Samples | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
         if isinstance(samples, Place):
             found = samples.next()
             return found, found.target, sum(together.all(found.samples))
@@ -458,7 +456,9 @@ class Trainer:
         if self.augment is not None:
             batch = self.augment(batch, samples.generator)
         count = len(index)
-        if not together.one and count >= 2 * together.size:  # of a batch too small to divide each process takes the whole
+        if (
+            not together.one and count >= 2 * together.size
+        ):  # of a batch too small to divide each process takes the whole
             begin, end = together.share(count)
             batch, index = batch[begin:end], index[begin:end]
         ready = self.prepare(batch) if self.prepare is not None else batch
@@ -540,7 +540,7 @@ def _torch_of(rank: int) -> str:
 
 
 def _of_all(loss: Tensor, terms: float, together: Ranks) -> tuple[float, Tensor]:
-    """Return the loss over everybody's part of a batch, and what this process adds to the mean that DistributedDataParallel takes."""
+    """Return the loss over everybody's part of a batch, and this one's part in the mean that DistributedDataParallel takes."""
     summed, every = together.total(torch.tensor([loss.item() * terms, terms], dtype=torch.float64)).tolist()
     return summed / every, loss * (terms * together.size / every)
 

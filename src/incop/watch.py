@@ -56,7 +56,7 @@ class Watch:
     The time between looks counts as training. What a look measures counts as probing where the rule needs it, and as
     recording where it does not.
 
-    Where the model is a `DistributedDataParallel`, every process has a watch of its own and calls it at the same steps: the probe is
+    Where the model is a `DistributedDataParallel`, every process has a watch of its own and looks at the same steps: the probe is
     divided among them, numbers that they hand in are put together, and all get the verdict of the first.
 
     Args:

@@ -50,8 +50,8 @@ def refuse_sharded(model: nn.Module) -> None:
             what = "DeepSpeed"
     if what is not None:
         raise InputError(
-            f"{what} keeps each weight in pieces in several processes, and masks, cuts and rewind points are of whole weights: wrap "
-            "the model in DistributedDataParallel instead, or search it on one device"
+            f"{what} keeps each weight in pieces in several processes, and masks, cuts and rewind points are of whole weights: "
+            "wrap the model in DistributedDataParallel instead, or search it on one device"
         )
 
 

@@ -51,7 +51,9 @@ class Gradients:
 
     def none(self) -> Gradients:
         """Return the statistics of no samples, of weights as large as these."""
-        return Gradients(0, 0.0, {name: torch.zeros_like(total) for name, total in self.sums.items()}, dict(self.counts))
+        return Gradients(
+            0, 0.0, {name: torch.zeros_like(total) for name, total in self.sums.items()}, dict(self.counts)
+        )
 
     def across(self, total: Total) -> Gradients:
         """Return the statistics of all processes together: the sums of gradients, as many numbers as there are weights."""

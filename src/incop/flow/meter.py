@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -112,9 +112,7 @@ def measure(
     return Flow(values, meter=str(meter), samples=statistics.samples, seconds=time.perf_counter() - started)
 
 
-def _collected(
-    model: nn.Module, batches: Any, meter: Meter, masks: Mapping[str, Tensor] | None, ranks: Ranks
-) -> Any:
+def _collected(model: nn.Module, batches: Any, meter: Meter, masks: Mapping[str, Tensor] | None, ranks: Ranks) -> Any:
     """Return this process's statistics; those of no sample where its share of the probe is none."""
     if not ranks.one:
         torch.manual_seed(0)  # of a loader that shuffles, each process must see one order
@@ -146,7 +144,7 @@ def _merged(statistics: Any, ranks: Ranks) -> Any:
     return whole
 
 
-def placed_batches(model: nn.Module, batches: Any, ranks: Ranks = ALONE) -> Iterator[Batch]:
+def placed_batches(model: nn.Module, batches: Any, ranks: Ranks = ALONE) -> Generator[Batch]:
     """Yield the probe's batches, unpacked, on the model's device, floating inputs in a half model's float32.
 
     Of several processes each is given its share of every batch, and of batches that cannot be divided every so-manieth.

@@ -66,7 +66,7 @@ class Rows:
         return Rows([{name: rows[:0] for name, rows in block.items()} for block in self.blocks], self.pairs)
 
     def across(self, total: Total) -> Rows:
-        """Return the statistics of all processes together. Rows stay where they are: sums go between them, 2 × M numbers a layer."""
+        """Return the statistics of all processes. Rows stay where they are: sums go between them, 2 × M numbers a layer."""
         return Rows(self.blocks, self.pairs, total, int(total(torch.tensor([self.samples]))))
 
     def mean_correlations(self, *, alive_only: bool) -> list[float]:
@@ -146,8 +146,8 @@ class CoMoments:
 
     def none(self) -> CoMoments:
         """Return the statistics of no samples, of layers as wide as these."""
-        empty = [{name: torch.zeros_like(t) for name, t in one.items()} for one in (self.means, self.squares)]
-        return CoMoments(self.pairs, 0, *empty, [torch.zeros_like(product) for product in self.products])
+        means, squares = ({k: torch.zeros_like(t) for k, t in one.items()} for one in (self.means, self.squares))
+        return CoMoments(self.pairs, 0, means, squares, [torch.zeros_like(product) for product in self.products])
 
     def across(self, total: Total) -> CoMoments:
         """Return the statistics of all processes together: the sums about everybody's mean, M × K numbers a pair."""

@@ -35,9 +35,9 @@ def prunable(
 
     Raises:
         InputError: a weight cannot be pruned in place (a parametrization, `torch.nn.utils.prune`, a lazy
-            module that has not run, the meta device, weights in pieces as FSDP keeps them), an entry of `skip` matches nothing, nothing prunable is left, or
-            most of the model's weights are bare parameters of modules that incop does not know, and `skip` does not name
-            those.
+            module that has not run, the meta device, weights in pieces as FSDP keeps them), an entry of `skip` matches
+            nothing, nothing prunable is left, or most of the model's weights are bare parameters of modules that incop does
+            not know, and `skip` does not name those.
 
     Example:
         >>> from torch import nn
