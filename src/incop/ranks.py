@@ -316,6 +316,7 @@ def joined() -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch shows its own frames where another process has ended
     import torch
     from torch import distributed
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -387,7 +388,8 @@ def _lost(ranks: Ranks, error: RuntimeError) -> str:
     if ended:
         return f"{ended[0]}, and with it the search of all {ranks.size} processes"
     where = re.search(r"\[([0-9a-fA-F.:]+)\]:\d+", text)
-    who = f"a process at {where[1]}" if where else f"another of the {ranks.size} processes"
+    far = where is not None and not where[1].startswith(("127.", "::1", "::ffff:127."))
+    who = f"a process at {where[1]}" if where and far else f"another of the {ranks.size} processes"
     if re.search(r"timed? ?out", text, re.I):
         return (
             f"{who} has not answered for {_patience():g} s: it hangs, or the network between the hosts is down "

@@ -435,6 +435,8 @@ class Watch:
         with self._charge("flow") as looks:
             try:
                 flow = self._ranks.same(measure(self.model, self._probe, self.meter, masks=self.masks, together=True))
+            except ranks.Lost:
+                raise
             except TrainingError as error:
                 raise Diverged(f"after step {self.step} of level {self.level}, {error}") from error
             looks.samples += flow.samples

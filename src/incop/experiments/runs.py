@@ -99,7 +99,7 @@ def execute(
         TrainingError: training went wrong; `summary.json` says where.
         Interrupted: a signal came; a checkpoint was written.
     """
-    progress = progress or Progress()
+    progress = progress if progress and together.first else Progress()  # one tells
     run = RunDir(out)
     together.once(run.refuse_existing)
     spread.check_one_plan(plan, together)
@@ -166,7 +166,7 @@ def resume(
         TrainingError: training went wrong; `summary.json` says where.
         Interrupted: a signal came; a checkpoint was written.
     """
-    progress = progress or Progress()
+    progress = progress if progress and together.first else Progress()
     notice = progress.on_notice or (lambda sentence: None)
     run = RunDir(out)
     together.once(lambda: _nothing(RunDir.open(out)))
@@ -245,8 +245,6 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.model = spread.spread_out(self.parts, self.together)
-        if not self.together.first:
-            self.progress = Progress()  # one tells
         self.signals = Signals(f"ended at once: {self.run.resume_command} goes on from the last checkpoint")
         due = Due.parse(self.parts.plan.checkpoint_every)
         self.saving = Saving(self.run, due, self.files, self.signals, self.environment, self.together)
