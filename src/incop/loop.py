@@ -569,9 +569,11 @@ def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
         ("would begin from other weights", Snapshot.of(model).sums()),
     ):
         if (apart := together.apart(mine)) is not None:
-            raise TrainingError(
-                f"level {level} {what} in process {apart} than in process 0: their weights or scores have come "
-                "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
+            raise ranks.shared(
+                TrainingError(
+                    f"level {level} {what} in process {apart} than in process 0: their weights or scores have come "
+                    "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
+                )
             )
     return [f"{together.size} processes hold the same masks ({digest[:16]}) and weights"]
 

@@ -33,6 +33,7 @@ __all__ = [
     "number",
     "of",
     "restarted",
+    "shared",
     "within",
 ]
 
@@ -40,7 +41,7 @@ T = TypeVar("T")
 
 PATIENCE = 300.0  # seconds that a process waits for the others; `INCOP_RANK_TIMEOUT` says another number
 ASK_STORE = 3.0  # seconds to wait for why another process has ended: where the notes are kept may be gone too
-NOTE = "incop/ended/"
+NOTE = "ended/"
 # what gloo, NCCL and their stores say when another process is gone or does not answer
 UNREACHABLE = re.compile(
     r"connection (closed|reset|refused)|timed? ?out|broken pipe|socket|gloo|nccl|peer|unreachable|no route", re.I
@@ -132,7 +133,7 @@ class Ranks:
         told: Any
         told, wrong = self.same((value, error and _portable(error)))
         if wrong is not None:
-            raise _shared(error or wrong)
+            raise shared(error or wrong)
         return told  # type: ignore[no-any-return]
 
     def together(self, function: Callable[[], T]) -> T:
@@ -150,9 +151,9 @@ class Ranks:
         theirs = wrong[failed[0]]
         assert theirs is not None
         if 0 in failed:  # most likely all
-            raise _shared(error or theirs)
+            raise shared(error or theirs)
         place = self.places()[failed[0]]
-        raise _shared(_of(theirs, f"in {place}: {theirs}")) from theirs
+        raise shared(_of(theirs, f"in {place}: {theirs}")) from theirs
 
     def asked(self, function: Callable[..., T]) -> Callable[..., T]:
         """Return the function with the first one's answers: sums taken by other numbers of threads differ in their last bits."""
@@ -316,21 +317,28 @@ def joined() -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch shows its own frames where another process has ended
+    os.environ.setdefault(
+        "TORCH_CPP_LOG_LEVEL", "ERROR"
+    )  # or torch shows its own frames where another process has ended
     import torch
     from torch import distributed
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
+    if distributed.is_initialized():  # by whoever calls this
+        yield Ranks(distributed.get_rank(), distributed.get_world_size(), distributed.group.WORLD)
+        return
     wait = timedelta(seconds=_patience())
     gpus = torch.cuda.is_available() and distributed.is_nccl_available()
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=wait)))
         store.set_timeout(wait)
-        _notes = PrefixStore("incop", store)
+        # those that torchrun starts again are given the store of the first ones
+        store = PrefixStore(f"incop/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        _notes = store
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if gpus else "gloo",
-            store=PrefixStore("group", store),
+            store=store,
             rank=rank,
             world_size=size,
             timeout=wait,
@@ -452,7 +460,7 @@ def _of(error: Exception, sentence: str) -> Exception:
     return InputError(sentence) if isinstance(error, ValueError) else TrainingError(sentence)
 
 
-def _shared(error: Exception) -> Exception:
-    """Mark an error that all processes raise: one of them tells it."""
+def shared(error: Exception) -> Exception:
+    """Return an error that all processes raise, marked so that one of them tells it."""
     error.shared = True  # type: ignore[attr-defined]
     return error

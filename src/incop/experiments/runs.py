@@ -184,8 +184,7 @@ def resume(
         if "threads" in then:  # sums are taken in another order by another number of threads
             torch.set_num_threads(spread.threads_of(then, together))
         now = {**environment(parts), **spread.environment(parts, together)}
-        check_same_data(run, then, now)
-        changed = check_exact(run, then, now, inexact=inexact)
+        changed = together.together(lambda: _changed(run, then, now, inexact))
         changed += spread.check_processes(then, together, None if found is None else found.state)
         around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]], **spread.since(then, now)}
         work = _Work(run, parts, progress, files, around, together)
@@ -207,6 +206,11 @@ def resume(
         notice(f"the run {str(run.path)!r} goes on from {at}")
         work.carry_out(tickets, together.once(run.levels))
     return run
+
+
+def _changed(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], inexact: bool) -> list[str]:
+    check_same_data(run, then, now)
+    return check_exact(run, then, now, inexact=inexact)
 
 
 def _left(

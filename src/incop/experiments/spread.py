@@ -17,7 +17,7 @@ from incop.errors import InputError
 from incop.experiments.parts import Parts
 from incop.experiments.plan import Plan
 from incop.locks import Lock
-from incop.ranks import Ranks
+from incop.ranks import Ranks, shared
 from incop.states import State
 
 __all__ = [
@@ -61,10 +61,8 @@ def check_one_plan(plan: Plan, together: Ranks) -> None:
     for rank, theirs in enumerate(found):
         for key, value in theirs.items():
             if value != found[0][key]:
-                raise InputError(
-                    f"process {rank} was started with {key} = {value!r} and process 0 with {found[0][key]!r}: start all with the "
-                    "same flags and plan file"
-                )
+                sentence = f"process {rank} was started with {key} = {value!r} and process 0 with {found[0][key]!r}"
+                raise shared(InputError(f"{sentence}: start all with the same flags and plan file"))
 
 
 def spread_out(parts: Parts, together: Ranks) -> nn.Module:
@@ -78,7 +76,8 @@ def spread_out(parts: Parts, together: Ranks) -> nn.Module:
         return model
     apart = together.apart(parts.data.fingerprint)
     if apart is not None:
-        raise InputError(f"the data of process {apart} are not those of process 0: give all hosts the same files")
+        sentence = f"the data of process {apart} are not those of process 0: give all hosts the same files"
+        raise shared(InputError(sentence))
     device = observing.device_of(model)
     unused = together.same(together.together(lambda: _unused(parts)))
     kept_apart: dict[str, Any] = {_SYNC_BUFFERS: False}  # they are brought together after every step
