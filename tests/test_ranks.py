@@ -2,10 +2,12 @@
 
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 
 import pytest
 import torch
@@ -344,7 +346,11 @@ HOW = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+IN_THREE = ("planned", "gradient score", "pq")
+CASES = [*((2, name) for name in SEARCHES), *((3, name) for name in IN_THREE)]
+
+
+@pytest.mark.parametrize(("company", "name"), CASES, indirect=["company"])
 def test_a_search_is_that_of_one_process(company, name):
     wanted = searched(None, name, HOW.get(name))
     found = company(searched, name, HOW.get(name))
@@ -555,6 +561,27 @@ def test_metrics_are_of_the_whole_split(company):
     wanted = by_metrics(None)
     for found in company(by_metrics):
         assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_loop_on_the_page_is_one_search_in_two_processes():
+    page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text()
+    script = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**os.environ, **place, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0].count("2 processes hold the same masks") == 2
+    assert said[1] == ""
 
 
 # --- what is refused

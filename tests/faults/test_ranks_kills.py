@@ -11,9 +11,8 @@ import time
 import pytest
 import torch
 from companions import Company, together
-from folders import content, planned, same
+from folders import planned, same
 
-import incop
 from incop.experiments import runs
 from incop.experiments.comparisons import PROCESSES
 from incop.rundir import RunDir
@@ -194,57 +193,52 @@ def test_what_cannot_be_used_is_told_once_and_before_anything_is_written(how, wo
     assert not (tmp_path / "R").exists()
 
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "incop"]
+TORCHRUN = [
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--max-restarts",
+    "1",
+]
+WORDS = ["--method", "lth-rate", "--levels", "1", "--limit", "200", "--max-epochs", "4000", "--device", "cpu"]
 
 
-def begun(cwd, *words, epochs="400"):
-    plan = ["--method", "lth-rate", "--levels", "1", "--limit", "200", "--max-epochs", epochs, "--device", "cpu"]
-    with (cwd / "said").open("w") as said:
+def test_under_torchrun_a_killed_search_is_started_again_and_a_signal_ends_it_with_one_checkpoint(tmp_path):
+    """`torchrun --max-restarts` starts the same command again after a process has failed: it goes on with its folder."""
+    with (tmp_path / "said").open("w") as said:
         process = subprocess.Popen(
-            [*TORCHRUN, "search", *plan, *words, "--out", "R"], cwd=cwd, stdout=subprocess.PIPE, stderr=said, text=True
+            [*TORCHRUN, "-m", "incop", "search", *WORDS, "--checkpoint-every", "5steps", "--out", "R"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
         )
-    end = time.monotonic() + 120
-    while not (cwd / "R" / "summary.json").exists() and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.01)
-    return process
 
+    def spoken():
+        return [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("incop: ")]
 
-def test_under_torchrun_a_signal_ends_a_search_with_one_checkpoint(tmp_path):
-    process = begun(tmp_path)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    said = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("incop: ")]
-    assert len(said) == 1
-    assert said[0].startswith("incop: interrupted in level 0 after ")
-    assert said[0].endswith("`torchrun … -m incop resume R` goes on from there")
-    run = RunDir.open(tmp_path / "R")
-    assert run.read_summary().status == "interrupted"
-    assert len(list(run.checkpoint_dir.glob("0*"))) == 1
-    assert not (tmp_path / "R" / ".lock").exists()
+    def wait(ready):
+        end = time.monotonic() + 120
+        while not ready() and time.monotonic() < end and process.poll() is None:
+            time.sleep(0.01)
 
-
-def test_a_restarted_search_goes_on(tmp_path):
-    """`torchrun --max-restarts` starts the same command again after a process has failed."""
-    at = TORCHRUN.index("--nproc-per-node")
-    words = [*TORCHRUN[:at], "--max-restarts", "1", *TORCHRUN[at:]]
-    plan = ["--method", "lth-rate", "--levels", "1", "--limit", "200", "--max-epochs", "60", "--device", "cpu"]
-    process = subprocess.Popen(
-        [*words, "search", *plan, "--checkpoint-every", "5steps", "--out", "R"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    end = time.monotonic() + 120
-    while not list(tmp_path.glob("R/checkpoint/0*")) and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.01)
+    wait(lambda: list(tmp_path.glob("R/checkpoint/0*")))
     os.kill(json.loads((tmp_path / "R" / ".lock").read_text())["pid"], signal.SIGKILL)
-    shown, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert shown.count("run folder: R") == 1
-    assert "incop: the run 'R' goes on from level" in said
-    summary = RunDir.open(tmp_path / "R").read_summary()
-    assert summary.status == "finished"
+    wait(lambda: any("goes on from level" in line for line in spoken()))
+    known = set(tmp_path.glob("R/checkpoint/0*"))
+    wait(lambda: set(tmp_path.glob("R/checkpoint/0*")) - known)
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=120)
+    lost, begun, ended = spoken()
+    assert lost.startswith("incop: process 1: another of the 2 processes has ended")
+    assert begun.startswith("incop: the run 'R' goes on from level 0")
+    assert ended.startswith("incop: interrupted in level 0 after ")
+    assert ended.endswith("`torchrun … -m incop resume R` goes on from there")
+    run = RunDir.open(tmp_path / "R")
+    summary = run.read_summary()
+    assert summary.status == "interrupted"
     assert len(summary.environment["resumed"]) == 1
-    assert content(tmp_path / "R")["levels.jsonl"]
-    assert incop.__version__ == summary.environment["incop"]
+    assert list(run.checkpoint_dir.glob("0*"))
+    assert not (tmp_path / "R" / ".lock").exists()
