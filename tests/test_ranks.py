@@ -372,6 +372,29 @@ def test_a_search_is_that_of_one_process(company, name):
     assert f"{size} processes hold the same masks ({digest}) and weights" in found[0][1]["notices"]
 
 
+class Unequal:
+    """An amount and a score whose answers are other in every process, as sums of other numbers of threads are."""
+
+    def __call__(self, *asked):
+        if len(asked) == 1:
+            return len(asked[0].weights) // 3 + ranks.number()
+        generator = torch.Generator().manual_seed(ranks.number())
+        return {name: torch.rand(weight.shape, generator=generator) for name, weight in asked[1].items()}
+
+
+def unequal(together):
+    model = DistributedDataParallel(net())
+    found = incop.search(model, trainer(), levels=2, amount=Unequal(), score=Unequal(), rewind="rate")
+    return [(ticket.masks.digest(), ticket.masks.remaining) for ticket in found]
+
+
+def test_answers_that_differ_are_the_first_ones(company):
+    found = company(unequal)
+    assert all(one == found[0] for one in found)
+    total = found[0][0][1]
+    assert found[0][1][1] == total - total // 3
+
+
 def normalised(together):
     """With batch normalisation each normalises by its share; the running statistics are their mean, everywhere the same."""
     model = DistributedDataParallel(net(nn.BatchNorm1d(12), nn.Dropout(0.3)), broadcast_buffers=True)

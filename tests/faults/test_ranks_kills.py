@@ -23,14 +23,25 @@ pytestmark = pytest.mark.skipif(
 
 KINDS = [
     (2, "incop-if", {"model": "lenet-5", "levels": 2}),
-    (3, "incop", {"sparsity": 0.6}),
+    (3, "incop", {"sparsity": 0.6, "model": "dropping.py:make"}),
 ]
+MODEL = """
+from torch import nn
+
+def make(classes=10, channels=1, size=8):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 60), nn.BatchNorm1d(60), nn.ReLU(), nn.Dropout(0.3), nn.Linear(60, 40), nn.Linear(40, 10)
+    )
+"""
 
 
 @pytest.mark.parametrize(("size", "method", "more"), KINDS, ids=[f"{n}-{m}" for n, m, _ in KINDS])
 def test_killed_and_gone_on_with(size, method, more, tmp_path):
     """One is killed and the others find out; all are killed; one kills itself while it writes. Then it goes on to the end."""
-    plan = planned(method=method, checkpoint_every="2steps", max_epochs=4.0, **more)
+    if "model" in more and more["model"].startswith("dropping"):
+        (tmp_path / "dropping.py").write_text(MODEL)
+        more = {**more, "model": f"{tmp_path}/{more['model']}", "run_code": True}
+    plan = planned(method=method, checkpoint_every="2steps", max_epochs=4.0, batch_size=30, **more)
     together(plan, tmp_path / "whole", size)
     rng, kills = random.Random(size), 0
     for who, after in (([size - 1], "plan.toml"), ([0], "level_00/masks*"), (list(range(size)), "level_01/masks*")):
