@@ -28,19 +28,19 @@ from incop import flow, ranks
 from incop.experiments import tickets
 from incop.rundir import RunDir
 
-DATA = ["--data", "fashion-mnist", "--model", "lenet-5", "--limit", "6000", "--device", "cpu"]
+DATA = ["--data", "fashion-mnist", "--model", "lenet-5", "--limit", "2400", "--device", "cpu"]
 SETTLED = [
     "--rule",
-    "flow settled 0.05 for 1 or after 4 epochs",
+    "flow settled 0.05 for 1 or after 3 epochs",
     "--check-every",
     "0.5",
     "--meter",
     "information:absolute",
 ]
 SEARCHES = {
-    "incop-if": ["--method", "incop-if", "--levels", "3", "--max-epochs", "4"],
-    "incop-gf": ["--method", "incop-gf", "--levels", "3", "--max-epochs", "4"],
-    "incop": ["--method", "incop", "--sparsity", "0.8", "--max-epochs", "4"],
+    "incop-if": ["--method", "incop-if", "--levels", "2", "--max-epochs", "3"],
+    "incop-gf": ["--method", "incop-gf", "--levels", "2", "--max-epochs", "3"],
+    "incop": ["--method", "incop", "--sparsity", "0.8", "--max-epochs", "3"],
     "a plateau": [
         "--method",
         "incop-if",
@@ -49,7 +49,7 @@ SEARCHES = {
         "--max-epochs",
         "4",
         "--checkpoint-every",
-        "20steps",
+        "10steps",
         *SETTLED,
     ],
 }
@@ -189,8 +189,8 @@ def main():
         "## Killed",
         "",
         f"The search of {KILLED}, by two, again: in level 0 one process was killed by SIGKILL (its summary then said {first!r}); "
-        f"resumed; in level 1 torchrun and all its processes ({second!r}); resumed; in level 2 one ({third!r}); resumed to the end. "
-        "Records but for times, weights and masks are those of the search that was not killed, to the bit: "
+        f"resumed; in level 1 torchrun and all its processes ({second!r}); resumed; in level 2 one ({third!r}); resumed to the "
+        "end. Records but for times, weights and masks are those of the search that was not killed, to the bit: "
         f"**{'yes' if same else 'NO'}**.",
     ]
     print("\n".join(lines))

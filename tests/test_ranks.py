@@ -302,7 +302,7 @@ def test_nan_in_one_share_is_an_error_of_all(company):
 
 
 def trainer(**more):
-    return incop.Trainer((X, Y), (X[:31], Y[:31]), **{"epochs": 2, "batch_size": 10, "lr": 0.01, **more})
+    return incop.Trainer((X, Y), (X[:31], Y[:31]), **{"epochs": 2, "batch_size": 9, "lr": 0.01, **more})
 
 
 def record(ticket):

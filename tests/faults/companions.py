@@ -77,7 +77,7 @@ class Company:
                 os.kill(self.processes[rank].pid, number)
 
     def until(self, folder, pattern):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 120
         while not list(folder.glob(pattern)) and time.monotonic() < end and self.processes[0].is_alive():
             time.sleep(0.002)
 

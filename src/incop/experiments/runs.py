@@ -424,6 +424,6 @@ def _summary(
         spent=Spent.total(level.spent for level in levels),
         full_epochs=None if full is None or dense is None or dense.max_epochs is None else dense.max_epochs + full,
         environment=environment,
-        command=f"incop search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
+        command=f"{spread.command(environment)} search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
         error=error,
     )

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from incop import observing
+from incop.batches import output_tensor
 from incop.errors import InputError
 from incop.experiments.parts import Parts
 from incop.experiments.plan import Plan
@@ -24,6 +25,7 @@ __all__ = [
     "by_the_first",
     "check_one_plan",
     "check_processes",
+    "command",
     "environment",
     "since",
     "spread_out",
@@ -94,7 +96,7 @@ def spread_out(parts: Parts, together: Ranks) -> nn.Module:
 
 def _loss(model: nn.Module, parts: Parts) -> torch.Tensor:
     inputs, labels = parts.probe[0]
-    return parts.trainer.loss(model(inputs[:4]), labels[:4])
+    return parts.trainer.loss(output_tensor(model(inputs[:4]), where=type(parts.model).__name__), labels[:4])
 
 
 def _unused(parts: Parts) -> bool:
@@ -142,11 +144,18 @@ def _processes(environment: Mapping[str, Any]) -> int:
     return found if type(found) is int else 1
 
 
+def command(environment: Mapping[str, Any]) -> str:
+    """Return how a run by so many processes is started."""
+    size = _processes(environment)
+    return "incop" if size == 1 else f"torchrun --nproc-per-node {size} -m incop"
+
+
 def since(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
     """Return how the processes of a run are now, where they were as many or are others."""
     if _processes(then) == _processes(now):
         return {}
-    before = [*then.get("processes_before", []), _processes(then)]
+    earlier = then.get("processes_before")
+    before = [*(earlier if isinstance(earlier, list) else []), _processes(then)]
     kept = {key: now.get(key) for key in ("processes", "hosts", "process_threads", "process_devices", "backend")}
     return {**kept, "processes": _processes(now), "processes_before": before}
 
