@@ -398,17 +398,23 @@ def test_answers_that_differ_are_the_first_ones(company):
 def normalised(together):
     """With batch normalisation each normalises by its share; the running statistics are their mean, everywhere the same."""
     model = DistributedDataParallel(net(nn.BatchNorm1d(12), nn.Dropout(0.3)), broadcast_buffers=True)
-    *_, ticket = incop.search(model, trainer(), levels=1, rewind="early:1", probe=X, meter=flow.InformationFlow())
-    shares = together.all(ticket.weights["1.running_mean"])
-    return [torch.equal(shares[0], one) for one in shares], Snapshot.of(model).sums() == together.same(
-        Snapshot.of(model).sums()
+    states = []
+
+    def noted(take):  # after every step
+        states.append(Snapshot.of(model).sums())
+
+    *_, ticket = incop.search(
+        model, trainer(), levels=1, rewind="early:1", probe=X, meter=flow.InformationFlow(), on_state=noted
     )
+    shares = together.all(ticket.weights["1.running_mean"])
+    return [torch.equal(shares[0], one) for one in shares], len(states), together.apart(states)
 
 
-def test_running_statistics_are_one(company):
-    for same, weights in company(normalised):
+def test_running_statistics_are_one_after_every_step(company):
+    for same, steps, apart in company(normalised):
         assert all(same)
-        assert weights
+        assert steps > 12
+        assert apart is None
 
 
 def diverging(together, answer):

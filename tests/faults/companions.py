@@ -1,11 +1,15 @@
 """Processes that carry out one search together, started as torchrun starts them."""
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
@@ -44,7 +48,12 @@ def carry_on(rank, size, port, plan, folder, said, deadly, threads):
             return original(*args, **kwargs)
 
         setattr(os, name, dying)
-    progress = runs.Progress(on_notice=lambda sentence: said.put((rank, sentence)))
+
+    def say(sentence):  # not a queue, whose lock a process that is killed may hold
+        with open(f"{said}/{rank}", "a") as out:
+            out.write(json.dumps(sentence) + "\n")
+
+    progress = runs.Progress(on_notice=say)
     try:
         with ranks.joined() as together:
             if together.once(RunDir(folder).plan_file.exists):
@@ -52,9 +61,7 @@ def carry_on(rank, size, port, plan, folder, said, deadly, threads):
             else:
                 runs.execute(plan, folder, progress, together=together)
     except BaseException as error:
-        said.put((rank, f"{type(error).__name__}: {error}"))
-        said.close()
-        said.join_thread()
+        say(f"{type(error).__name__}: {error}")
         sys.exit(1)
 
 
@@ -62,7 +69,7 @@ class Company:
     """Several processes and what they said; `ended` waits for them and returns how each ended."""
 
     def __init__(self, plan, folder, size=2, *, deadly=None, threads=None):
-        self.said, port = PROCESSES.Queue(), free_port()
+        self.said, port = tempfile.mkdtemp(), free_port()
         threads = threads or [1] * size
         self.processes = [
             PROCESSES.Process(target=carry_on, args=(rank, size, port, plan, folder, self.said, deadly, threads))
@@ -91,9 +98,11 @@ class Company:
             process.kill()
             process.join()
         assert not hanging, "a process waited for ever"
-        told = []
-        while not self.said.empty():
-            told.append(self.said.get())
+        files = ((rank, Path(self.said) / str(rank)) for rank in range(len(self.processes)))
+        told = [
+            (rank, json.loads(line)) for rank, file in files if file.exists() for line in file.read_text().splitlines()
+        ]
+        shutil.rmtree(self.said)
         return [process.exitcode for process in self.processes], told
 
 
