@@ -26,7 +26,7 @@ import incop
 
 CABLE = "10.77.0"
 HOSTS = ("incop-a", "incop-b")
-PATIENCE = 10  # seconds that a process waits for the others
+PATIENCE = 20  # seconds that a process waits for the others
 WORDS = ["--data", "digits", "--model", "lenet-5", "--method", "incop-if", "--levels", "3", "--limit", "400"]
 WORDS += ["--max-epochs", "6", "--device", "cpu", "--checkpoint-every", "5steps"]
 
@@ -132,7 +132,7 @@ def main():
         folder.mkdir()
     with two_hosts():
         begun = time.monotonic()
-        statuses, hung = ended(started(folders, 29511, "search", *WORDS, "--out", "whole"), 120)
+        statuses, hung = ended(started(folders, 29511, "search", *WORDS, "--out", "whole"), 600)
         took = time.monotonic() - begun
         assert statuses == [0, 0], [sentences(folder) for folder in folders]
         told = (folders[0] / "shown").read_text()
@@ -142,14 +142,14 @@ def main():
             time.sleep(0.01)
         run("ip", "-n", HOSTS[0], "link", "set", "cable-a", "down")
         pulled = time.monotonic()
-        statuses, hung = ended(processes, 120)
+        statuses, hung = ended(processes, 600)
         noticed = time.monotonic() - pulled
         said = [sentences(folder) for folder in folders]
         held = not hung and all(statuses) and all(len(one) == 1 for one in said)
         summary = incop.rundir.RunDir(folders[0] / "pulled").read_summary()
 
         run("ip", "-n", HOSTS[0], "link", "set", "cable-a", "up")
-        resumed, hung = ended(started(folders, 29513, "resume", "pulled"), 120)
+        resumed, hung = ended(started(folders, 29513, "resume", "pulled"), 600)
         same = resumed == [0, 0] and content(folders[0] / "pulled") == content(folders[0] / "whole")
         environment = incop.rundir.RunDir(folders[0] / "whole").read_summary().environment
     lines = [
