@@ -21,6 +21,7 @@ __all__ = [
     "placed",
     "real_tokens",
     "reusable",
+    "samples_between",
     "shortened",
     "unpack",
     "walk",
@@ -226,14 +227,20 @@ def _is_pair(batches: Any) -> bool:
 
 def first_samples(batch: Batch, count: int) -> Batch:
     """Return the batch's first samples, when every tensor in its inputs has them along dimension 0; else the whole."""
+    found = samples_between(batch, 0, min(count, batch.samples))
+    return batch if found is None else found
+
+
+def samples_between(batch: Batch, begin: int, end: int) -> Batch | None:
+    """Return some of the batch's samples in a row; None where not every tensor in its inputs has them along dimension 0."""
     if any(t.dim() == 0 or t.shape[0] != batch.samples for t in walk((batch.args, batch.kwargs))):
-        return batch
+        return None
 
     def cut(t: Tensor) -> Tensor:
-        return t[:count] if t.dim() and t.shape[0] == batch.samples else t
+        return t[begin:end] if t.dim() and t.shape[0] == batch.samples else t
 
     args, kwargs, target = (mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
-    return replace(batch, args=args, kwargs=kwargs, target=target, samples=min(count, batch.samples))
+    return replace(batch, args=args, kwargs=kwargs, target=target, samples=end - begin)
 
 
 def with_target(batch: Batch) -> Batch:

@@ -17,8 +17,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from incop import ranks
 from incop.batches import Batch, placed, unpack
 from incop.errors import InputError
+from incop.ranks import Ranks, divides_itself
 from incop.states import State, part, random_states, restore_random, under
 
 __all__ = ["Loader", "Place"]
@@ -98,14 +100,26 @@ class Loader:
             )
         return found
 
-    def once(self, device: torch.device) -> Iterator[Batch]:
-        """Go through all batches once, on a device."""
-        own = self.state()
+    @property
+    def divided(self) -> bool:
+        """Whether each of several processes is given its own share of the samples."""
+        return divides_itself(self.batches)
+
+    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[Batch]:
+        """Go through all batches once, on a device; of several processes each is given every so-manieth batch."""
+        own, every = self.state(), 1 if self.divided else together.size
         try:
-            for batch in self.batches:
-                yield placed(self.unpacked(batch), device=device)
+            for number, batch in enumerate(self.batches):
+                if number % every == together.rank % every:
+                    yield placed(self.unpacked(batch), device=device)
         finally:
             self.restore(own)  # they may be the training split's, too
+
+    def set_epoch(self, number: int) -> None:
+        """Tell its samplers that draw their order by a pass's number."""
+        for holder in _holders(self.batches):
+            if callable(tell := getattr(holder, "set_epoch", None)):
+                tell(number)
 
     def generators(self) -> list[torch.Generator]:
         """Return the random generators of its own that decide its order."""
@@ -138,18 +152,20 @@ class Place:
     Args:
         loader: what is gone through.
         device: where its batches go.
+        passes: passes before this one, by which a `DistributedSampler` draws its order.
     """
 
-    def __init__(self, loader: Loader, device: torch.device) -> None:
+    def __init__(self, loader: Loader, device: torch.device, passes: int = 0) -> None:
         self.loader = loader
         self.device = device
+        self.passes = passes
         self.at = 0
         self._pass: Iterator[Any] | None = None
         self._before: tuple[State, State] = {}, {}
 
     def afresh(self) -> Self:
         """Return the beginning of a new pass."""
-        return type(self)(self.loader, self.device)
+        return type(self)(self.loader, self.device, self.passes)
 
     def next(self) -> Batch:
         """Return the next batch; a new pass begins when one is through.
@@ -170,7 +186,9 @@ class Place:
 
     def _begin(self) -> None:
         self._before = random_states(), self.loader.state()
-        self._pass, self.at = iter(self.loader.batches), 0
+        if self.loader.divided:
+            self.loader.set_epoch(self.passes)
+        self._pass, self.at, self.passes = iter(self.loader.batches), 0, self.passes + 1
 
     def state(self) -> State:
         """Return what the pass began with and how many of its batches are behind."""

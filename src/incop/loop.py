@@ -13,21 +13,22 @@ from itertools import islice
 from pathlib import Path as FilePath
 from typing import Any, Literal, Protocol
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from incop import ranks
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import Diverged, InputError, TrainingError, unknown
 from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
 from incop.offload import Offload
-from incop.pruning import Amount, EvenDamage, Fraction, Path, Score, Selection, prune
+from incop.pruning import Amount, EvenDamage, Fraction, Magnitude, Path, Score, Selection, prune
 from incop.pruning.cut import planned
 from incop.records import Check, Flow, Interval, Level, Metric
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State, part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
 from incop.watch import Watch
+from incop.wrappers import refuse_sharded, unwrapped
 
 __all__ = ["Dense", "Ticket", "Trains", "search"]
 
@@ -220,6 +221,9 @@ def search(
     reference, or the trainer's budget is used up. The model holds the last ticket's weights after each step (after a
     level reported by `ticket_at`: those of the rule's stop, from which the search goes on).
 
+    Every process that trains one `DistributedDataParallel` model calls this with the same arguments and is handed the same tickets:
+    probes are divided among them, decisions are the first one's, and at every level their masks and weights are proved to be one.
+
     Args:
         model: the network; it is trained and pruned in place.
         trainer: anything with `fit(model, masks, watch)` and `evaluate(model)`; see `Trains`.
@@ -280,6 +284,7 @@ def search(
 
     Source: arXiv 2501.15592, the InCoP algorithm; Frankle & Carbin 2019 for iterative magnitude pruning.
     """
+    refuse_sharded(model)
     parts = _Search(
         model=model,
         trainer=trainer,
@@ -393,7 +398,7 @@ def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
     few = [first_samples(unpack(batch), 2) for batch in islice(probe, 2)]
     if not few:
         raise InputError("the probe is empty: pass at least one batch")
-    measure(model, few, meter)
+    measure(unwrapped(model), few, meter)
 
 
 def _try_damage(parts: _Search) -> None:
@@ -464,6 +469,7 @@ def _dense(parts: _Search, at: _Level) -> Ticket:
             after = point.after
             if after is None or str(point) in parts.points or not after.passed(epoch=epoch, step=step):
                 continue
+            ranks.level_buffers(parts.model)
             parts.points[str(point)] = _copy(parts, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
@@ -511,7 +517,8 @@ def _given(parts: _Search, dense: Dense) -> Ticket:
         )
     dense.weights.rewind(parts.model)
     if parts.meter is not None:
-        parts.reference = measure(parts.model, parts.probe, parts.meter, masks=parts.masks)
+        found = measure(parts.model, parts.probe, parts.meter, masks=parts.masks, together=True)
+        parts.reference = ranks.of(parts.model).same(found)
     record = dataclasses.replace(dense.record, flow=parts.reference)
     parts.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != parts.metric:
@@ -533,9 +540,13 @@ def _plan(parts: _Search) -> None:
         left -= probe[-1].samples
         if left <= 0:
             break
-    damage = Damage(parts.model, probe)
-    parts.amount = _path(parts, parts.amount, damage)
-    parts.planning = damage.samples, damage.seconds
+
+    def tried() -> tuple[Path, int, float]:
+        damage = Damage(parts.model, probe)
+        return _path(parts, parts.amount, damage), damage.samples, damage.seconds
+
+    parts.amount, samples, seconds = ranks.of(parts.model).once(tried)
+    parts.planning = samples, seconds
 
 
 def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
@@ -556,32 +567,38 @@ def _cut(parts: _Search, level: int, *, at_most: float | None) -> list[str]:
         )
     if masks.remaining == parts.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
-    _prove_agreement(parts.model, masks, level)
+    notices += _prove_agreement(parts.model, masks, level)
     parts.masks = masks
     return notices
 
 
-def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> None:
-    """Refuse masks that are not those of every process that trains the model."""
-    if not isinstance(model, nn.parallel.DistributedDataParallel):
-        return
-    mine = torch.tensor(list(masks.digest()), dtype=torch.uint8, device=next(model.parameters()).device)
-    found = [torch.empty_like(mine) for _ in range(distributed.get_world_size(model.process_group))]
-    distributed.all_gather(found, mine, group=model.process_group)
-    apart = [rank for rank, digest in enumerate(found) if not torch.equal(digest, found[0])]
-    if apart:
-        raise TrainingError(
-            f"level {level} would cut other weights in process {apart[0]} than in process 0: their weights or scores have come "
-            "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
-        )
+def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
+    """Refuse masks and weights that are not those of every process that trains the model; say by what they were compared."""
+    together = ranks.of(model)
+    if together.one:
+        return []
+    digest = masks.digest().hex()
+    for what, mine in (
+        ("would cut other weights", digest),
+        ("would begin from other weights", Snapshot.of(model).sums()),
+    ):
+        if (apart := together.apart(mine)) is not None:
+            raise ranks.shared(
+                TrainingError(
+                    f"level {level} {what} in process {apart} than in process 0: their weights or scores have come "
+                    "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
+                )
+            )
+    return [f"{together.size} processes hold the same masks ({digest[:16]}) and weights"]
 
 
 def _next_masks(parts: _Search, level: int, *, at_most: float | None = None) -> Masks:
+    asked = ranks.of(parts.model).asked
     return prune(
         parts.model,
         parts.masks,
-        amount=parts.amount,
-        score=parts.score,
+        amount=asked(parts.amount),
+        score=parts.score if parts.score is None or isinstance(parts.score, Magnitude) else asked(parts.score),
         selection=parts.selection,
         level=level,
         at_most=at_most,
@@ -660,7 +677,7 @@ def _state(parts: _Search, at: _Level, watch: Watch) -> State:
         "masks": parts.masks,
         **points,
         **stopped,
-        "random": random_states(),
+        **{_random_of(rank): one for rank, one in enumerate(ranks.of(parts.model).all(random_states()))},
         "watch": watch.state(),
         "trainer": take(),
     }
@@ -723,7 +740,7 @@ def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
         at.beginning = _beginning(parts, at) if parts.on_divergence == "retry" else {}
     else:
         watch.restore(part("watch", state))
-        at.random = part("random", state)
+        at.random = part(_random_of(ranks.of(parts.model).rank), state) or part("random", state)
         restore_random(at.random)
         restore = getattr(parts.trainer, "restore", None)
         if callable(restore):
@@ -733,7 +750,8 @@ def _fit(parts: _Search, at: _Level, watch: Watch) -> None:
         watch.rest()
     while True:
         try:
-            parts.trainer.fit(parts.model, parts.masks, watch)
+            with ranks.linked(ranks.of(parts.model)):
+                parts.trainer.fit(parts.model, parts.masks, watch)
             _ended(parts, watch)
             return
         except Diverged as error:
@@ -750,6 +768,10 @@ def _ended(parts: _Search, watch: Watch) -> None:
     if watch.step > watch.checks[-1].step:
         watch.look(epoch=watch.epoch)
     watch.check_finite()
+
+
+def _random_of(rank: int) -> str:
+    return "random" if rank == 0 else f"random of {rank}"
 
 
 def _place(parts: _Search, point: str) -> str:
@@ -815,7 +837,8 @@ def _prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
 def _record(parts: _Search, watch: Watch, *, rewind: str, stop_reason: str, notices: list[str]) -> Level:
     end = watch.checks[-1]
     measured = end.accuracy if parts.metric is None else end.score
-    measured = measured if measured is not None else float(parts.trainer.evaluate(parts.model))
+    if measured is None:
+        measured = ranks.of(parts.model).mean(parts.trainer.evaluate(parts.model))
     spent = watch.spent
     budget = budget_of(parts.trainer, watch.level)
     if budget is not None and math.isfinite(watch.schedule_from):

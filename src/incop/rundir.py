@@ -19,6 +19,7 @@ import tomli_w
 
 from incop.errors import InputError, TrainingError, quoted
 from incop.locks import LOCK
+from incop.ranks import launched
 from incop.records import DEEPEST, SCHEMA, Check, Level, Record, Run
 
 __all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
@@ -135,7 +136,8 @@ class RunDir:
     @property
     def resume_command(self) -> str:
         """The command that goes on with the run."""
-        return f"`incop resume {shlex.quote(str(self.path))}`"
+        words = f"incop resume {shlex.quote(str(self.path))}"
+        return f"`torchrun … -m {words}`" if launched() else f"`{words}`"
 
     def level_dir(self, level: int) -> Path:
         """Return the folder of one level's weights and masks."""

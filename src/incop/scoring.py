@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from incop.errors import InputError
+from incop.ranks import ALONE, Ranks
 from incop.records import Metric
 
 __all__ = ["Score", "Scoring", "in_memory", "refuse_broadcast"]
@@ -103,23 +104,36 @@ class Scoring:
                 "accuracy: give metric= and higher_is_better=, such as metric=torch.nn.functional.l1_loss, higher_is_better=False"
             )
 
+    def divided(self) -> bool:
+        """Say whether several processes may each take a share of a split: an object gathers what it is handed in its own way."""
+        return self.metric is None or not self._gathers()
+
+    def _gathers(self) -> bool:
+        return all(callable(getattr(self.measure, name, None)) for name in ("update", "compute", "reset"))
+
     @contextmanager
-    def over_a_split(self) -> Iterator[Score]:
-        """Yield what the outputs on a split are handed to."""
+    def over_a_split(self, ranks: Ranks = ALONE) -> Iterator[Score]:
+        """Yield what the outputs on a split are handed to; each of several processes hands in its share, if it is `divided`."""
         if self.metric is None:
-            yield _Accuracy()
-        elif all(callable(getattr(self.measure, name, None)) for name in ("update", "compute", "reset")):
+            yield _Accuracy(ranks)
+        elif self._gathers():
+            synced = getattr(self.measure, "sync_on_compute", None)
             self.measure.reset()
             try:
+                if not ranks.one and synced is not None:
+                    self.measure.sync_on_compute = False  # every process hands in the whole split
                 yield _Gathered(self.measure, self.metric.name)
             finally:
+                if not ranks.one and synced is not None:
+                    self.measure.sync_on_compute = synced
                 self.measure.reset()
         else:
-            yield _OverAll(self.measure, self.metric.name)
+            yield _OverAll(self.measure, self.metric.name, ranks)
 
 
 class _Accuracy:
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
         self.right = self.all = 0
 
     def add(self, output: Tensor, target: Any) -> None:
@@ -132,9 +146,12 @@ class _Accuracy:
         self.all += int(counted.sum())
 
     def value(self) -> float:
-        if self.all == 0:
+        right, every = self.right, self.all
+        if not self.ranks.one:
+            right, every = self.ranks.total(torch.tensor([right, every])).tolist()
+        if every == 0:
             raise InputError("accuracy cannot be taken: the split holds no target")
-        return self.right / self.all
+        return right / every
 
 
 def _classes_at(output: Tensor, target: Tensor) -> int:
@@ -153,8 +170,8 @@ def _classes_at(output: Tensor, target: Tensor) -> int:
 class _OverAll:
     """A function of all outputs and targets of a split."""
 
-    def __init__(self, measure: Callable[[Tensor, Tensor], Any], name: str) -> None:
-        self.measure, self.name = measure, name
+    def __init__(self, measure: Callable[[Tensor, Tensor], Any], name: str, ranks: Ranks) -> None:
+        self.measure, self.name, self.ranks = measure, name, ranks
         self.outputs: list[Tensor] = []
         self.targets: list[Tensor] = []
 
@@ -167,6 +184,13 @@ class _OverAll:
         self.targets.append(target)
 
     def value(self) -> float:
+        if not self.ranks.one:
+            everybody = self.ranks.all(([o.cpu() for o in self.outputs], [t.cpu() for t in self.targets]))
+            self.outputs = [output for outputs, _ in everybody for output in outputs]
+            self.targets = [target for _, targets in everybody for target in targets]
+        return self.ranks.once(self._value)
+
+    def _value(self) -> float:
         try:
             output, target = torch.cat(self.outputs), torch.cat(self.targets)
         except THROWN as error:

@@ -72,6 +72,10 @@ class Snapshot:
             masks.apply(model)
         self.prove(model, masks)
 
+    def sums(self) -> dict[str, int]:
+        """Return the sum of every tensor's bytes as whole numbers, to hold copies of it in other processes against."""
+        return {name: int(_bits(tensor).sum(dtype=torch.int64)) for name, tensor in self.tensors.items()}
+
     @torch.no_grad()
     def prove(self, model: nn.Module, masks: Masks | None = None) -> None:
         """Compare every tensor of the model with the snapshot, bit for bit; pruned weights with +0.0.

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from incop import observing
+from incop import observing, ranks
 from incop.batches import Batch, call, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
 from incop.flow.losses import TokenLoss
 from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
+from incop.ranks import ALONE, Ranks
 from incop.records import Metric
 from incop.scoring import Scoring, in_memory, refuse_broadcast
 from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
@@ -72,11 +73,15 @@ class _Stretch:
     searching: bool
     step: int = 0
     losses: list[float] = field(default_factory=list)  # since the last look
+    ranks: Ranks = ALONE
 
 
 @dataclass
 class Trainer:
     """Train a network, one level at a time: on tensors in memory, or on the batches of a data loader.
+
+    Processes that train one `DistributedDataParallel` model divide every batch of `batch_size` among them: steps, epochs and
+    schedule are those of one process. A data loader must divide itself, by a `DistributedSampler`.
 
     Args:
         train: inputs (N, …) and targets (N, …) of the training split, two tensors; or a data loader, a list of batches or
@@ -248,14 +253,16 @@ class Trainer:
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
         was = model.training
+        self._check_divided(ranks.of(model))
         self._outside = self._callers(devices)
         try:
             with torch.random.fork_rng(devices=devices):
                 self._now = self._resumed(model)
                 if self._now is None:
                     seed = self.seed * 1_000_003 + watch.level
-                    torch.manual_seed(seed)  # dropout; the caller's own random state comes back afterwards
-                    samples = self._samples(model, seed)
+                    # dropout, each process its own; the caller's own random state comes back afterwards
+                    torch.manual_seed(_own(seed, ranks.of(model)))
+                    samples = self._samples(model, seed, watch.level)
                     if watch.due() and watch.look(**self._looked(model, watch), epoch=0.0).stop:
                         return
                     self._now = self._begun(model, watch, samples)
@@ -284,7 +291,7 @@ class Trainer:
             "keeps": kept is not None,
             "apart": kept is not None and kept is not now.optimizer,
             **now.samples.state(),
-            "torch": torch.get_rng_state(),
+            **{_torch_of(n): one for n, one in enumerate(now.ranks.all(torch.get_rng_state()))},
             **under("outside", self._outside),
             **under("optimizer", optimizer_state(now.optimizer)),
             **under("kept", apart),
@@ -333,25 +340,38 @@ class Trainer:
         if self._kept is not None and not state["apart"]:
             optimizer = self._kept[1]
         restore_optimizer(optimizer, part("optimizer", state))
-        samples = self._samples(model, 0)
+        samples, together = self._samples(model, 0), ranks.of(model)
         samples.restore(state)
         torch.set_rng_state(state["torch"])
+        if (mine := state.get(_torch_of(together.rank))) is not None:
+            torch.set_rng_state(mine)
+        else:  # there were fewer processes
+            torch.manual_seed(_own(self.seed * 1_000_003 + int(state["step"]), together))
         if "cuda" in state and observing.device_of(model).type == "cuda":
             torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
         begin, searching, step = float(state["begin"]), bool(state["searching"]), int(state["step"])
         if not (0.0 <= begin < 1e9 and step >= 0):
             raise ValueError(f"it stands at epoch {begin}, step {step}")
-        return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist())
+        return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist(), together)
 
-    def _samples(self, model: nn.Module, seed: int) -> _Samples | Place:
+    def _check_divided(self, together: Ranks) -> None:
+        """Refuse a data loader that gives all processes the same samples."""
+        if not together.one and self._loader is not None and not self._loader.divided:
+            raise InputError(
+                f"the model is trained by {together.size} processes, and the train loader gives each all samples: make it with "
+                "sampler=torch.utils.data.DistributedSampler(dataset), or give two tensors, which are divided here"
+            )
+
+    def _samples(self, model: nn.Module, seed: int, level: int = 0) -> _Samples | Place:
         if self._loader is not None:
-            return Place(self._loader, observing.device_of(model))
+            return Place(self._loader, observing.device_of(model), level * 100_000)
         return _Samples(
             torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64, device=self.train[1].device)
         )
 
     def _begun(self, model: nn.Module, watch: Watch, samples: _Samples | Place) -> _Stretch:
-        return _Stretch(model, self._optimizer(model, watch), samples, watch.epoch, watch.searching)
+        optimizer = self._optimizer(model, watch)
+        return _Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
@@ -365,12 +385,12 @@ class Trainer:
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
-                inputs, labels, count = self._batch(now.samples, size)
+                inputs, labels, count = self._batch(now.samples, size, now.ranks)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
                 rate *= self.search_lr if searching else 1.0
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                now.losses.append(self._step(model, optimizer, inputs, labels, watch))
+                now.losses.append(self._step(model, now, inputs, labels, watch))
                 now.step = step
                 watch.stepped(count, epoch=begin + step / per_epoch)
                 if watch.due() or step == total:
@@ -390,16 +410,19 @@ class Trainer:
     def _step(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        now: _Stretch,
         inputs: Tensor | Batch,
         labels: Any,
         watch: Watch,
     ) -> float:
+        optimizer = now.optimizer
         optimizer.zero_grad(set_to_none=True)
         output = self._output(model, inputs)
         refuse_broadcast(self.loss, output, labels)
         loss = mean_loss(self.loss, output, labels)
         value = loss.item()
+        if not now.ranks.one:
+            value, loss = _of_all(loss, self._terms(output, labels), now.ranks)
         if not math.isfinite(value):
             raise _diverged(f"the loss is {value}", optimizer, watch)
         loss.backward()
@@ -408,7 +431,14 @@ class Trainer:
             if not math.isfinite(norm.item()) and not _finite_gradients(model):  # the norm of finite ones may overflow
                 raise _diverged("the gradient is not finite", optimizer, watch)
         optimizer.step()
+        ranks.level_buffers(model, only_running=True)
         return value
+
+    def _terms(self, output: Tensor, labels: Any) -> float:
+        """Return how many numbers this process's loss is the mean over."""
+        weight_of = getattr(self.loss, "weight", None)
+        found = weight_of(output, labels) if callable(weight_of) else None
+        return float(len(output) if found is None else found)
 
     def _output(self, model: nn.Module, inputs: Tensor | Batch) -> Tensor:
         if self.precision == "float32":
@@ -416,17 +446,23 @@ class Trainer:
         with torch.autocast(observing.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
-    def _batch(self, samples: _Samples | Place, batch_size: int) -> tuple[Tensor | Batch, Any, int]:
+    def _batch(self, samples: _Samples | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
         if isinstance(samples, Place):
             found = samples.next()
-            return found, found.target, found.samples
+            return found, found.target, sum(together.all(found.samples))
         inputs, labels = self.train
         index = samples.next(labels, batch_size)
         batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
         if self.augment is not None:
             batch = self.augment(batch, samples.generator)
+        count = len(index)
+        if (
+            not together.one and count >= 2 * together.size
+        ):  # of a batch too small to divide each process takes the whole
+            begin, end = together.share(count)
+            batch, index = batch[begin:end], index[begin:end]
         ready = self.prepare(batch) if self.prepare is not None else batch
-        return ready, labels.index_select(0, index), len(index)
+        return ready, labels.index_select(0, index), count
 
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
@@ -471,26 +507,42 @@ class Trainer:
 
     def _evaluated(self, model: nn.Module, split: Any) -> tuple[float, int]:
         """Return the accuracy or metric on a split, and of how many samples it was taken."""
-        samples = 0
-        with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split() as score:
-            for inputs, target, count in self._parts(model, split):
-                output = _called(model, inputs)
+        samples, together = 0, ranks.of(model)
+        inner = ranks.within(model)
+        with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split(together) as score:
+            for inputs, target, count in self._parts(model, split, together if self._scoring.divided() else ALONE):
+                output = _called(inner, inputs)
                 if isinstance(self.loss, TokenLoss) and self._scoring.metric is None:
                     output, target = self.loss.aligned(output, target)
                 score.add(output, target)
                 samples += count
-            return score.value(), samples
+            return score.value(), sum(together.all(samples)) if self._scoring.divided() else samples
 
-    def _parts(self, model: nn.Module, split: Any) -> Iterator[tuple[Tensor | Batch, Any, int]]:
+    def _parts(self, model: nn.Module, split: Any, together: Ranks) -> Iterator[tuple[Tensor | Batch, Any, int]]:
         if not in_memory(split):
             known = self._validating if split is self.validation else None
             loader = known or Loader(split, unpack=self.unpack, what="the split to evaluate")
-            for batch in loader.once(observing.device_of(model)):
+            for batch in loader.once(observing.device_of(model), together):
                 yield batch, batch.target, batch.samples
             return
-        inputs, labels = split
+        begin, end = together.share(len(split[0]))
+        inputs, labels = split[0][begin:end], split[1][begin:end]
         for part_, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
             yield self.prepare(part_) if self.prepare is not None else part_, wanted, len(wanted)
+
+
+def _own(seed: int, together: Ranks) -> int:
+    return seed + (together.rank << 40)
+
+
+def _torch_of(rank: int) -> str:
+    return "torch" if rank == 0 else f"torch of {rank}"
+
+
+def _of_all(loss: Tensor, terms: float, together: Ranks) -> tuple[float, Tensor]:
+    """Return the loss over everybody's part of a batch, and this one's part in the mean that DistributedDataParallel takes."""
+    summed, every = together.total(torch.tensor([loss.item() * terms, terms], dtype=torch.float64)).tolist()
+    return summed / every, loss * (terms * together.size / every)
 
 
 def _finite_gradients(model: nn.Module) -> bool:

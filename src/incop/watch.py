@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from incop import observing
+from incop import observing, ranks
 from incop.batches import reusable
 from incop.errors import Diverged, InputError, TrainingError
 from incop.flow import Meter, measure
@@ -54,6 +55,9 @@ class Watch:
     Call `look()` wherever the rule is to be asked, usually after an epoch; stop when its verdict says so.
     The time between looks counts as training. What a look measures counts as probing where the rule needs it, and as
     recording where it does not.
+
+    Where the model is a `DistributedDataParallel`, every process has a watch of its own and looks at the same steps: the probe is
+    divided among them, numbers that they hand in are put together, and all get the verdict of the first.
 
     Args:
         model: the network in training; a look leaves it as it was.
@@ -124,6 +128,7 @@ class Watch:
         known = reference_accuracy if metric is None else reference_score
         _check_needs(rule, meter, reference, reference_accuracy, next_masks, metric, known)
         self.model = model
+        self._ranks = ranks.of(model)
         self.meter = meter
         self.rule = rule
         self.reference = reference
@@ -229,7 +234,8 @@ class Watch:
         Raises:
             Diverged: one has.
         """
-        if found := [name for name in observing.not_finite(self.model) if name not in self._odd]:
+        mine = [name for name in observing.not_finite(self.model) if name not in self._odd]
+        if found := list(dict.fromkeys(name for names in self._ranks.all(mine) for name in names)):
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise Diverged(
                 f"{found[0]!r}{more} of the model {'are' if more else 'is'} not finite after step {self.step} of level "
@@ -246,7 +252,7 @@ class Watch:
         """Count one optimizer step.
 
         Args:
-            samples: training samples in it.
+            samples: training samples in it, of all processes together.
             epoch: epochs trained in this level so far, where the loop knows them.
         """
         self.step += 1
@@ -352,6 +358,7 @@ class Watch:
             InputError: a value is out of range, or the rule needs one that was not given.
             Diverged: a weight or the flow is not finite.
         """
+        ranks.level_buffers(self.model)
         self.check_finite()
         training = time.perf_counter() - self._mark
         last = self._checks[-1].epoch if self._checks else 0.0
@@ -366,7 +373,7 @@ class Watch:
         number = self._accuracy(accuracy)
         value = self._score(score)
         changes = self._mask_changes()
-        verdict = self._note(flow, number, loss, changes, value)
+        verdict = self._note(flow, number, self._merged(loss), changes, value)
         self._mark = time.perf_counter()
         return verdict
 
@@ -401,9 +408,8 @@ class Watch:
             verdict = Verdict(False, "trained on to its full budget after the rule's stop")
         elif self.rule is not None:
             seen = (*self._checks, check)
-            verdict = self.rule(
-                History(seen, self.reference, self.reference_accuracy, self.metric, self.reference_score)
-            )
+            history = History(seen, self.reference, self.reference_accuracy, self.metric, self.reference_score)
+            verdict = self._ranks.once(functools.partial(self.rule, history))
         self._checks.append(dataclasses.replace(check, verdict=verdict))
         if self._on_check is not None:
             self._on_check(self._checks[-1])
@@ -428,7 +434,9 @@ class Watch:
             return None
         with self._charge("flow") as looks:
             try:
-                flow = measure(self.model, self._probe, self.meter, masks=self.masks)
+                flow = self._ranks.same(measure(self.model, self._probe, self.meter, masks=self.masks, together=True))
+            except ranks.Lost:
+                raise
             except TrainingError as error:
                 raise Diverged(f"after step {self.step} of level {self.level}, {error}") from error
             looks.samples += flow.samples
@@ -442,15 +450,18 @@ class Watch:
                 "look(score=…): the watch was given no metric=, Metric(name, higher_is_better), to say what it is"
             )
         with self._charge("metric"):
-            number = score() if callable(score) else score
+            number = self._ranks.mean(score() if callable(score) else score)
         return float(number)
 
     def _accuracy(self, accuracy: float | Callable[[], float] | None) -> float | None:
         with self._charge("accuracy", "metric"):
-            number = accuracy() if callable(accuracy) else accuracy
+            number = self._merged(accuracy() if callable(accuracy) else accuracy)
         if number is not None and not 0.0 <= number <= 1.0:
             raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
         return None if number is None else float(number)
+
+    def _merged(self, number: float | None) -> float | None:
+        return None if number is None else self._ranks.mean(number)
 
     def _mask_changes(self) -> tuple[float, ...]:
         if self.rule is None or "mask" not in self.rule.wants or self._next_masks is None:

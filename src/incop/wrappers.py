@@ -9,7 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["as_written", "unwrapped"]
+from incop.errors import InputError
+
+__all__ = ["as_written", "refuse_sharded", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -31,6 +33,26 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = model._modules["_orig_mod"]  # type: ignore[assignment]  # not imported: torch._dynamo takes seconds
         else:
             return model
+
+
+def refuse_sharded(model: nn.Module) -> None:
+    """Refuse a model whose weights lie in pieces in several processes: a mask, a rewind point and a cut are of whole weights.
+
+    Raises:
+        InputError: FSDP, FSDP2 (`fully_shard`), another sharding of DTensors, or DeepSpeed has cut them up.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    what = "FullyShardedDataParallel" if "FullyShardedDataParallel" in kinds else None
+    for parameter in model.parameters():
+        if what is None and type(parameter.data).__name__ == "DTensor":
+            what = "fully_shard (FSDP2) or another sharding of DTensors"
+        if what is None and hasattr(parameter, "ds_id"):
+            what = "DeepSpeed"
+    if what is not None:
+        raise InputError(
+            f"{what} keeps each weight in pieces in several processes, and masks, cuts and rewind points are of whole weights: "
+            "wrap the model in DistributedDataParallel instead, or search it on one device"
+        )
 
 
 @contextmanager

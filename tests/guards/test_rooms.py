@@ -21,7 +21,7 @@ ORDER = [
     {"observing"},
     {"layers", "batches", "states", "wrappers", "loaders", "scoring", "offload"},
     {"rundir"},
-    {"records", "locks"},
+    {"records", "locks", "ranks"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}

@@ -8,6 +8,7 @@ import traceback
 from cyclopts import App, CycloptsError
 
 import incop
+from incop import ranks
 from incop.cli.compare import compare
 from incop.cli.export import export
 from incop.cli.list_ import list_
@@ -18,7 +19,7 @@ from incop.cli.resume import resume
 from incop.cli.search import search
 from incop.cli.show import show
 from incop.cli.tables import printable
-from incop.errors import IncopError, InputError, MissingExtra
+from incop.errors import Diverged, IncopError, InputError, MissingExtra
 
 __all__ = ["app", "run"]
 
@@ -47,7 +48,7 @@ def run(arguments: list[str]) -> int:
     try:
         command, bound, _ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _complain(str(error), 2)
+        return _complain(str(error), 2, error)
     try:
         command(*bound.args, **bound.kwargs)
     except BaseException as error:
@@ -62,15 +63,15 @@ def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for eac
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, KeyboardInterrupt):
         return _complain(
-            str(error) or "interrupted; what was finished is in the run folder", getattr(error, "status", 130)
+            str(error) or "interrupted; what was finished is in the run folder", getattr(error, "status", 130), error
         )
     if isinstance(error, BrokenPipeError):  # the reader of our output went away, as in `incop show RUN | head -1`
         sys.stderr.close()
         return 1
     if isinstance(error, InputError | MissingExtra):
-        return _complain(str(error), 2)
+        return _complain(str(error), 2, error)
     if isinstance(error, IncopError):
-        return _complain(str(error), 1)
+        return _complain(str(error), 1, error)
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         return _complain(f"{error.strerror or error}{where}", 1)
@@ -82,7 +83,18 @@ def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for eac
     return _complain(f"unexpected {type(error).__name__}: {first} (run again with --debug to see where)", 1)
 
 
-def _complain(sentence: str, status: int) -> int:
+def _told_by_another(error: BaseException) -> bool:
+    """Say whether the first of several processes tells this one's error too: one sentence is enough."""
+    return ranks.number() > 0 and (
+        getattr(error, "shared", False) or isinstance(error, Diverged | KeyboardInterrupt | CycloptsError)
+    )
+
+
+def _complain(sentence: str, status: int, error: BaseException | None = None) -> int:
+    if error is not None and _told_by_another(error):
+        return status
+    if ranks.number() > 0:
+        sentence = f"process {ranks.number()}: {sentence}"
     said = printable(" ".join(sentence.split()))
     shown = said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
     print(f"incop: {shown}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from incop import ranks
 from incop.cli.tables import plain_console, table
 from incop.errors import IncopError, InputError, MissingExtra
 from incop.experiments.plan import Plan
@@ -77,6 +78,11 @@ def compare(
     debug
         Show where an error came from.
     """
+    if ranks.launched():
+        raise InputError(
+            "a comparison is many searches, each a process of its own, and torchrun makes several processes of one search: start "
+            "`incop compare --jobs N` without torchrun"
+        )
     if jobs < 1:
         raise InputError(f"--jobs {jobs} must be at least 1")
     plan.check()

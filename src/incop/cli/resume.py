@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from incop import ranks
 from incop.cli.live import say, watch_progress
 from incop.cli.tables import print_run
 from incop.experiments.plan import Plan
@@ -45,12 +46,19 @@ def resume(
     debug
         Show where an error came from.
     """
-    folder = RunDir.open(run)
-    plan = Plan.from_mapping(folder.read_plan(), source=str(folder.plan_file))
-    from incop.cli.tracking import tracked
-    from incop.experiments import runs  # imports torch
+    with ranks.joined() as together:
+        plan = together.once(lambda: _planned(run))
+        from incop.cli.tracking import tracked
+        from incop.experiments import runs  # imports torch
 
-    with watch_progress(plan, progress) as (console, listeners):
-        told = tracked(runs.Progress(*listeners, on_notice=say), track)
-        folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code)
-    print_run(console, folder)
+        with watch_progress(plan, progress if together.first else "off") as (console, listeners):
+            told = runs.Progress(*listeners, on_notice=say)
+            told = tracked(told, track) if together.first else runs.Progress()
+            folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code, together=together)
+        if together.first:
+            print_run(console, folder)
+
+
+def _planned(run: Path) -> Plan:
+    folder = RunDir.open(run)
+    return Plan.from_mapping(folder.read_plan(), source=str(folder.plan_file))

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from incop import ranks
 from incop.cli.live import say, watch_progress
+from incop.cli.resume import resume
 from incop.cli.tables import print_run, say_code
 from incop.errors import InputError
 from incop.experiments.plan import Plan
@@ -32,7 +34,8 @@ def search(
 ) -> None:
     """Find a sparse network: train, then prune, rewind and retrain level by level, and write a run folder.
 
-    Every flag can stand in a plan file under the same name (with _ for -); a flag overrides the file.
+    Every flag can stand in a plan file under the same name (with _ for -); a flag overrides the file. Started by torchrun, as
+    `torchrun --nproc-per-node 2 -m incop search …`, the processes carry out one search together.
 
     Parameters
     ----------
@@ -51,6 +54,27 @@ def search(
     debug
         Show where an error came from.
     """
+    with ranks.joined() as together:
+        if out is not None and ranks.restarted() and together.once(lambda: RunDir(out).plan_file.exists()):
+            resume(out, data_dir=plan.data_dir, run_code=plan.model is not None, track=track, progress=progress)
+            return
+        full = together.together(lambda: _resolved(plan_file, plan, None if ranks.launched() else out))
+        if together.first:
+            say_code(full)
+        from incop.cli.tracking import tracked
+        from incop.experiments import runs  # imports torch
+
+        folder = out if out is not None else Path(together.once(lambda: str(runs.default_out(full))))
+        mode = progress if together.first else "off"
+        with watch_progress(full, mode) as (console, listeners):
+            told = runs.Progress(*listeners, on_notice=say)
+            told = tracked(told, track) if together.first else told
+            run = runs.execute(full, folder, told, dense=dense, together=together)
+        if together.first:
+            print_run(console, run)
+
+
+def _resolved(plan_file: Path | None, plan: Plan, out: Path | None) -> Plan:
     told, source = plan, ""
     wrong: list[str] = []
     if plan_file is not None:
@@ -62,14 +86,8 @@ def search(
     if plan.model is not None and plan.run_code is None:
         told = replace(told, run_code=True)  # who names a model on the command line means it
     if out is not None:
-        RunDir(out).refuse_existing()
-    from incop.cli.tracking import tracked
-    from incop.experiments import parts, problems, runs  # imports torch
+        RunDir(out).refuse_existing()  # before torch is imported
+    from incop.experiments import parts, problems  # imports torch
 
     problems.refuse([*wrong, *problems.said_wrong(told)], source)
-    full = parts.resolve(told)
-    say_code(full)
-    folder = out if out is not None else runs.default_out(full)
-    with watch_progress(full, progress) as (console, listeners):
-        run = runs.execute(full, folder, tracked(runs.Progress(*listeners, on_notice=say), track), dense=dense)
-    print_run(console, run)
+    return parts.resolve(told)

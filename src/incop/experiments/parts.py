@@ -16,6 +16,7 @@ from incop.experiments.models.making import read_arguments
 from incop.experiments.models.named import place
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.masks import Masks
+from incop.ranks import local
 from incop.records import Interval
 from incop.snapshots import RewindPoint
 from incop.training import Trainer
@@ -170,9 +171,17 @@ def said(value: str | None) -> str:
 def _device(plan: Plan) -> torch.device:
     name = plan.device or "auto"
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use --device cpu or auto")
+    if name == "cuda" and (place := local()) is not None:
+        if place >= torch.cuda.device_count():
+            raise InputError(
+                f"process {place} of this host has no GPU of its own, torch sees {torch.cuda.device_count()}: start one for "
+                "each GPU, or give --device cpu"
+            )
+        torch.cuda.set_device(place)
+        return torch.device("cuda", place)
     return torch.device(name)
 
 

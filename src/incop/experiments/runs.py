@@ -7,6 +7,7 @@ import dataclasses
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from incop import checkpoints, observing
-from incop.checkpoints import Checkpoints
+from incop.checkpoints import Checkpoint, Checkpoints
 from incop.errors import IncopError, TrainingError
-from incop.experiments import models
+from incop.experiments import models, spread
 from incop.experiments.parts import Parts, prepare, resolve, said
 from incop.experiments.plan import Plan
 from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
@@ -28,6 +29,7 @@ from incop.experiments.tickets import POINT, shared_dense
 from incop.locks import Lock
 from incop.loop import Dense, Ticket, search
 from incop.masks import Masks
+from incop.ranks import ALONE, Lost, Ranks, linked
 from incop.records import Check, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 from incop.snapshots import Snapshot
@@ -73,7 +75,12 @@ def default_out(plan: Plan) -> Path:
 
 
 def execute(
-    plan: Plan, out: str | Path, progress: Progress | None = None, *, dense: str | Path | None = None
+    plan: Plan,
+    out: str | Path,
+    progress: Progress | None = None,
+    *,
+    dense: str | Path | None = None,
+    together: Ranks = ALONE,
 ) -> RunDir:
     """Carry out a resolved plan and write its run folder.
 
@@ -86,31 +93,45 @@ def execute(
         progress: who is told.
         dense: a run folder whose dense level is used instead of training one; its plan must agree in all that the dense
             level depends on.
+        together: the processes that carry it out, all by this call; the first of them writes, and its `progress` is told.
 
     Raises:
         InputError: the plan or the folder cannot be used; nothing has been written.
         TrainingError: training went wrong; `summary.json` says where.
         Interrupted: a signal came; a checkpoint was written.
     """
-    progress = progress or Progress()
+    progress = progress if progress and together.first else Progress()  # one tells
     run = RunDir(out)
-    run.refuse_existing()
-    with _within_memory(plan):
-        parts = prepare(plan)
-    given = None if dense is None else shared_dense(parts, RunDir.open(dense))
-    around = environment(parts)
+    together.once(run.refuse_existing)
+    spread.check_one_plan(plan, together)
+    parts, given = together.together(lambda: _made(plan, dense))
+    around = {**environment(parts), **spread.environment(parts, together)}
     if dense is not None:
         around["dense"] = os.path.relpath(dense, run.path)  # for a run that is killed before its first checkpoint
-    work = _Work(run, parts, progress, Checkpoints(run.checkpoint_dir), around)
-    tickets = work.search(dense=given)
-    RunDir.create(out)
-    with Lock(run.path):
+    work = _Work(run, parts, progress, Checkpoints(run.checkpoint_dir), around, together)
+    tickets = together.together(lambda: work.search(dense=given))
+
+    def begin() -> None:
         if run.plan_file.exists():
             run.refuse_existing()  # another process was faster
         run.sweep()
         run.write_plan(plan.written())
+
+    together.once(lambda: _nothing(RunDir.create(out)))
+    with spread.by_the_first(Lock(run.path), together):
+        together.once(begin)
         work.carry_out(tickets, [])
     return run
+
+
+def _nothing(value: object) -> None:
+    """Take what a process cannot tell another."""
+
+
+def _made(plan: Plan, dense: str | Path | None) -> tuple[Parts, Dense | None]:
+    with _within_memory(plan):
+        parts = prepare(plan)
+    return parts, None if dense is None else shared_dense(parts, RunDir.open(dense))
 
 
 def resume(
@@ -122,6 +143,7 @@ def resume(
     inexact: bool = False,
     patience: float = 0.0,
     run_code: bool = False,
+    together: Ranks = ALONE,
 ) -> RunDir:
     """Go on with a run that was killed, interrupted or failed, from its last checkpoint, and end it as if nothing had been.
 
@@ -136,6 +158,8 @@ def resume(
         inexact: go on also with another version of torch or another processor, though results then differ in their last bits.
         patience: seconds to wait for another process to let go of the folder.
         run_code: whether the code that the run's plan names for its model may be run.
+        together: the processes that carry it out, all by this call. As many as before end with the same records; with another
+            number of them sums are taken in other parts, which the records say. Only the first reads the folder.
 
     Raises:
         InputError: there is no run, it is in use, its data have changed, or it cannot be gone on with exactly; the folder is
@@ -143,46 +167,36 @@ def resume(
         TrainingError: training went wrong; `summary.json` says where.
         Interrupted: a signal came; a checkpoint was written.
     """
-    progress = progress or Progress()
+    progress = progress if progress and together.first else Progress()
     notice = progress.on_notice or (lambda sentence: None)
-    run = RunDir.open(out)
-    with Lock(run.path, patience=patience):
-        then: Mapping[str, Any] = {}
-        if run.summary_file.exists():
-            summary = run.read_summary()
-            if summary.status == "finished":
-                Checkpoints(run.checkpoint_dir).remove()  # killed while it did so itself
-                run.sweep()
-                notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
-                return run
-            then = summary.environment
-        plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
-        plan = resolve(Plan(data_dir=data_dir, run_code=run_code or None).over(plan))
+    run = RunDir(out)
+    together.once(lambda: _nothing(RunDir.open(out)))
+    with spread.by_the_first(Lock(run.path, patience=patience), together):
         files = Checkpoints(run.checkpoint_dir)
-        found, damaged = files.newest()
-        if found is not None:
-            plan = dataclasses.replace(plan, weights=None)  # those it began with need not be there any more
-        told = then if found is None else found.about.get("environment")
-        then = told if isinstance(told, Mapping) else {"threads": None}
-        check_told(run, found, then)
+        left = together.once(lambda: _left(run, files, Plan(data_dir=data_dir, run_code=run_code or None)))
+        if left is None:
+            notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
+            return run
+        plan, then, found, damaged = left
         if (code := models.code_of(plan.model)) is not None:
             notice(f"the model is code, which is run: {code}")
-        with _within_memory(plan):
-            parts = prepare(plan)
-        if "threads" in then:
-            torch.set_num_threads(int(then["threads"]))  # sums are taken in another order by another number of threads
-        now = environment(parts)
-        check_same_data(run, then, now)
-        changed = check_exact(run, then, now, inexact=inexact)
-        around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]]}
-        work = _Work(run, parts, progress, files, around)
-        if found is None:
-            folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
-            tickets = work.search(dense=None if folder is None else shared_dense(parts, RunDir.open(folder)))
-        else:
-            tickets = work.search(resume=found.state)
-        run.cut_back({} if found is None else found.about["records"])
-        run.sweep()
+        folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
+        parts, given = together.together(lambda: _made(plan, folder if found is None else None))
+        if "threads" in then:  # sums are taken in another order by another number of threads
+            torch.set_num_threads(spread.threads_of(then, together))
+        now = {**environment(parts), **spread.environment(parts, together)}
+        changed = together.together(lambda: _changed(run, then, now, inexact))
+        changed += spread.check_processes(then, together, None if found is None else found.state)
+        around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]], **spread.since(then, now)}
+        work = _Work(run, parts, progress, files, around, together)
+        state = None if found is None else found.state
+        tickets = together.together(lambda: work.search(dense=given, resume=state))
+
+        def begin() -> None:
+            run.cut_back({} if found is None else found.about["records"])
+            run.sweep()
+
+        together.once(begin)
         for sentence in (*damaged, *changed):
             notice(sentence)
         at = (
@@ -191,8 +205,36 @@ def resume(
             else f"level {found.state['level']}, epoch {found.state['watch/epoch']:.4g}"
         )
         notice(f"the run {str(run.path)!r} goes on from {at}")
-        work.carry_out(tickets, run.levels())
+        work.carry_out(tickets, together.once(run.levels))
     return run
+
+
+def _changed(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], inexact: bool) -> list[str]:
+    check_same_data(run, then, now)
+    return check_exact(run, then, now, inexact=inexact)
+
+
+def _left(
+    run: RunDir, files: Checkpoints, said: Plan
+) -> tuple[Plan, Mapping[str, Any], Checkpoint | None, tuple[str, ...]] | None:
+    """Return a run's plan, the environment and checkpoint it was left with and what is damaged; None of one that is finished."""
+    then: Mapping[str, Any] = {}
+    if run.summary_file.exists():
+        summary = run.read_summary()
+        if summary.status == "finished":
+            Checkpoints(run.checkpoint_dir).remove()  # killed while it did so itself
+            run.sweep()
+            return None
+        then = summary.environment
+    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    plan = resolve(said.over(plan))
+    found, damaged = files.newest()
+    if found is not None:
+        plan = dataclasses.replace(plan, weights=None)  # those it began with need not be there any more
+    told = then if found is None else found.about.get("environment")
+    then = told if isinstance(told, Mapping) else {"threads": None}
+    check_told(run, found, then)
+    return plan, then, found, damaged
 
 
 @dataclass
@@ -204,25 +246,29 @@ class _Work:
     progress: Progress
     files: Checkpoints
     environment: dict[str, Any]
+    together: Ranks = ALONE
 
     def __post_init__(self) -> None:
+        self.model = spread.spread_out(self.parts, self.together)
         self.signals = Signals(f"ended at once: {self.run.resume_command} goes on from the last checkpoint")
         due = Due.parse(self.parts.plan.checkpoint_every)
-        self.saving = Saving(self.run, due, self.files, self.signals, self.environment)
+        self.saving = Saving(self.run, due, self.files, self.signals, self.environment, self.together)
 
     def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Iterator[Ticket]:
         """Begin the search; what cannot be used is found now, and nothing is trained yet."""
         # torch's first optimizer imports its compiler, a second or two that is no cost of training
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
-        offload = self.parts.plan.offload
+        offload: str | Path | None = self.parts.plan.offload
+        if offload == "disk":  # another host may not see the run's folder
+            offload = self.run.path if self.together.first else Path(tempfile.gettempdir())
         return search(
-            self.parts.model,
+            self.model,
             self.parts.trainer,
             **self.parts.arguments,
-            offload=self.run.path if offload == "disk" else offload,
+            offload=offload,
             dense=dense,
             resume=resume,
-            on_check=_both(self.run.append, self.progress.on_check),
+            on_check=_both(lambda check: self.together.once(lambda: self.run.append(check)), self.progress.on_check),
             on_step=self.progress.on_step,
             on_notice=self.progress.on_notice,
             on_state=self.saving,
@@ -239,16 +285,21 @@ class _Work:
                 listener(self.run)
 
         try:
-            with self.signals, _within_memory(self.parts.plan):
-                summarise("running")
+            with self.signals, _within_memory(self.parts.plan), linked(self.together):
+                self.together.once(lambda: summarise("running"))
                 told(self.progress.on_begin)
                 for ticket in tickets:
-                    level = _keep(self.run, self.parts, ticket)
+                    level = self._kept(ticket)
                     levels.append(level)
-                    summarise("running")
+                    self.together.once(lambda: summarise("running"))
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
+                self.together.once(lambda: summarise("finished"))
         except BaseException as error:
+            if isinstance(error, Lost):
+                error.args = (f"{error}; {self.run.resume_command} goes on from the last checkpoint",)
+            if not self.together.first:
+                raise  # the first one notes how the run ended, if it is still there
             stopped = isinstance(error, KeyboardInterrupt)
             known = isinstance(error, IncopError | KeyboardInterrupt)
             try:
@@ -260,10 +311,17 @@ class _Work:
                     (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
             told(self.progress.on_end)
             raise
-        summarise("finished")
-        self.files.remove()
-        self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
+        if self.together.first:
+            self.files.remove()
+            self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
         told(self.progress.on_end)
+
+    def _kept(self, ticket: Ticket) -> Level:
+        """Read the test split, once for this ticket, and let one process write the ticket down."""
+        accuracy = ticket.record.test_accuracy  # of a dense level that was trained before
+        if accuracy is None and (self.parts.plan.test_levels or _counts(self.parts, ticket.record)):
+            accuracy = _test_accuracy(self.parts, ticket, self.model)
+        return self.together.once(lambda: _keep(self.run, self.parts, ticket, accuracy))
 
 
 @contextlib.contextmanager
@@ -302,12 +360,8 @@ def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None
     return call
 
 
-def _keep(run: RunDir, parts: Parts, ticket: Ticket) -> Level:
-    """Read the test split, once for this ticket, and write the ticket down."""
-    model = parts.model
-    accuracy = ticket.record.test_accuracy  # of a dense level that was trained before
-    if accuracy is None and (parts.plan.test_levels or _counts(parts, ticket.record)):
-        accuracy = _test_accuracy(parts, ticket, model)
+def _keep(run: RunDir, parts: Parts, ticket: Ticket, accuracy: float | None) -> Level:
+    """Write a ticket down."""
     dense, left = _flops(parts, ticket.masks)
     level = dataclasses.replace(
         ticket.record,
@@ -376,6 +430,6 @@ def _summary(
         spent=Spent.total(level.spent for level in levels),
         full_epochs=None if full is None or dense is None or dense.max_epochs is None else dense.max_epochs + full,
         environment=environment,
-        command=f"incop search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
+        command=f"{spread.command(environment)} search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
         error=error,
     )

@@ -22,6 +22,7 @@ from incop.errors import InputError
 from incop.experiments import models
 from incop.experiments.parts import Parts
 from incop.experiments.signals import Interrupted, Signals
+from incop.ranks import ALONE, Ranks
 from incop.rundir import RunDir
 from incop.states import State
 
@@ -29,6 +30,7 @@ __all__ = ["Due", "Saving", "check_exact", "check_same_data", "check_told", "env
 
 SECONDS = 60.0  # between two checkpoints, when nothing is said
 MOST_THREADS = 1024  # as in a plan
+ASKED = 0.2  # seconds between two times that processes ask each other whether a checkpoint is due
 SHARE = 0.02  # of the time that writing them may take then: the larger the network, the further apart they are
 EXACT = {  # kernels differ between these, and with them the last bits of every sum
     "torch": "torch {}",
@@ -87,16 +89,25 @@ class Saving:
         files: its checkpoints.
         signals: what the process has been told.
         environment: in which the run's numbers are made.
+        together: the processes that are told the same, of which the first writes.
     """
 
     def __init__(
-        self, run: RunDir, due: Due, files: Checkpoints, signals: Signals, environment: Mapping[str, Any]
+        self,
+        run: RunDir,
+        due: Due,
+        files: Checkpoints,
+        signals: Signals,
+        environment: Mapping[str, Any],
+        together: Ranks = ALONE,
     ) -> None:
         self.run = run
         self.due = due
         self.files = files
         self.signals = signals
         self.environment = environment
+        self.together = together
+        self._unasked, self._pause, self._asked = 0, 1, time.monotonic()
         self._steps = 0
         self._took = 0.0
         self._last = time.monotonic()
@@ -110,11 +121,15 @@ class Saving:
         """
         self._steps += 1
         started = time.monotonic()
-        noted = self.signals.noted
-        if noted is None and not self.due.now(seconds=started - self._last, steps=self._steps, took=self._took):
+        noted, due = self._now(started)
+        if noted is None and not due:
             return
         state = take()
-        self.files.write(state, about={"records": self.run.synced(), "environment": dict(self.environment)})
+
+        def write() -> None:
+            self.files.write(state, about={"records": self.run.synced(), "environment": dict(self.environment)})
+
+        self.together.once(write)
         self._last, self._steps = time.monotonic(), 0
         self._took = self._last - started
         if noted is not None:
@@ -123,6 +138,23 @@ class Saving:
                 f"{self.run.resume_command} goes on from there",
                 noted,
             )
+
+    def _now(self, at: float) -> tuple[int | None, bool]:
+        """Return the signal that has come and whether a checkpoint is due.
+
+        Several processes agree on both: their clocks differ, and a signal may reach one of them. They ask each other some times a
+        second and not at every step, whose duration they know from the last time.
+        """
+        due = self.due.now(seconds=at - self._last, steps=self._steps, took=self._took)
+        if self.together.one:
+            return self.signals.noted, due
+        self._unasked += 1
+        if self._unasked < self._pause and not (due and self.due.steps is not None):
+            return None, False
+        told = self.together.all((self.signals.noted, due, (at - self._asked) / self._unasked))
+        self._pause = max(1, min(1000, round(ASKED / max(told[0][2], 1e-9))))
+        self._unasked, self._asked = 0, at
+        return next((signal for signal, _, _ in told if signal is not None), None), told[0][1]
 
 
 def environment(parts: Parts) -> dict[str, Any]:

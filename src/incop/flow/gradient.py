@@ -15,6 +15,7 @@ from incop.batches import Batch, output_tensor, with_target
 from incop.errors import InputError, TrainingError, unknown
 from incop.flow import meter as meter_room
 from incop.flow.losses import OwnLoss
+from incop.flow.moments import Total
 from incop.layers import Chain, hides_layers, is_conv1d, module_of, reentrant, weight_names
 
 __all__ = ["GradientFlow", "Gradients", "mean_loss"]
@@ -47,6 +48,17 @@ class Gradients:
             return self if self.samples else other
         sums = {name: total + other.sums[name] for name, total in self.sums.items()}
         return Gradients(self.samples + other.samples, self.weight + other.weight, sums, dict(self.counts))
+
+    def none(self) -> Gradients:
+        """Return the statistics of no samples, of weights as large as these."""
+        return Gradients(
+            0, 0.0, {name: torch.zeros_like(total) for name, total in self.sums.items()}, dict(self.counts)
+        )
+
+    def across(self, total: Total) -> Gradients:
+        """Return the statistics of all processes together: the sums of gradients, as many numbers as there are weights."""
+        samples, weight = total(torch.tensor([self.samples, self.weight], dtype=torch.float64)).tolist()
+        return Gradients(int(samples), weight, {k: total(part) for k, part in self.sums.items()}, dict(self.counts))
 
 
 @dataclass(frozen=True, init=False)

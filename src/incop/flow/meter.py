@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,8 +17,10 @@ from incop.batches import Batch
 from incop.errors import IncopError, InputError
 from incop.flow.taps import Paths, lengths
 from incop.layers import Chain
+from incop.ranks import ALONE, Ranks, divides_itself
+from incop.ranks import of as ranks_of
 from incop.records import Flow
-from incop.wrappers import as_written, unwrapped
+from incop.wrappers import as_written, refuse_sharded, unwrapped
 
 __all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "plain_attention", "trace"]
 
@@ -53,7 +55,14 @@ class Meter(Protocol):
         """Turn statistics into named floats."""
 
 
-def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str, Tensor] | None = None) -> Flow:
+def measure(
+    model: nn.Module,
+    batches: Any,
+    meter: Meter,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    together: bool = False,
+) -> Flow:
     """Measure the flow of a model on a probe. The model is left as it was found, also when it throws.
 
     The model runs in evaluation mode: dropout is off and batch normalisation uses its running statistics,
@@ -65,6 +74,8 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
             forms a batch may have. Draw it from the training split.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
         masks: which weights are left (True), for meters of weights; names as in `model.named_parameters()`.
+        together: of a `DistributedDataParallel` model: divide the probe among the processes that train it and merge what they
+            find. All of them must then call this, with the same probe; by default each measures by itself.
 
     Returns:
         The flow: `.values` {name: float} in the order of the forward pass, `.samples`, `.seconds`.
@@ -88,27 +99,70 @@ def measure(model: nn.Module, batches: Any, meter: Meter, *, masks: Mapping[str,
         raise InputError(f"the model is a {type(model).__name__}, not a torch.nn.Module: pass the module itself")
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("the model is a ScriptModule, which hides its layers: pass the module it was made of")
+    refuse_sharded(model)
+    ranks = ranks_of(model) if together else ALONE
     model, started = unwrapped(model), time.perf_counter()
-    with torch.inference_mode(False), observing.undisturbed(model), plain_attention(model), Paths(model) as paths:
-        source = placed_batches(model, batches)
-        first = next(source, None)
-        if first is None:
-            raise InputError("the probe is empty: pass at least one batch")
-        chain = meter.chain(model, first)
-        statistics = meter.collect(model, paths.same(itertools.chain([first], source)), chain, masks)
+    with torch.inference_mode(False), observing.undisturbed(model), plain_attention(model):
+        statistics = ranks.together(lambda: _collected(model, batches, meter, masks, ranks))
+    if not ranks.one:
+        statistics = _merged(statistics, ranks)
     if statistics.samples < 2:
         raise InputError("a flow needs a probe of at least 2 samples; some hundreds make it steady")
     values = meter.flow(statistics)
     return Flow(values, meter=str(meter), samples=statistics.samples, seconds=time.perf_counter() - started)
 
 
-def placed_batches(model: nn.Module, batches: Any) -> Iterator[Batch]:
-    """Yield the probe's batches, unpacked, on the model's device, floating inputs in a half model's float32."""
+def _collected(model: nn.Module, batches: Any, meter: Meter, masks: Mapping[str, Tensor] | None, ranks: Ranks) -> Any:
+    """Return this process's statistics; those of no sample where its share of the probe is none."""
+    if not ranks.one:
+        torch.manual_seed(0)  # of a loader that shuffles, each process must see one order
+    source = placed_batches(model, batches)
+    first = next(source, None)
+    if first is None:
+        raise InputError("the probe is empty: pass at least one batch")
+    with Paths(model) as paths:
+        chain = meter.chain(model, first)  # of the whole batch, the same for all
+        if ranks.one:
+            return meter.collect(model, paths.same(itertools.chain([first], source)), chain, masks)
+        source.close()
+        torch.manual_seed(0)
+        mine = placed_batches(model, batches, ranks)
+        part = next(mine, None)
+        if part is not None:
+            return meter.collect(model, paths.same(itertools.chain([part], mine)), chain, masks)
+        statistics = meter.collect(model, paths.same([batches_room.first_samples(first, 1)]), chain, masks)
+        return statistics.none() if callable(getattr(statistics, "none", None)) else None
+
+
+def _merged(statistics: Any, ranks: Ranks) -> Any:
+    """Return the statistics of all processes, each of which has seen its share of the probe."""
+    if callable(getattr(statistics, "across", None)):
+        return statistics.across(ranks.total)
+    whole: Any = None  # a meter of the user's: its statistics are sent as they are, and merged in the processes' order
+    for part in ranks.all(statistics):
+        whole = part if whole is None else whole if part is None else whole.merge(part)
+    return whole
+
+
+def placed_batches(model: nn.Module, batches: Any, ranks: Ranks = ALONE) -> Generator[Batch]:
+    """Yield the probe's batches, unpacked, on the model's device, floating inputs in a half model's float32.
+
+    Of several processes each is given its share of every batch, and of batches that cannot be divided every so-manieth.
+    """
     device = observing.device_of(model)
     floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.float32 if observing.half_precision(model) else floating
-    for batch in batches_room.reusable(batches):
-        yield batches_room.placed(batches_room.unpack(batch), device=device, dtype=dtype)
+    whole = ranks.one or divides_itself(batches)
+    for number, batch in enumerate(map(batches_room.unpack, batches_room.reusable(batches))):
+        part = batch if whole else _share(batch, number, ranks)
+        if part is not None:
+            yield batches_room.placed(part, device=device, dtype=dtype)
+
+
+def _share(batch: Batch, number: int, ranks: Ranks) -> Batch | None:
+    begin, end = ranks.share(batch.samples)
+    part = None if batch.samples < ranks.size else batches_room.samples_between(batch, begin, end)
+    return part if part is not None else batch if number % ranks.size == ranks.rank else None
 
 
 @contextmanager

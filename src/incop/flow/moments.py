@@ -5,12 +5,15 @@ Shapes: n samples, M units of a layer, K units of the next.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["CoMoments", "Rows", "varies"]
+__all__ = ["CoMoments", "Rows", "Total", "varies"]
+
+Total = Callable[[Tensor], Tensor]  # the sum of everybody's tensor, where several processes see parts of one probe
 
 # The output of a unit whose inputs are constant is not quite constant in float32: other batch sizes take other
 # kernels, which add in another order. Its spread was seen up to 4 × 2⁻²³ of the size of the layer's outputs (and
@@ -40,10 +43,14 @@ class Rows:
 
     blocks: list[dict[str, Tensor]]
     pairs: list[tuple[str, str]]
+    total: Total | None = None  # of statistics that are spread over processes
+    spread: int | None = None  # samples that all of them saw
 
     @property
     def samples(self) -> int:
         """Number of samples seen."""
+        if self.spread is not None:
+            return self.spread
         return sum(next(iter(block.values())).shape[0] for block in self.blocks)
 
     def update(self, outputs: dict[str, Tensor]) -> None:
@@ -53,6 +60,14 @@ class Rows:
     def merge(self, other: Rows) -> Rows:
         """Return the statistics of both sets of samples together."""
         return Rows(self.blocks + other.blocks, self.pairs)
+
+    def none(self) -> Rows:
+        """Return the statistics of no samples, of layers as wide as these."""
+        return Rows([{name: rows[:0] for name, rows in block.items()} for block in self.blocks], self.pairs)
+
+    def across(self, total: Total) -> Rows:
+        """Return the statistics of all processes. Rows stay where they are: sums go between them, 2 × M numbers a layer."""
+        return Rows(self.blocks, self.pairs, total, int(total(torch.tensor([self.samples]))))
 
     def mean_correlations(self, *, alive_only: bool) -> list[float]:
         """Return mean_ij ρ[i, j] of every pair of layers.
@@ -65,13 +80,16 @@ class Rows:
         """
         names = dict.fromkeys(name for pair in self.pairs for name in pair)
         means = {name: self._mean_unit(name, alive_only=alive_only) for name in names}
-        return [float((means[a] * means[b]).mean()) for a, b in self.pairs]
+        return [float(self._mean(means[a] * means[b])) for a, b in self.pairs]
+
+    def _mean(self, rows: Tensor) -> Tensor:
+        return rows.mean(0) if self.total is None else self.total(rows.sum(0)) / self.samples
 
     def _mean_unit(self, name: str, *, alive_only: bool) -> Tensor:
         rows_nM = torch.cat([block[name] for block in self.blocks]).double()
-        mean_M = rows_nM.mean(0)
+        mean_M = self._mean(rows_nM)
         centred_nM = rows_nM.sub_(mean_M)
-        std_M = centred_nM.square().mean(0).sqrt()
+        std_M = self._mean(centred_nM.square()).sqrt()
         alive_M = varies(mean_M, std_M)
         weight_M = torch.where(alive_M, 1.0 / std_M, 0.0)
         count = int(alive_M.sum()) if alive_only else weight_M.numel()
@@ -123,6 +141,27 @@ class CoMoments:
             [
                 p + q + torch.outer(delta[a], delta[b]) * share
                 for p, q, (a, b) in zip(self.products, other.products, self.pairs, strict=True)
+            ],
+        )
+
+    def none(self) -> CoMoments:
+        """Return the statistics of no samples, of layers as wide as these."""
+        means, squares = ({k: torch.zeros_like(t) for k, t in one.items()} for one in (self.means, self.squares))
+        return CoMoments(self.pairs, 0, means, squares, [torch.zeros_like(product) for product in self.products])
+
+    def across(self, total: Total) -> CoMoments:
+        """Return the statistics of all processes together: the sums about everybody's mean, M × K numbers a pair."""
+        n = int(total(torch.tensor([self.samples])))
+        means = {name: total(mean * self.samples) / max(n, 1) for name, mean in self.means.items()}
+        off = {name: mean - means[name] for name, mean in self.means.items()}
+        return CoMoments(
+            self.pairs,
+            n,
+            means,
+            {name: total(s + off[name].square() * self.samples) for name, s in self.squares.items()},
+            [
+                total(p.addr(off[a], off[b], alpha=self.samples))
+                for p, (a, b) in zip(self.products, self.pairs, strict=True)
             ],
         )
 

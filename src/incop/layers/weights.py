@@ -11,7 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from incop.errors import InputError, unknown
 from incop.layers.kinds import EMBEDDINGS, weight_names
-from incop.wrappers import unwrapped
+from incop.wrappers import refuse_sharded, unwrapped
 
 __all__ = ["left_out", "prunable"]
 
@@ -35,9 +35,9 @@ def prunable(
 
     Raises:
         InputError: a weight cannot be pruned in place (a parametrization, `torch.nn.utils.prune`, a lazy
-            module that has not run, the meta device), an entry of `skip` matches nothing, nothing prunable is left, or
-            most of the model's weights are bare parameters of modules that incop does not know, and `skip` does not name
-            those.
+            module that has not run, the meta device, weights in pieces as FSDP keeps them), an entry of `skip` matches
+            nothing, nothing prunable is left, or most of the model's weights are bare parameters of modules that incop does
+            not know, and `skip` does not name those.
 
     Example:
         >>> from torch import nn
@@ -46,6 +46,7 @@ def prunable(
         >>> list(prunable(net)), list(prunable(net, skip=["2"]))
         (['0.weight', '2.weight'], ['0.weight'])
     """
+    refuse_sharded(model)
     model, skip = unwrapped(model), _entries(skip)
     out = left_out(model, skip)
     taken = {id(p) for m in model.modules() if isinstance(m, EMBEDDINGS) for p in m.parameters(recurse=False)}
