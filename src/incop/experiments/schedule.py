@@ -18,8 +18,9 @@ from incop.experiments.signals import Interrupted, Signals
 from incop.locks import holder
 from incop.rundir import RunDir
 
-__all__ = ["Piece", "Schedule", "finished"]
+__all__ = ["KEPT", "Piece", "Schedule", "finished", "outlook"]
 
+KEPT = "finished: kept"
 PAUSE = 0.2  # seconds in which a signal is seen
 LOOK = 1.0  # seconds between two looks at the runs that are under way
 VISIBLE = 90.0  # seconds in which what a worker on another host has written is seen here
@@ -204,6 +205,28 @@ class Schedule:
             raise
         except IncopError:
             self._running.clear()  # an engine that is gone cannot be told
+
+
+def outlook(pieces: Iterable[Piece]) -> list[tuple[Piece, str]]:
+    """Say of every piece what would become of it now: kept, waited for, gone on with, or new. Nothing is done or written."""
+    found = []
+    for piece in pieces:
+        state = "new"
+        if piece.ready():
+            try:
+                folder = piece.task().folder
+            except IncopError as error:
+                state = f"cannot be: {error}"
+            else:
+                if finished(folder):
+                    state = KEPT
+                    piece.ended(None)
+                elif (who := holder(folder)) is not None:
+                    state = f"under way: {who}"
+                elif RunDir(folder).plan_file.is_file():
+                    state = "goes on"
+        found.append((piece, state))
+    return found
 
 
 def finished(folder: Any) -> bool:
