@@ -22,7 +22,7 @@ try:
 except ImportError:  # not a POSIX system: nobody is kept out there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BEAT", "LOCK", "STALE", "Lock", "holder"]
+__all__ = ["BEAT", "LOCK", "STALE", "Lock", "LockLost", "holder"]
 
 LOCK = ".lock"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link out of the folder is not followed
@@ -30,6 +30,10 @@ AGAIN = 0.05  # seconds between two attempts of one who waits
 BEAT = 5.0  # seconds between two signs of life of a holder: it touches the file
 STALE = 60.0  # seconds after which a holder on another host that gave no sign is taken for dead
 SETTLE = 2.0  # seconds in which two hosts that take over from a dead third see which of them was last
+
+
+class LockLost(TrainingError):
+    """Another host has taken the folder, because this process stood still for too long."""
 
 
 class Lock:
@@ -96,10 +100,10 @@ class Lock:
         """Refuse to go on when another machine has taken the folder: this process stood still for too long.
 
         Raises:
-            TrainingError: it has.
+            LockLost: it has.
         """
         if self.lost:
-            raise TrainingError(
+            raise LockLost(
                 f"the folder {str(self.file.parent)!r} was taken over by {_said(self.file)}, because this process gave no sign of "
                 f"life for {STALE:.0f} seconds: it stood still, or its file system did; the other goes on with the run"
             )

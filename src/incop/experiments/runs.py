@@ -25,7 +25,7 @@ from incop.experiments.plan import Plan
 from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
 from incop.experiments.signals import Signals
 from incop.experiments.tickets import POINT, shared_dense
-from incop.locks import Lock
+from incop.locks import Lock, LockLost
 from incop.loop import Dense, Ticket, search
 from incop.masks import Masks
 from incop.records import Check, Level, Run, Spent, full_retraining
@@ -104,7 +104,8 @@ def execute(
     work = _Work(run, parts, progress, Checkpoints(run.checkpoint_dir), around)
     tickets = work.search(dense=given)
     RunDir.create(out)
-    with Lock(run.path):
+    with Lock(run.path) as lock:
+        work.saving.check = lock.check
         if run.plan_file.exists():
             run.refuse_existing()  # another process was faster
         run.sweep()
@@ -146,7 +147,7 @@ def resume(
     progress = progress or Progress()
     notice = progress.on_notice or (lambda sentence: None)
     run = RunDir.open(out)
-    with Lock(run.path, patience=patience):
+    with Lock(run.path, patience=patience) as lock:
         then: Mapping[str, Any] = {}
         if run.summary_file.exists():
             summary = run.read_summary()
@@ -176,6 +177,7 @@ def resume(
         changed = check_exact(run, then, now, inexact=inexact)
         around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]]}
         work = _Work(run, parts, progress, files, around)
+        work.saving.check = lock.check
         if found is None:
             folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
             tickets = work.search(dense=None if folder is None else shared_dense(parts, RunDir.open(folder)))
@@ -246,6 +248,8 @@ class _Work:
                     summarise("running")
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
+        except LockLost:
+            raise  # the folder is another's now
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             known = isinstance(error, IncopError | KeyboardInterrupt)

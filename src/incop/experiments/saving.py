@@ -97,6 +97,7 @@ class Saving:
         self.files = files
         self.signals = signals
         self.environment = environment
+        self.check: Callable[[], None] = lambda: None  # that the folder is still ours
         self._steps = 0
         self._took = 0.0
         self._last = time.monotonic()
@@ -106,8 +107,10 @@ class Saving:
 
         Raises:
             Interrupted: a signal has come; the checkpoint is written.
+            LockLost: another host has taken the folder.
             TrainingError: it cannot be written.
         """
+        self.check()
         self._steps += 1
         started = time.monotonic()
         noted = self.signals.noted
