@@ -36,7 +36,7 @@ COMPARISON = [
     *("--checkpoint-every", "20steps"),
 ]
 RUNS, DENSE = 12, 4
-AFTER = 5  # finished runs, after which the command is killed
+AFTER = DENSE + 4  # finished runs, after which the command is killed
 
 
 @dataclass
