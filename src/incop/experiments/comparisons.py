@@ -271,8 +271,8 @@ def compare(
     with Lock(folder), Signals("interrupted: the same command goes on with what is missing") as signals:
         write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
         whole.write_jobs()
+        engine.open(folder)
         try:
-            engine.open(folder)
             Schedule(pieces_of(whole), engine, notice=notice, look=look).carry_out(signals)
         finally:
             for job in whole.jobs:

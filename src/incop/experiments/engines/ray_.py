@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +77,36 @@ class Ray:
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
         """Hand each to the cluster, which waits for room."""
-        return [self._perform.remote(task) for task in tasks]
+        with self._there():
+            return [self._perform.remote(task) for task in tasks]
 
     def wait(self, handles: Collection[Any], seconds: float) -> dict[Any, Ended]:
         """Ask Ray which have ended."""
         if not handles:
             time.sleep(seconds)
             return {}
-        ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
-        return {handle: self._ending(handle) for handle in ready}
+        with self._there():
+            ready, _ = self._ray.wait(list(handles), num_returns=1, timeout=seconds, fetch_local=False)
+            return {handle: self._ending(handle) for handle in ready}
 
     def cancel(self, handles: Collection[Any], *, at_once: bool) -> None:
         """Cancel; to a run that is under way this is a ctrl-C, at which it writes its checkpoint."""
-        for handle in handles:
-            self._ray.cancel(handle, force=at_once)
+        with self._there():
+            for handle in handles:
+                self._ray.cancel(handle, force=at_once)
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
         self._ray.shutdown()
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of many kinds
+            raise IncopError(
+                f"the Ray cluster is gone ({_first(error)}): the same command goes on when it is there again"
+            ) from error
 
     def _ending(self, handle: Any) -> Ended:
         errors = self._ray.exceptions

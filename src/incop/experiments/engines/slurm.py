@@ -7,11 +7,13 @@ begun. A lock that no one holds any more, with no word beside it, is a worker th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -72,7 +74,7 @@ class Slurm:
         self.slots = jobs
         self.threads = resources.cpus
         self._name = ""
-        self._room = Path()
+        self._room: Path | None = None  # a folder of this start alone, and nothing before it is made
         self._trouble = False
         self._asked = 0.0
         self._queue: set[str] | None = None
@@ -90,10 +92,10 @@ class Slurm:
         """
         self._name = f"incop-{hashlib.sha256(str(whole).encode()).hexdigest()[:10]}"
         self._find()
-        self._room = inside(whole, whole / ENGINE) / time.strftime("%Y%m%d-%H%M%S")
-        self._room = self._room.with_name(f"{self._room.name}-{os.getpid()}")
+        room = inside(whole, whole / ENGINE) / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         # submitit pickles what a job calls: nobody else may put anything there
-        self._room.mkdir(mode=0o700, parents=True)
+        room.mkdir(mode=0o700, parents=True)
+        self._room = room
         _scancel("--state=PENDING", f"--name={self._name}", f"--user={os.getuid()}")
 
     def submit(self, tasks: Sequence[Task]) -> list[_Handle]:
@@ -145,19 +147,21 @@ class Slurm:
 
     def close(self) -> None:
         """Remove what jobs needed; what they said is kept where one failed."""
+        if self._room is None:  # it was never opened
+            return
         if not self._trouble:
             shutil.rmtree(self._room, ignore_errors=True)
-        if self._room.parent.is_dir() and not any(self._room.parent.iterdir()):
+        with contextlib.suppress(OSError):  # what an earlier start kept is there
             self._room.parent.rmdir()
+        self._room = None
 
     def _find(self) -> None:
         missing = [name for name in COMMANDS if shutil.which(name) is None]
         if missing:
-            raise InputError(
-                f"--on slurm: this host has no {' and no '.join(missing)}: start it on a host of the cluster"
-            )
+            raise InputError(f"--on slurm: this host has no {', '.join(missing)}: start it on a host of the cluster")
 
     def _executor(self, several: int) -> Any:
+        assert self._room is not None, "it must be opened first"
         given = self.resources
         executor = self._submitit.SlurmExecutor(folder=self._room / "jobs")
         said = {
@@ -180,7 +184,8 @@ class Slurm:
         return executor
 
     def _desk(self) -> Path:
-        desk = self._room / f"task-{len(list(self._room.glob('task-*')))}"
+        assert self._room is not None, "it must be opened first"
+        desk = self._room / f"task-{secrets.token_hex(4)}"
         desk.mkdir()
         return desk
 
