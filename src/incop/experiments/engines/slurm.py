@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import io
 import json
 import os
 import secrets
@@ -107,11 +108,12 @@ class Slurm:
         desks = [self._desk() for _ in tasks]
         executor = self._executor(len(tasks))
         try:
-            if len(tasks) == 1:
-                jobs = [executor.submit(at_a_desk, tasks[0], desks[0])]
-            else:
-                with executor.batch():
-                    jobs = [executor.submit(at_a_desk, task, desk) for task, desk in zip(tasks, desks, strict=True)]
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
+                if len(tasks) == 1:
+                    jobs = [executor.submit(at_a_desk, tasks[0], desks[0])]
+                else:
+                    with executor.batch():
+                        jobs = [executor.submit(at_a_desk, task, desk) for task, desk in zip(tasks, desks, strict=True)]
         except Exception as error:  # submitit raises several kinds, with all that sbatch said
             said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             why = next((line for line in reversed(said) if line.startswith("sbatch: error")), said[-1])
