@@ -60,9 +60,10 @@ def watch_comparison(console: Console, *, lines: bool) -> Iterator[Listeners]:
     with Live(bar, console=console, refresh_per_second=4) as live:
 
         def look(under_way: Sequence[tuple[str, Task]]) -> None:
-            shown = [Text(f"  {standing(name, task)}", no_wrap=True, overflow="ellipsis") for name, task in under_way]
-            more = [Text(f"  and {len(shown) - MOST_LINES} more")] if len(shown) > MOST_LINES else []
-            live.update(Group(bar, *shown[:MOST_LINES], *more))
+            lines = [f"  {standing(name, task)}" for name, task in under_way[:MOST_LINES]]
+            if len(under_way) > MOST_LINES:
+                lines.append(f"  and {len(under_way) - MOST_LINES} more")
+            live.update(Group(bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
 
         yield Listeners(tell, say, look)
         live.update(bar)

@@ -36,6 +36,8 @@ __all__ = ["Slurm"]
 ENGINE = "engine"  # folder in the comparison's folder
 WORD = "ended.json"  # how a task ended
 LOOK = 0.5  # seconds between two looks at the tasks' folders
+MOST_LOOKS = 200  # folders a second that are looked at: they lie on storage that others use
+MOST_ARRAY = 1000  # tasks of an array, of which Slurm takes as many where nothing else is set
 QUEUE = 5.0  # seconds between two questions to Slurm, which others ask too
 GRACE = 30.0  # seconds in which what a worker wrote on another host becomes visible
 WARNING = 90  # seconds before its time is over that a run is told to write a checkpoint; less where the time is short
@@ -77,7 +79,8 @@ class Slurm:
         self._name = ""
         self._room: Path | None = None  # a folder of this start alone, and nothing before it is made
         self._trouble = False
-        self._asked = 0.0
+        self._withdrawn = False
+        self._looked = self._asked = 0.0
         self._queue: set[str] | None = None
 
     def describe(self) -> str:
@@ -100,52 +103,37 @@ class Slurm:
         _scancel("--state=PENDING", f"--name={self._name}", f"--user={os.getuid()}")
 
     def submit(self, tasks: Sequence[Task]) -> list[_Handle]:
-        """Hand them in, as one array where there are several.
+        """Hand them in, as an array where there are several.
 
         Raises:
             IncopError: Slurm refuses them.
         """
-        desks = [self._desk() for _ in tasks]
-        executor = self._executor(len(tasks))
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
-                if len(tasks) == 1:
-                    jobs = [executor.submit(at_a_desk, tasks[0], desks[0])]
-                else:
-                    with executor.batch():
-                        jobs = [executor.submit(at_a_desk, task, desk) for task, desk in zip(tasks, desks, strict=True)]
-        except Exception as error:  # submitit raises several kinds, with all that sbatch said
-            said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-            why = next((line for line in reversed(said) if line.startswith("sbatch: error")), said[-1])
-            raise IncopError(
-                f"Slurm does not take the runs ({why.removeprefix('sbatch: error: ')}): see to --resources"
-            ) from error
-        now = time.monotonic()
-        self._queue, self._asked = None, now
-        return [_Handle(job.job_id, desk, job.paths.stderr, now) for job, desk in zip(jobs, desks, strict=True)]
+        self._queue = None
+        return [
+            handle for at in range(0, len(tasks), MOST_ARRAY) for handle in self._array(tasks[at : at + MOST_ARRAY])
+        ]
 
     def wait(self, handles: Collection[_Handle], seconds: float) -> dict[_Handle, Ended]:
         """Look at the tasks' folders until one has ended."""
         until = time.monotonic() + seconds
-        while True:
-            found = {handle: ended for handle in handles if (ended := self._ending(handle)) is not None}
-            left = until - time.monotonic()
-            if found or left <= 0:
-                self._trouble = self._trouble or any(ended.how in ("failed", "lost") for ended in found.values())
-                return found
-            time.sleep(min(LOOK, left))
+        between = max(LOOK, len(handles) / MOST_LOOKS)
+        while (now := time.monotonic()) < self._looked + between:
+            if now >= until:
+                return {}
+            time.sleep(min(until, self._looked + between) - now)
+        self._looked = now
+        found = {handle: ended for handle in handles if (ended := self._ending(handle)) is not None}
+        self._trouble = self._trouble or any(ended.how in ("failed", "lost") for ended in found.values())
+        return found
 
     def cancel(self, handles: Collection[_Handle], *, at_once: bool) -> None:
         """Withdraw the jobs that wait, and signal the others."""
         jobs = [handle.job for handle in handles]
         if not jobs:
             return
+        self._withdrawn, self._queue = True, None
         _scancel("--state=PENDING", *jobs)
-        if at_once:
-            _scancel(*jobs)
-        else:
-            _scancel("--signal=TERM", *jobs)
-        self._queue = None
+        _scancel(*(() if at_once else ("--signal=TERM",)), *jobs)
 
     def close(self) -> None:
         """Remove what jobs needed; what they said is kept where one failed."""
@@ -185,6 +173,25 @@ class Slurm:
         executor.update_parameters(**{key: value for key, value in said.items() if value is not None})
         return executor
 
+    def _array(self, tasks: Sequence[Task]) -> list[_Handle]:
+        desks = [self._desk() for _ in tasks]
+        executor = self._executor(len(tasks))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # submitit prints what it raises as well
+                if len(tasks) == 1:
+                    jobs = [executor.submit(at_a_desk, tasks[0], desks[0])]
+                else:
+                    with executor.batch():
+                        jobs = [executor.submit(at_a_desk, task, desk) for task, desk in zip(tasks, desks, strict=True)]
+        except Exception as error:  # submitit raises several kinds, with all that sbatch said
+            said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            why = next((line for line in reversed(said) if line.startswith("sbatch: error")), said[-1])
+            raise IncopError(
+                f"Slurm does not take the runs ({why.removeprefix('sbatch: error: ')}): see to --resources"
+            ) from error
+        now = time.monotonic()
+        return [_Handle(job.job_id, desk, job.paths.stderr, now) for job, desk in zip(jobs, desks, strict=True)]
+
     def _desk(self) -> Path:
         assert self._room is not None, "it must be opened first"
         desk = self._room / f"task-{secrets.token_hex(4)}"
@@ -208,9 +215,9 @@ class Slurm:
     def _queued(self, handle: _Handle) -> bool:
         """Say whether a job that has not begun may still do so."""
         now = time.monotonic()
-        if now - handle.since < GRACE:
+        if now - handle.since < GRACE and not self._withdrawn:
             return True
-        if self._queue is None or now - self._asked > QUEUE:
+        if self._queue is None or now - self._asked > (LOOK if self._withdrawn else QUEUE):
             self._queue, self._asked = _squeue(), now
         return self._queue is None or handle.job in self._queue
 
