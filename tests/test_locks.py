@@ -74,35 +74,50 @@ def test_one_whose_folder_was_taken_over_is_told_and_leaves_it_alone(tmp_path, m
 
 CONTENDER = """
     import sys, time
+    from pathlib import Path
     from incop import locks
 
-    folder, name, start = sys.argv[1], sys.argv[2], float(sys.argv[3])
+    folder, meeting, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     locks.fcntl = None  # a file system that carries no locks between hosts
     locks._machine = lambda: name
-    time.sleep(max(start - time.time(), 0))
+    locks.SETTLE = 1.0
+    placed = locks._placed
+
+    def all_at_once(*files, over):
+        (meeting / f"decided-{name}").touch()
+        while len(list(meeting.glob("decided-*"))) < 4:  # each has found the folder free before any has taken it
+            time.sleep(0.01)
+        return placed(*files, over=over)
+
+    locks._placed = all_at_once
     try:
         with locks.Lock(folder):
             print("held")
-            time.sleep(2 * locks.SETTLE)  # longer than any of the others may take to be refused
+            (meeting / f"ended-{name}").touch()
+            while len(list(meeting.glob("ended-*"))) < 4:
+                time.sleep(0.01)
     except ValueError as error:
         print("refused", error)
+        (meeting / f"ended-{name}").touch()
 """
 
 
 @pytest.mark.parametrize("age", [None, 100])
 def test_of_many_hosts_one_gets_the_folder_without_the_systems_locks(age, tmp_path):
     """A folder that nobody has held, and one that a host left that died."""
+    folder, meeting = tmp_path / "folder", tmp_path / "meeting"
+    folder.mkdir()
+    meeting.mkdir()
     if age is not None:
-        left_by_another_host(tmp_path, age)
-    script = textwrap.dedent(CONTENDER).replace("import locks\n", "import locks\nlocks.SETTLE = 1.0\n", 1)
-    words = [sys.executable, "-c", script, str(tmp_path)]
-    start = str(time.time() + 1.5)
+        left_by_another_host(folder, age)
+    words = [sys.executable, "-c", textwrap.dedent(CONTENDER), str(folder), str(meeting)]
     started = [
-        subprocess.Popen([*words, f"host{n}", start], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen([*words, f"host{n}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for n in range(4)
     ]
     said = [process.communicate(timeout=60)[0] for process in started]
     assert sorted(line.split()[0] for line in said) == ["held", "refused", "refused", "refused"], said
+    assert [entry.name for entry in folder.iterdir()] == []
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
