@@ -227,10 +227,29 @@ def test_what_is_said_to_be_done_is_waited_for_until_it_is_seen(tmp_path, monkey
     assert "must lie on storage that all hosts share" in part.told[0]
 
 
+class Interrupting(Scripted):
+    """Sends its own process a ctrl-C while tasks are waited for: at the third time, and once more after so many cancels."""
+
+    def __init__(self, *arguments, again=False, **more):
+        super().__init__(*arguments, **more)
+        self.waits, self.again = 0, again
+
+    def wait(self, handles, seconds):
+        self.waits += 1
+        if self.waits == 3 or (self.again and len(self.cancelled) == 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().wait(handles, seconds)
+
+    def cancel(self, handles, *, at_once):
+        if self.again:
+            self.cancelled.append((set(handles), at_once))  # and nothing happens
+        else:
+            super().cancel(handles, at_once=at_once)
+
+
 def test_a_signal_ends_what_is_under_way_and_withdraws_the_rest(tmp_path):
     parts = [Part(tmp_path, f"p{n}") for n in range(4)]
-    engine = Scripted({"p0": ["goes on"] * 10**6, "p1": ["goes on"] * 10**6}, slots=2)
-    threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    engine = Interrupting({"p0": ["goes on"] * 1000, "p1": ["goes on"] * 1000}, slots=2)
     with pytest.raises(Interrupted, match="interrupted"):
         carry_out(parts, engine)
     assert engine.cancelled == [({0, 1}, False)]
@@ -239,14 +258,7 @@ def test_a_signal_ends_what_is_under_way_and_withdraws_the_rest(tmp_path):
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    class Deaf(Scripted):
-        def cancel(self, handles, *, at_once):
-            self.cancelled.append((set(handles), at_once))
-            if not at_once:
-                threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-
-    engine = Deaf({"p": ["goes on"] * 10**6})
-    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    engine = Interrupting({"p": ["goes on"] * 1000}, again=True)
     with pytest.raises(Interrupted):
         carry_out([Part(tmp_path, "p")], engine)
     assert engine.cancelled == [({0}, False), ({0}, True)]
@@ -260,7 +272,7 @@ def test_an_engine_that_refuses_ends_the_comparison_with_its_sentence(tmp_path):
             return super().submit(tasks)
 
     first = Part(tmp_path, "p")
-    engine = Refusing({"p": ["goes on"] * 10**6}, slots=2)
+    engine = Refusing({"p": ["goes on"] * 1000}, slots=2)
     with pytest.raises(IncopError, match="invalid partition"):
         carry_out([first, _after_a_while(tmp_path)], engine)
     assert engine.cancelled == [({0}, False)]
@@ -274,10 +286,9 @@ def _after_a_while(home):
 
 def test_those_under_way_are_shown(tmp_path):
     shown = []
-    engine = Scripted({"p": ["goes on"] * 50_000})
+    engine = Scripted({"p": ["goes on"] * 200})
     with Signals("interrupted") as signals:
         part = Part(tmp_path, "p")
-        engine.script["p"] = ["goes on"] * 200
         Schedule([part], engine, look=lambda tasks: shown.append([name for name, _ in tasks])).carry_out(signals)
     assert ["p"] in shown
 

@@ -63,7 +63,7 @@ def watch_comparison(console: Console, *, lines: bool) -> Iterator[Listeners]:
             lines = [f"  {standing(name, task)}" for name, task in under_way[:MOST_LINES]]
             if len(under_way) > MOST_LINES:
                 lines.append(f"  and {len(under_way) - MOST_LINES} more")
-            live.update(Group(bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)))
+            live.update(Group(bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)), refresh=True)
 
         yield Listeners(tell, say, look)
         live.update(bar)
