@@ -146,6 +146,16 @@ def test_a_run_that_another_process_is_at_is_busy(tmp_path, monkeypatch):
     assert f"is in use by process {os.getpid()}" in ended.sentence
 
 
+def test_a_signal_before_the_run_listens_is_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "_carry_out", lambda task: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # as submitit does
+    try:
+        ended = worker.perform(sent(tmp_path))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.how, ended.sentence) == ("interrupted", f"{HERE}interrupted before it began")
+
+
 def test_a_fault_of_the_program_is_a_failure_and_not_the_end_of_the_worker(tmp_path, capsys):
     ended = worker.perform(sent(tmp_path, follow=lambda: 1 / 0))
     assert (ended.how, ended.sentence) == ("failed", f"{HERE}unexpected ZeroDivisionError: division by zero")

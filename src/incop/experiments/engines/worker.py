@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 import incop
 from incop.errors import IncopError, InputError
 from incop.experiments.engines import Ended, Task
-from incop.experiments.signals import Interrupted
+from incop.experiments.signals import Interrupted, Signals
 from incop.locks import STALE, holder
 from incop.rundir import RunDir
 
@@ -27,10 +28,13 @@ def perform(task: Task) -> Ended:
     Sentences of tasks that were sent to another process by an engine of many machines name the host.
     """
     where = f"on {platform.node()}: " if task.incop else ""
+    # until the run listens to signals itself; submitit, for one, passes over a SIGTERM
+    until = Signals("interrupted before it began", at_once=True) if task.incop else contextlib.nullcontext()
     try:
-        if task.incop:
-            _settle_in(task)
-        _carry_out(task)
+        with until:
+            if task.incop:
+                _settle_in(task)
+            _carry_out(task)
     except Interrupted as error:
         return Ended("interrupted", f"{where}{error}")
     except IncopError as error:
