@@ -228,7 +228,7 @@ def test_what_is_said_to_be_done_is_waited_for_until_it_is_seen(tmp_path, monkey
 
 
 class Interrupting(Scripted):
-    """Sends its own process a ctrl-C while tasks are waited for: at the third time, and once more after so many cancels."""
+    """Sends its own process a SIGTERM while tasks are waited for: at the third time, and once more after so many cancels."""
 
     def __init__(self, *arguments, again=False, **more):
         super().__init__(*arguments, **more)
@@ -237,7 +237,7 @@ class Interrupting(Scripted):
     def wait(self, handles, seconds):
         self.waits += 1
         if self.waits == 3 or (self.again and len(self.cancelled) == 1):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().wait(handles, seconds)
 
     def cancel(self, handles, *, at_once):
