@@ -36,6 +36,7 @@ COMPARISON = [
     *("--checkpoint-every", "20steps"),
 ]
 RUNS, DENSE = 12, 4
+LONGEST = 400  # signs of a line that is kept of what was printed
 AFTER = DENSE + 4  # finished runs, after which the command is killed
 
 
@@ -211,7 +212,9 @@ def main():
         "",
         *(line for output in told.said for line in ("```", *output.strip().splitlines(), "```", "")),
     ]
-    text = "\n".join(lines).replace(str(home), "/shared")
+    plain_lines = (re.sub(r"\x1b\[\d*m", "", line) for line in lines)  # Ray colours what it prints of its own
+    text = "\n".join(line if len(line) <= LONGEST else f"{line[:LONGEST]} …" for line in plain_lines)
+    text = text.replace(str(home), "/shared")
     print(text)
     if said.out is not None:
         said.out.write_text(text.rstrip() + "\n")
