@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -31,12 +32,13 @@ class Part:
     """A piece that waits for others and remembers what it was told."""
 
     def __init__(self, home, name, after=()):
-        self.name, self.home, self.after, self.told = name, home, after, []
+        self.name, self.home, self.after, self.told, self.made = name, home, after, [], False
 
     def ready(self):
         return all(other.told for other in self.after)
 
     def task(self):
+        self.made = True
         if self.name == "impossible":
             raise InputError("it cannot be")
         return Task(Plan(), self.home / self.name, self.home)
@@ -108,10 +110,17 @@ def test_each_once_in_order_and_those_that_wait_after_the_others(tmp_path):
 
 @pytest.mark.parametrize("slots", [1, 2, 5, None])
 def test_no_more_at_once_than_there_are_slots(slots, tmp_path):
-    engine = Scripted({f"p{n}": ["goes on"] * 3 for n in range(6)}, slots=slots)
+    class Counting(Scripted):
+        made = 0
+
+        def wait(self, handles, seconds):
+            self.made = max(self.made, sum(piece.made and not piece.told for piece in pieces))
+            return super().wait(handles, seconds)
+
     pieces = [Part(tmp_path, f"p{n}") for n in range(6)]
+    engine = Counting({f"p{n}": ["goes on"] * 3 for n in range(6)}, slots=slots)
     carry_out(pieces, engine)
-    assert engine.most == (slots or 6)
+    assert engine.most == engine.made == (slots or 6)  # nor is one made before there is room for it
     assert all(piece.told == [None] for piece in pieces)
 
 
@@ -213,6 +222,33 @@ def test_when_the_other_process_dies_the_run_is_ours(tmp_path):
     carry_out([part], engine)
     assert engine.submitted == ["p", "p"]  # once in vain: somebody was faster
     assert part.told == [None]
+
+
+def test_being_too_late_is_no_loss(tmp_path):
+    part, engine = Part(tmp_path, "p"), Scripted({"p": ["busy"] * 5})
+    assert carry_out([part], engine) == []
+    assert len(engine.submitted) == 6
+    assert part.told == [None]
+
+
+def test_a_run_that_comes_back_waits_for_a_slot_like_others(tmp_path):
+    folder = tmp_path / "p"
+    folder.mkdir()
+    lock = Lock(folder)
+    lock.__enter__()
+
+    class Freeing(Scripted):
+        def wait(self, handles, seconds):
+            if self.script["q"] and len(self.script["q"]) == 50:
+                lock.__exit__(None, None, None)
+            time.sleep(0.005)
+            return super().wait(handles, seconds)
+
+    part, other, engine = Part(tmp_path, "p"), Part(tmp_path, "q"), Freeing({"q": ["goes on"] * 60}, slots=1)
+    carry_out([part, other], engine)
+    assert engine.submitted == ["q", "p"]
+    assert engine.most == 1
+    assert part.told == other.told == [None]
 
 
 def test_what_is_said_to_be_done_is_waited_for_until_it_is_seen(tmp_path, monkeypatch):
