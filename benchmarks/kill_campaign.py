@@ -24,7 +24,7 @@ import torch
 
 import incop
 from incop.experiments import runs
-from incop.experiments.comparisons import PROCESSES
+from incop.experiments.engines.local import PROCESSES
 from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir

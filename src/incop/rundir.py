@@ -31,6 +31,7 @@ MOST_TOML = 2**16  # a plan is 1 kB
 MOST_JSON = 2**24  # a summary of 100 levels of ResNet-56 is 0.7 MB
 MOST_RECORDS = 2**28  # 10,000 checks of ResNet-56 are 30 MB; they are read line by line
 MOST_LINE = 2**22  # one record
+TAIL = 2**18  # from the end of a file, where its last record is wanted; one of ResNet-56 is 3 kB
 MOST_DOTS = 256  # in a line of TOML: a key of n parts takes n² steps
 
 
@@ -231,6 +232,16 @@ class RunDir:
             InputError: a line is damaged; a last line that a killed run left unfinished is passed over.
         """
         return _records(Level, self.levels_file)
+
+    def newest_check(self) -> Check | None:
+        """Read the last check alone, of a run that may be under way; None when there is none, or none that can be read."""
+        try:
+            with _opened(self.checks_file, MOST_RECORDS) as stream:
+                stream.seek(max(stream.seek(0, os.SEEK_END) - TAIL, 0))
+                lines = stream.read().rpartition(b"\n")[0].rsplit(b"\n", 1)
+            return Check.from_json(json.loads(lines[-1]))
+        except (InputError, OSError, ValueError, RecursionError):
+            return None
 
     def checks(self) -> list[Check]:
         """Read `checks.jsonl`, of a level that was begun again those of the last time; empty when there is none yet.

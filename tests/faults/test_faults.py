@@ -23,7 +23,7 @@ from incop.checkpoints import Checkpoints
 from incop.cli import main
 from incop.errors import InputError, TrainingError
 from incop.experiments import runs
-from incop.experiments.comparisons import PROCESSES
+from incop.experiments.engines.local import PROCESSES
 from incop.experiments.saving import Due
 from incop.experiments.signals import Interrupted
 from incop.locks import Lock

@@ -13,7 +13,8 @@ import pytest
 from folders import planned, same
 
 from incop.experiments import runs
-from incop.experiments.comparisons import PROCESSES, Comparison, compare
+from incop.experiments.comparisons import Comparison, compare
+from incop.experiments.engines.local import PROCESSES
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 

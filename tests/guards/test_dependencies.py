@@ -19,6 +19,7 @@ HEAVY = {  # nothing of these until a command or a function needs it
     *("torch", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow", "PIL", "safetensors", "jinja2"),
     *("lightning", "transformers", "accelerate", "datasets", "timm", "torchvision", "torchmetrics"),
     *("tensorboard", "mlflow", "wandb", "trackio"),
+    *("ray", "submitit"),
 }
 
 

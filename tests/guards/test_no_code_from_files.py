@@ -16,6 +16,8 @@ ALLOWED = {
     "src/incop/experiments/models/code.py": {"import_module", "exec_module", "spec_from_file_location"},
     "src/incop/experiments/models/libraries.py": {"import_module"},
     "src/incop/experiments/datasets/vision.py": {"import_module"},
+    "src/incop/experiments/engines/ray_.py": {"import_module"},
+    "src/incop/experiments/engines/slurm.py": {"import_module"},
     "benchmarks/mutation_campaign.py": {"import_module"},
     "src/incop/integrations/lightning/package.py": {"import_module"},
     "src/incop/integrations/trackers/backends.py": {"import_module"},

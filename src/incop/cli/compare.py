@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from incop import ranks
 from incop.cli.tables import plain_console, table
+from incop.cli.under_way import watch_comparison
 from incop.errors import IncopError, InputError, MissingExtra
+from incop.experiments import engines
 from incop.experiments.plan import Plan
+from incop.experiments.schedule import KEPT
 from incop.rundir import read_toml
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from incop.experiments.comparisons import Comparison, Job
+    from incop.experiments.engines import Engine
 
 __all__ = ["compare"]
 
@@ -36,7 +39,9 @@ def compare(
     sparsities: str | None = None,
     pairs: str | None = None,
     controls: bool | None = None,
-    jobs: int = 1,
+    on: str = "local",
+    jobs: int | None = None,
+    resources: str = "",
     out: Path | None = None,
     dry_run: bool = False,
     track: str | None = None,
@@ -64,12 +69,19 @@ def compare(
         Pairs of data and network, with commas: mnist/lenet-300-100,fashion-mnist/lenet-5. Default: --data and --model.
     controls
         Add the default controls of the InCoP methods. Default: on.
+    on
+        Where the runs are carried out: local (processes of this machine), ray[:ADDRESS] (a Ray cluster) or slurm (jobs). Elsewhere
+        than here the comparison's folder must lie on storage that all hosts share.
     jobs
-        Runs at once on this machine; each has an equal share of the cores.
+        Runs at once at most. Default: 1 on this machine, where each has an equal share of the cores; else as many as there is
+        room for.
+    resources
+        What ray or slurm gives each run: "cpus=2 gpus=1 mem=4 time=60 partition=gpu". mem is in GB, time in minutes; slurm also
+        takes account, qos and constraint. Default: cpus=1, and of slurm time=60.
     out
         The comparison's folder. Default: runs/compare.
     dry_run
-        Print the runs and an estimate of their cost, and stop.
+        Print the runs, how each stands in the folder, what would be handed to whom and an estimate of the cost, and stop.
     track
         Trackers that show every run, with commas: tensorboard, mlflow, wandb, trackio; grouped by the folder's name.
         Default: none.
@@ -83,37 +95,16 @@ def compare(
             "a comparison is many searches, each a process of its own, and torchrun makes several processes of one search: start "
             "`incop compare --jobs N` without torchrun"
         )
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs} must be at least 1")
     plan.check()
     comparison = _comparison(comparison_file, methods, seeds, sparsities, pairs, controls, plan)
+    engine = engines.named(on, jobs=jobs, resources=resources)
     comparison.check()
     console = plain_console()
-    if dry_run:
-        _print_estimate(console, comparison, jobs)
-        return
     folder = out if out is not None else Path("runs") / "compare"
-    from incop.cli import tracking
-    from incop.experiments import comparisons, runs  # imports torch
-
-    follow = None
-    if track is not None:
-        tracking.tracked(runs.Progress(), track)  # what is missing or unknown is told before anything is trained
-        follow = functools.partial(tracking.of_comparison, track, folder)
-
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console,
-        disable=not console.is_terminal,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("comparing", total=None)
-
-        def tell(job: Job, done: int, of: int) -> None:
-            words = f"{job.label.text} · seed {job.seed}" + (f" · {job.sparsity:g}" if job.sparsity else "")
-            bar.update(task, completed=done, total=of, description=words)
-            if job.state == "failed":
-                console.print(f"failed: {words}: {job.error}", highlight=False)
-
-        ended = comparisons.compare(comparison, folder, jobs=jobs, tell=tell, follow=follow)
+    if dry_run:
+        _print_outlook(console, comparison, engine, folder)
+        return
+    ended = _carried_out(console, comparison, engine, folder, track)
     try:
         _print_results(console, folder)
     except MissingExtra as error:
@@ -126,6 +117,22 @@ def compare(
         raise IncopError(
             f"{len(failed)} of {len(ended)} runs failed, the first ({failed[0].label.text}): {failed[0].error}"
         )
+
+
+def _carried_out(
+    console: Console, comparison: Comparison, engine: Engine, folder: Path, track: str | None
+) -> list[Job]:
+    from incop.cli import tracking
+    from incop.experiments import comparisons, runs  # imports torch
+
+    follow = None
+    if track is not None:
+        tracking.tracked(runs.Progress(), track)  # what is missing or unknown is told before anything is trained
+        follow = functools.partial(
+            tracking.of_comparison, track, folder if engine.name == "local" else folder.absolute()
+        )
+    with watch_comparison(console, lines=engine.name != "local") as listeners:
+        return comparisons.compare(comparison, folder, engine=engine, follow=follow, **listeners._asdict())
 
 
 def _comparison(
@@ -179,23 +186,34 @@ def _number(text: str) -> float:
         raise InputError(f"--sparsities: {text!r} is no number") from None
 
 
-def _print_estimate(console: Console, comparison: Comparison, jobs: int) -> None:
+def _print_outlook(console: Console, comparison: Comparison, engine: Engine, folder: Path) -> None:
+    """Print what would be handed to the engine, and what it may cost; nothing is written."""
     from incop.experiments import estimates
+    from incop.experiments.comparisons import jobs_of
+    from incop.experiments.pieces import Run, Whole, pieces_of
+    from incop.experiments.schedule import outlook
 
-    rows, seconds = [], 0.0
     rates = {pair: estimates.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
-    for job, epochs in estimates.estimates(comparison):
+    pieces = pieces_of(Whole(comparison, folder, jobs_of(comparison), engine))
+    stands = outlook(pieces)
+    states = [state for piece, state in stands if isinstance(piece, Run)]
+    rows, seconds = [], 0.0
+    for (job, epochs), state in zip(estimates.estimates(comparison), states, strict=True):
         took = epochs * rates[job.data, job.model]
-        seconds += took
+        seconds += 0.0 if state == KEPT else took
         ends = f"{job.sparsity:g}" if job.sparsity else ", ".join(f"{s:g}" for s in comparison.sparsities)
-        rows.append([job.label.text, job.data, job.model, str(job.seed), ends, f"{epochs:.0f}", f"{took:.0f}"])
-    columns = ("method", "data", "network", "seed", "sparsity", "epochs at most", "seconds at most")
-    console.print(table(f"{len(rows)} runs", columns, rows, numbers=2))
-    clock = time.strftime("%H:%M:%S", time.gmtime(seconds / jobs))
-    console.print(
-        f"at most {clock} h with --jobs {jobs}, by a few timed steps on this machine; rules that stop early take less",
-        highlight=False,
-    )
+        rows.append([job.label.text, job.data, job.model, str(job.seed), ends, state, f"{epochs:.0f}", f"{took:.0f}"])
+    columns = ("method", "data", "network", "seed", "sparsity", "now", "epochs at most", "seconds at most")
+    dense = len(stands) - len(rows)
+    console.print(table(f"{len(rows)} runs, and {dense} dense networks that they begin from", columns, rows, numbers=2))
+    left = sum(state != KEPT for _, state in stands)
+    clock = time.strftime("%H:%M:%S", time.gmtime(seconds / (engine.slots or 1)))
+    at_once = f"with --jobs {engine.slots}" if engine.slots else "one after the other"
+    for line in (
+        f"{left} of these {len(stands)} would be handed to {engine.describe()}",
+        f"at most {clock} h {at_once}, by a few timed steps on this machine; rules that stop early take less",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _print_results(console: Console, folder: Path) -> None:

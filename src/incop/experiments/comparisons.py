@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
-import multiprocessing
-import os
 import re
-import shutil
-import signal
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from incop.errors import IncopError, InputError
-from incop.experiments import runs
+from incop.errors import InputError
+from incop.experiments import engines
 from incop.experiments.controls import Cost, Label, default_controls
+from incop.experiments.engines import Engine, Task
 from incop.experiments.parts import resolve
+from incop.experiments.pieces import Follow, Whole, pieces_of
 from incop.experiments.plan import Plan
-from incop.experiments.signals import Interrupted, Signals
-from incop.experiments.tickets import dense_plan
+from incop.experiments.schedule import Schedule
+from incop.experiments.signals import Signals
 from incop.locks import LOCK, Lock
-from incop.rundir import RunDir, inside, write_atomically
+from incop.rundir import inside, write_atomically
 
-__all__ = ["GUESS", "Comparison", "Job", "compare", "jobs_of"]
+__all__ = ["Comparison", "Job", "compare", "jobs_of", "pair"]
 
-GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
-# A fork of a server that has imported torch once starts in milliseconds; importing it in every run takes seconds.
-# Forking this process itself would carry over its threads' locks.
-PROCESSES: Any = multiprocessing.get_context(
-    "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-)
-# where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
-NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every", "run_code")
-PATIENCE = 60.0  # seconds for the runs of a comparison that was killed to write their checkpoints and end
-Follow = Callable[[], runs.Progress]  # makes the listeners of one run
 MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
 
@@ -216,6 +197,11 @@ class Job:
         """What it shares a dense level with."""
         return self.data, self.model, self.seed
 
+    @property
+    def name(self) -> str:
+        """What it is called on a terminal."""
+        return f"{self.label.text} · seed {self.seed}" + (f" · {self.sparsity:g}" if self.sparsity else "")
+
     def to_json(self) -> dict[str, Any]:
         """Return its entry in `jobs.json`."""
         return {**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}, "label": self.label.text}
@@ -236,86 +222,70 @@ def jobs_of(comparison: Comparison) -> list[Job]:
     return jobs
 
 
-def identity(plan: Plan) -> str:
-    """Return the hash of a resolved plan that its folder is named by."""
-    told = {key: value for key, value in plan.told().items() if key not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@dataclass
-class _Work:
-    """A comparison being carried out."""
-
-    comparison: Comparison
-    out: Path
-    jobs: list[Job]
-    threads: int
-    tell: Callable[[Job, int, int], None]
-    follow: Follow | None = None
-    dense: dict[tuple[str, str, int], str] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    stopping: threading.Event = field(default_factory=threading.Event)
-    running: set[BaseProcess] = field(default_factory=set)
-
-
 def compare(
     comparison: Comparison,
     out: str | Path,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
+    engine: Engine | None = None,
     tell: Callable[[Job, int, int], None] | None = None,
     follow: Follow | None = None,
+    notice: Callable[[str], None] | None = None,
+    look: Callable[[Sequence[tuple[str, Task]]], None] | None = None,
 ) -> list[Job]:
     """Carry out a comparison, or what is missing of it, and return its jobs with how each ended.
 
     Every run is a process of its own and a folder under `out/runs`, named by the hash of its plan: what is finished there
-    is not done again, what was cut off is gone on with. A run that fails or dies does not stop the others. At ctrl-C or
-    SIGTERM the runs write their checkpoints; at a second they are ended at once.
+    is not done again, what was cut off is gone on with, what another process is at is waited for. A run that fails or dies does
+    not stop the others. At ctrl-C or SIGTERM the runs write their checkpoints; at a second they are ended at once.
 
     Args:
         comparison: what is compared.
         out: the comparison's folder; made when it is absent, continued when it holds one.
-        jobs: how many runs at once; each has an equal share of the cores.
+        jobs: how many runs at once on this machine; each has an equal share of the cores. Default: one.
+        engine: what carries the runs out, in place of this machine; see `engines.named`.
         tell: called with (job, how many are done, how many there are) when a job ends.
         follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
+        notice: told in a sentence when a worker was lost, or a run is waited for.
+        look: called every second with the names and tasks that are under way.
 
     Raises:
         InputError: the comparison cannot be carried out, or the folder is in other use.
         Interrupted: a signal came.
     """
     comparison.check()
-    folder = _folder(Path(out))
-    cores = os.cpu_count() or 1
-    told = tell or (lambda job, done, of: None)
-    work = _Work(comparison, folder, jobs_of(comparison), max(cores // jobs, 1), told, follow)
-    if hasattr(PROCESSES, "set_forkserver_preload"):
-        PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
-    interrupted = Signals("interrupted: the same command goes on with what is missing", at_once=True)
-    with Lock(folder), interrupted, ThreadPoolExecutor(jobs) as pool:
+    engine = engine if engine is not None else engines.named("local", jobs=jobs)
+    # another host is in another working directory
+    folder = _folder(Path(out) if engine.name == "local" else Path(out).absolute())
+    whole = Whole(comparison, folder, jobs_of(comparison), engine, follow)
+    ended = 0
+
+    def told(job: Job) -> None:
+        nonlocal ended
+        whole.write_jobs()
+        ended += 1
+        if tell is not None:
+            tell(job, ended, len(whole.jobs))
+
+    whole.told = told
+    with Lock(folder), Signals("interrupted: the same command goes on with what is missing") as signals:
         write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
-        _write_jobs(work)
+        whole.write_jobs()
+        engine.open(folder)
         try:
-            _carry_out(work, pool)
-        except BaseException:
-            work.stopping.set()
-            for process in list(work.running):
-                process.terminate()
-            try:
-                pool.shutdown(wait=True, cancel_futures=True)
-            except KeyboardInterrupt:  # a second signal
-                for process in list(work.running):
-                    process.kill()
-                raise
-            raise
+            Schedule(pieces_of(whole), engine, notice=notice, look=look).carry_out(signals)
         finally:
-            _write_jobs(work)
-    return work.jobs
+            for job in whole.jobs:
+                job.state = "waiting" if job.state == "running" else job.state
+            whole.write_jobs()
+            engine.close()
+    return whole.jobs
 
 
 def _folder(out: Path) -> Path:
     if out.exists() and not out.is_dir():
         raise InputError(f"{str(out)!r} is a file: choose another folder with --out")
-    entries = [entry for entry in out.iterdir() if entry.name != LOCK] if out.is_dir() else []
+    entries = [entry for entry in out.iterdir() if not entry.name.startswith(LOCK)] if out.is_dir() else []
     if entries and not (out / "comparison.toml").is_file():
         raise InputError(f"the folder {str(out)!r} is not empty and holds no comparison: choose another with --out")
     if out.is_dir():  # what is cut off is removed and trained again: never through a stranger's link
@@ -326,166 +296,3 @@ def _folder(out: Path) -> Path:
     except OSError as error:
         raise InputError(f"the folder {str(out)!r} cannot be made: {error.strerror or error}") from error
     return out
-
-
-def _carry_out(work: _Work, pool: ThreadPoolExecutor) -> None:
-    waiting = list(work.jobs)
-    running: dict[Future[None], Job] = {}
-    places = list(dict.fromkeys(job.place for job in work.jobs))
-    dense = {place: pool.submit(_dense, work, place) for place in places}
-    ended = 0
-    while waiting or running:
-        for job in [job for job in waiting if _ready(work, job, dense)]:
-            waiting.remove(job)
-            running[pool.submit(_run, work, job)] = job
-        open_ = [*running, *(future for future in dense.values() if not future.done())]
-        done, _ = wait(open_, return_when=FIRST_COMPLETED)
-        for future in done & set(running):
-            job = running.pop(future)
-            future.result()
-            _write_jobs(work)
-            ended += 1
-            work.tell(job, ended, len(work.jobs))
-
-
-def _ready(work: _Work, job: Job, dense: Mapping[tuple[str, str, int], Future[None]]) -> bool:
-    if not dense[job.place].done():
-        return False
-    if not job.label.needs_cost:
-        return True
-    return _other(work, job).state in ("done", "failed")
-
-
-def _other(work: _Work, job: Job) -> Job:
-    """Return the run whose cost a control matches; a method that takes a run for each sparsity has one at the same."""
-    return next(
-        j
-        for j in work.jobs
-        if j.place == job.place and j.label.text == job.label.of and j.sparsity in (None, job.sparsity)
-    )
-
-
-def _dense(work: _Work, place: tuple[str, str, int]) -> None:
-    """Train the dense level that all runs of a place share, with every rewind point they need."""
-    data, model, seed = place
-    keep: dict[str, None] = {}
-    plan = Plan()
-    for text in work.comparison.labels():
-        label = Label.parse(text)
-        try:
-            full = resolve(work.comparison.plan_of(label, GUESS, max(work.comparison.sparsities), data, model, seed))
-        except IncopError:
-            continue  # its own job will say why
-        plan = dense_plan(full)
-        keep.update(dict.fromkeys(plan.keep or ()))
-    plan = resolve(Plan(keep=tuple(keep) or None).over(plan))
-    folder = f"runs/dense-{seed}-{identity(plan)}"
-    error = _process(work, plan, work.out / folder, dense=None)
-    if error is None:
-        work.dense[place] = folder
-    else:
-        for job in work.jobs:
-            if job.place == place:
-                job.state, job.error = "failed", f"its dense level failed: {error}"
-
-
-def _run(work: _Work, job: Job) -> None:
-    if job.state == "failed" or work.stopping.is_set():
-        return
-    job.state = "running"
-    try:
-        plan = resolve(_plan(work, job))
-    except IncopError as error:
-        job.state, job.error = "failed", str(error)
-        return
-    name = job.label.text.replace(":", "_").replace("=", "_")
-    job.folder = f"runs/{name}-{job.seed}-{identity(plan)}"
-    job.error = _process(work, plan, work.out / job.folder, dense=work.out / work.dense[job.place])
-    job.state = "waiting" if work.stopping.is_set() else "done" if job.error is None else "failed"
-
-
-def _plan(work: _Work, job: Job) -> Plan:
-    sparsity = job.sparsity if job.sparsity is not None else max(work.comparison.sparsities)
-    cost = None
-    if job.label.needs_cost:
-        other = _other(work, job)
-        if other.state != "done":
-            raise InputError(f"{other.label.text}, whose cost it matches, failed: {other.error}")
-        cost = Cost.of(RunDir.open(work.out / other.folder).levels(), sparsity)
-    return work.comparison.plan_of(job.label, cost, sparsity, job.data, job.model, job.seed)
-
-
-def _process(work: _Work, plan: Plan, folder: Path, *, dense: Path | None) -> str | None:
-    """Carry out one plan in a process of its own, unless it is done; return what went wrong, if anything."""
-    with work.lock:
-        if _finished(folder):
-            return None
-        again = RunDir(folder).plan_file.is_file()
-        if folder.exists() and not again:
-            shutil.rmtree(folder)  # a run of this comparison that was killed before it began
-    plan = dataclasses.replace(plan, threads=plan.threads or work.threads)
-    ours, theirs = PROCESSES.Pipe(duplex=False)
-    process = PROCESSES.Process(target=_alone, args=(plan, folder, dense, again, theirs, work.follow), daemon=True)
-    with work.lock:
-        process.start()
-        work.running.add(process)
-    theirs.close()
-    try:
-        if work.stopping.is_set():
-            process.terminate()
-        error = ours.recv() if ours.poll(None) else None
-    except EOFError:
-        error = "its process ended without a word"
-    finally:
-        process.join()
-        work.running.discard(process)
-    status = process.exitcode or 0
-    if status < 0 and not _finished(folder):
-        why = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
-        return f"its process was ended by {signal.Signals(-status).name}{why}: the same command goes on with it"
-    if error is None and not _finished(folder):
-        return f"its process ended with status {status}"
-    return error
-
-
-def _alone(plan: Plan, folder: Path, dense: Path | None, again: bool, tell: Connection, follow: Follow | None) -> None:
-    """Carry out one plan, in a process of its own, and tell in a sentence what went wrong."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle: it ends this process
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        progress = runs.Progress() if follow is None else follow()
-        if again:
-            runs.resume(
-                folder, progress, data_dir=plan.data_dir, dense=dense, patience=PATIENCE, run_code=bool(plan.run_code)
-            )
-        else:
-            runs.execute(plan, folder, progress, dense=dense)
-        tell.send(None)
-    except (IncopError, Interrupted) as error:
-        with contextlib.suppress(OSError):  # nobody is there any more to be told
-            tell.send(str(error))
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            tell.send(f"unexpected {type(error).__name__}: {error}")
-        raise
-
-
-def _end_with_parent() -> None:
-    """Write a checkpoint and end when the comparison's own process is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _finished(folder: Path) -> bool:
-    try:
-        return RunDir.open(folder).read_summary().status == "finished"
-    except InputError:
-        return False
-
-
-def _write_jobs(work: _Work) -> None:
-    with work.lock:
-        entries = [job.to_json() for job in work.jobs]
-        write_atomically(work.out / "jobs.json", (json.dumps(entries, indent=1) + "\n").encode())

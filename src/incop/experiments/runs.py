@@ -26,7 +26,7 @@ from incop.experiments.plan import Plan
 from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
 from incop.experiments.signals import Signals
 from incop.experiments.tickets import POINT, shared_dense
-from incop.locks import Lock
+from incop.locks import Lock, LockLost
 from incop.loop import Dense, Ticket, search
 from incop.masks import Masks
 from incop.ranks import ALONE, Lost, Ranks, linked
@@ -118,7 +118,9 @@ def execute(
         run.write_plan(plan.written())
 
     together.once(lambda: _nothing(RunDir.create(out)))
-    with spread.by_the_first(Lock(run.path), together):
+    lock = Lock(run.path)
+    with spread.by_the_first(lock, together):
+        work.under(lock)
         together.once(begin)
         work.carry_out(tickets, [])
     return run
@@ -171,7 +173,8 @@ def resume(
     notice = progress.on_notice or (lambda sentence: None)
     run = RunDir(out)
     together.once(lambda: _nothing(RunDir.open(out)))
-    with spread.by_the_first(Lock(run.path, patience=patience), together):
+    lock = Lock(run.path, patience=patience)
+    with spread.by_the_first(lock, together):
         files = Checkpoints(run.checkpoint_dir)
         left = together.once(lambda: _left(run, files, Plan(data_dir=data_dir, run_code=run_code or None)))
         if left is None:
@@ -189,6 +192,7 @@ def resume(
         changed += spread.check_processes(then, together, None if found is None else found.state)
         around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]], **spread.since(then, now)}
         work = _Work(run, parts, progress, files, around, together)
+        work.under(lock)
         state = None if found is None else found.state
         tickets = together.together(lambda: work.search(dense=given, resume=state))
 
@@ -254,6 +258,11 @@ class _Work:
         due = Due.parse(self.parts.plan.checkpoint_every)
         self.saving = Saving(self.run, due, self.files, self.signals, self.environment, self.together)
 
+    def under(self, lock: Lock) -> None:
+        """Stop where a checkpoint could be written when the folder is no longer this run's."""
+        if self.together.first:
+            self.saving.check = lock.check
+
     def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Iterator[Ticket]:
         """Begin the search; what cannot be used is found now, and nothing is trained yet."""
         # torch's first optimizer imports its compiler, a second or two that is no cost of training
@@ -295,6 +304,8 @@ class _Work:
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
                 self.together.once(lambda: summarise("finished"))
+        except LockLost:
+            raise  # the folder is another's now
         except BaseException as error:
             if isinstance(error, Lost):
                 error.args = (f"{error}; {self.run.resume_command} goes on from the last checkpoint",)

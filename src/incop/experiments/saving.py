@@ -108,6 +108,7 @@ class Saving:
         self.environment = environment
         self.together = together
         self._unasked, self._pause, self._asked = 0, 1, time.monotonic()
+        self.check: Callable[[], None] = lambda: None  # that the folder is still ours
         self._steps = 0
         self._took = 0.0
         self._last = time.monotonic()
@@ -117,8 +118,10 @@ class Saving:
 
         Raises:
             Interrupted: a signal has come; the checkpoint is written.
+            LockLost: another host has taken the folder.
             TrainingError: it cannot be written.
         """
+        self.check()
         self._steps += 1
         started = time.monotonic()
         noted, due = self._now(started)

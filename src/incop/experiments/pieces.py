@@ -1,0 +1,179 @@
+"""The runs of a comparison as a schedule takes them: what each waits for, its plan, its folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from incop.errors import IncopError, InputError
+from incop.experiments import runs
+from incop.experiments.controls import Cost, Label
+from incop.experiments.engines import Engine, Task, worker
+from incop.experiments.parts import resolve
+from incop.experiments.plan import Plan
+from incop.experiments.schedule import Piece
+from incop.experiments.tickets import dense_plan
+from incop.rundir import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from incop.experiments.comparisons import Comparison, Job
+
+__all__ = ["GUESS", "Dense", "Follow", "Run", "Whole", "identity", "pieces_of"]
+
+GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
+# where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
+NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every", "run_code")
+Follow = Callable[[], runs.Progress]  # makes the listeners of one run
+
+
+def identity(plan: Plan) -> str:
+    """Return the hash of a resolved plan that its folder is named by."""
+    told = {key: value for key, value in plan.told().items() if key not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Whole:
+    """A comparison being carried out, or looked at before it is."""
+
+    comparison: Comparison
+    out: Path
+    jobs: list[Job]
+    engine: Engine
+    follow: Follow | None = None
+    told: Callable[[Job], None] = lambda job: None
+
+    def __post_init__(self) -> None:
+        same_machine = self.engine.name == "local"
+        self._incop = "" if same_machine else worker.fingerprint()
+        self._home = "" if same_machine else os.getcwd()
+
+    def task(self, plan: Plan, folder: str, dense: str | None = None) -> Task:
+        """Return one run of it as it is sent to a worker."""
+        return Task(
+            plan=dataclasses.replace(plan, threads=plan.threads or self.engine.threads),
+            folder=self.out / folder,
+            whole=self.out,
+            dense=None if dense is None else self.out / dense,
+            follow=self.follow,
+            incop=self._incop,
+            home=self._home,
+        )
+
+    def write_jobs(self) -> None:
+        """Write `jobs.json`: how every run stands."""
+        entries = [job.to_json() for job in self.jobs]
+        write_atomically(self.out / "jobs.json", (json.dumps(entries, indent=1) + "\n").encode())
+
+
+@dataclass
+class Dense:
+    """The dense level that all runs of a place share, with every rewind point they need."""
+
+    whole: Whole
+    place: tuple[str, str, int]
+    folder: str = ""
+    done: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called on a terminal."""
+        return f"the dense network · seed {self.place[2]}"
+
+    def ready(self) -> bool:
+        """It waits for nothing."""
+        return True
+
+    def task(self) -> Task:
+        """Return its task: that of the first plan that can be made real, with the rewind points of all."""
+        data, model, seed = self.place
+        comparison = self.whole.comparison
+        keep: dict[str, None] = {}
+        plan = Plan()
+        for text in comparison.labels():
+            try:
+                full = resolve(
+                    comparison.plan_of(Label.parse(text), GUESS, max(comparison.sparsities), data, model, seed)
+                )
+            except IncopError:
+                continue  # its own run will say why
+            plan = dense_plan(full)
+            keep.update(dict.fromkeys(plan.keep or ()))
+        plan = resolve(Plan(keep=tuple(keep) or None).over(plan))
+        self.folder = f"runs/dense-{seed}-{identity(plan)}"
+        return self.whole.task(plan, self.folder)
+
+    def ended(self, error: str | None) -> None:
+        """Let the runs of the place begin, or fail with it."""
+        self.done = True
+        for job in self.whole.jobs if error is not None else ():
+            if job.place == self.place:
+                job.state, job.error = "failed", f"its dense level failed: {error}"
+
+
+@dataclass
+class Run:
+    """A run of a method or a control."""
+
+    whole: Whole
+    job: Job
+    dense: Dense
+    other: Run | None = None  # whose cost it matches
+
+    @property
+    def name(self) -> str:
+        """What it is called on a terminal."""
+        return self.job.name
+
+    def ready(self) -> bool:
+        """Say whether its dense level is there, and the run whose cost it matches has ended."""
+        return self.dense.done and (self.other is None or self.other.job.state in ("done", "failed"))
+
+    def task(self) -> Task:
+        """Return its task.
+
+        Raises:
+            InputError: it, its dense level or the run whose cost it matches cannot be.
+        """
+        job, whole = self.job, self.whole
+        if job.error is not None:
+            raise InputError(job.error)
+        sparsity = job.sparsity if job.sparsity is not None else max(whole.comparison.sparsities)
+        cost = None if self.other is None else self._cost(self.other.job, sparsity)
+        plan = resolve(whole.comparison.plan_of(job.label, cost, sparsity, job.data, job.model, job.seed))
+        name = job.label.text.replace(":", "_").replace("=", "_")
+        job.folder = f"runs/{name}-{job.seed}-{identity(plan)}"
+        job.state = "running"
+        return whole.task(plan, job.folder, self.dense.folder)
+
+    def _cost(self, other: Job, sparsity: float) -> Cost:
+        if other.state != "done":
+            raise InputError(f"{other.label.text}, whose cost it matches, failed: {other.error}")
+        return Cost.of(RunDir.open(self.whole.out / other.folder).levels(), sparsity)
+
+    def ended(self, error: str | None) -> None:
+        """Write down how."""
+        self.job.state, self.job.error = ("done", None) if error is None else ("failed", error)
+        self.whole.told(self.job)
+
+
+def pieces_of(whole: Whole) -> list[Piece]:
+    """Return the dense levels and the runs of a comparison, in the order in which they are begun where nothing waits."""
+    dense = {place: Dense(whole, place) for place in dict.fromkeys(job.place for job in whole.jobs)}
+    runs_ = [Run(whole, job, dense[job.place]) for job in whole.jobs]
+    for one in runs_:
+        if one.job.label.needs_cost:
+            # a method that takes a run for each sparsity has one at the same
+            one.other = next(
+                other
+                for other in runs_
+                if (other.job.place, other.job.label.text) == (one.job.place, one.job.label.of)
+                and other.job.sparsity in (None, one.job.sparsity)
+            )
+    return [*dense.values(), *runs_]
