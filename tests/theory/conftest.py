@@ -1,0 +1,127 @@
+"""Networks the statements are held against: drawn at random, and really trained. Each is trained once a session."""
+
+import copy
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import incop
+from incop.experiments import datasets
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in float64, with data it was trained on; tests that change it take a copy."""
+
+    model: nn.Module
+    x: torch.Tensor
+    y: torch.Tensor
+    names: tuple[str, ...]
+
+    def copy(self):
+        return copy.deepcopy(self.model)
+
+
+def mlp(inputs, *widths):
+    layers = []
+    for before, after in zip((inputs, *widths), (*widths, 10), strict=True):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1]).double(), tuple(str(2 * k) for k in range(len(widths) + 1))
+
+
+def cnn():
+    net = nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)
+    )  # fmt: skip
+    return net.double(), ("0", "3", "6")
+
+
+def train(model, x, y, epochs, masks=None, lr=3e-3):
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    masks = masks or incop.Masks.full(model)
+    order = torch.Generator().manual_seed(1)
+    with incop.hold(masks, model, optimizer):
+        for _ in range(epochs):
+            for index in torch.randperm(len(x), generator=order).split(64):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(x[index]), y[index]).backward()
+                optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """The training images of the digits, standardised, (n, 64), and their labels."""
+    data = datasets.load("digits")
+    return (data.train.images.double().flatten(1) / 255 - 0.3) / 0.376, data.train.labels
+
+
+@pytest.fixture(scope="session")
+def trained(digits):
+    """A network trained on the digits until it knows its training images."""
+    torch.manual_seed(0)
+    model, names = mlp(64, 24, 16)
+    train(model, *digits, epochs=25)
+    assert (model(digits[0]).argmax(1) == digits[1]).double().mean() > 0.97
+    return Network(model.eval(), *digits, names)
+
+
+@pytest.fixture(scope="session")
+def sparse(trained):
+    """The same network after two cuts to a tenth of its weights, trained after each."""
+    model = trained.copy()
+    masks = None
+    for keep in (0.3, 1 / 3):
+        masks = incop.prune(model, masks, amount=1 - keep)
+        train(model, trained.x, trained.y, epochs=12, masks=masks)
+    assert (model(trained.x).argmax(1) == trained.y).double().mean() > 0.85
+    return Network(model.eval(), trained.x, trained.y, trained.names)
+
+
+@pytest.fixture(scope="session")
+def trained_cnn(digits):
+    torch.manual_seed(0)
+    model, names = cnn()
+    x = digits[0].reshape(-1, 1, 8, 8)
+    train(model, x, digits[1], epochs=10)
+    assert (model(x).argmax(1) == digits[1]).double().mean() > 0.9
+    return Network(model.eval(), x, digits[1], names)
+
+
+@pytest.fixture(scope="session")
+def trained_mnist():
+    if not os.environ.get("INCOP_DATA"):
+        pytest.skip("MNIST is not here: INCOP_DATA names no folder")
+    data = datasets.load("mnist", limit=1500)
+    x, y = data.train.images.double().flatten(1) / 255, data.train.labels
+    torch.manual_seed(0)
+    model, names = mlp(784, 32, 16)
+    train(model, x, y, epochs=6)
+    assert (model(x).argmax(1) == y).double().mean() > 0.9
+    return Network(model.eval(), x, y, names)
+
+
+@pytest.fixture(scope="session")
+def untrained(digits):
+    torch.manual_seed(5)
+    model, names = mlp(64, 12, 9)
+    return Network(model.eval(), *digits, names)
+
+
+NETWORKS = ["untrained", "trained", "sparse", "trained_cnn", "trained_mnist"]
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    """Each of the networks in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["untrained", "trained", "trained_mnist"])
+def dense(request):
+    """The fully connected ones with all their weights."""
+    return request.getfixturevalue(request.param)
