@@ -58,9 +58,13 @@ def chance_square(samples):
     return 1.0 / (samples - 1)
 
 
-def concentration(samples, bound, units, failure):
-    """3.4: with probability 1 − failure, |Δ̂ − Δ| is at most this; |z| ≤ bound, `units` in both layers together."""
-    level = math.log((4 * units + 2) / failure)
+def concentration(samples, bound, units, failure, pairs=1):
+    """3.4: with probability 1 − failure, |Δ̂ − Δ| is at most this; |z| ≤ bound, `units` in both layers together.
+
+    With `pairs` = M K it holds for every single correlation at once, hence for the mean absolute one, and twice it for the
+    mean square.
+    """
+    level = math.log((4 * units + 2 * pairs) / failure)
     return bound**2 * (3 / math.sqrt(2) * math.sqrt(level / samples) + 4 * level / samples)
 
 
@@ -129,10 +133,12 @@ def margin(sizes, cut):
 
 
 def most_swaps(sizes, cut, moved):
-    """6.2: as many weights at most change places, when none moves by more than `moved`."""
-    order = np.argsort(sizes, kind="stable")
-    gone, stay = sizes[order[:cut]], sizes[order[cut:]]
-    return min(int((stay <= gone.max() + 2 * moved).sum()), int((gone >= stay.min() - 2 * moved).sum()))
+    """6.2: as many weights at most change places when none moves by more than `moved`: r of them need the r-th above the
+    cut to lie within twice that of the r-th below it."""
+    order = np.sort(sizes)
+    above, below = order[cut:], order[:cut][::-1]
+    r = min(len(above), len(below))
+    return int((above[:r] - below[:r] <= 2 * moved).sum())
 
 
 def change_of(swaps, kept):

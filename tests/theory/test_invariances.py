@@ -61,12 +61,14 @@ def test_permuting_units_changes_nothing(network):
     assert not torch.equal(other[0].weight, network.model[0].weight)
     assert torch.allclose(other(network.x), network.model(network.x), atol=1e-10)
     for meter in FORMS + GRADIENTS:
-        assert values(network, other, meter) == pytest.approx(values(network, network.model, meter), rel=1e-8, abs=1e-12)
+        assert values(network, other, meter) == pytest.approx(
+            values(network, network.model, meter), rel=1e-8, abs=1e-12
+        )
     probe = network.x[:128]
     for amount in (0.5, 0.9):
         harm = [Damage(m, probe)(incop.prune(m, incop.Masks.of(m), amount=amount)) for m in (network.model, other)]
         assert harm[0] == pytest.approx(harm[1], abs=1e-10)
-        assert harm[0] > 0.01
+        assert harm[0] > 1e-3
 
 
 def test_rescaling_units_changes_no_information_flow(network):

@@ -95,7 +95,9 @@ def test_over_the_signs_of_the_next_layer_alone(trained):
 
 
 def two_layers(first, second):
-    net = nn.Sequential(nn.Linear(first.shape[1], len(first), bias=False), nn.Linear(len(first), len(second), bias=False))
+    net = nn.Sequential(
+        nn.Linear(first.shape[1], len(first), bias=False), nn.Linear(len(first), len(second), bias=False)
+    )
     with torch.no_grad():
         for layer, weight in zip(net, (first, second), strict=True):
             layer.weight.data = torch.tensor(weight, dtype=torch.float64)
