@@ -107,7 +107,9 @@ def sampling_error(
     """
     if not isinstance(groups, int) or isinstance(groups, bool) or groups < 2:
         raise InputError(f"sampling_error(groups={groups!r}): it must be a whole number of at least 2")
-    probe = [unpack(batch) for batch in reusable(batches)]  # once: a loader may shuffle, and both must see the same groups
+    probe = [
+        unpack(batch) for batch in reusable(batches)
+    ]  # once: a loader may shuffle, and both must see the same groups
     now = _without_each(model, probe, meter, masks, groups)
     then = None if reference is None else _without_each(reference, probe, meter, reference_masks, groups)
     if then is not None and set(then.whole) != set(now.whole):
