@@ -4,13 +4,13 @@ import copy
 import itertools
 import math
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from oracles import lives, outputs
 from scipy.integrate import solve_ivp
 from scipy.optimize import minimize
+from theory_oracles import lives, outputs
 
 import incop
 from incop import Check, Flow, History, pruning, stopping

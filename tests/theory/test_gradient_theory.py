@@ -2,11 +2,11 @@
 
 import copy
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from conftest import train
+from theory_networks import train
 from torch import nn
 from torch.nn import functional
 
@@ -196,7 +196,7 @@ def test_a_flow_near_a_converged_one_bounds_the_gap(digits):
             optimizer.step()
         else:
             pytest.fail("the flow never came back")
-    assert 0 < step
+    assert step > 0
     assert float(loss.detach()) - least <= claims.polyak_gap([reference.norm() + 0.01], mu)
     assert least > functional.mse_loss(dense(x), y).item() * 1.2  # the mask's own floor, of which the norms say nothing
 

@@ -1,13 +1,14 @@
 """Statement 2 of docs/theory.md: what the flow does not see (symmetries), and what breaks them."""
 
 import copy
+import itertools
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from conftest import Network, train
-from oracles import r2
+from theory_networks import Network, train
+from theory_oracles import r2
 from torch import nn
 from torch.nn import functional
 
@@ -25,7 +26,7 @@ def values(net, model, meter):
 def hidden(model):
     """Pairs (layer, next layer, how many inputs of the next come from each unit)."""
     found = [m for m in model if isinstance(m, nn.Linear | nn.Conv2d)]
-    return [(a, b, b.weight.shape[1] // a.weight.shape[0]) for a, b in zip(found, found[1:], strict=False)]
+    return [(a, b, b.weight.shape[1] // a.weight.shape[0]) for a, b in itertools.pairwise(found)]
 
 
 @torch.no_grad()

@@ -2,13 +2,13 @@
 
 import copy
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from conftest import train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from theory_networks import train
 from torch import nn
 
 import incop

@@ -3,11 +3,11 @@
 import itertools
 from itertools import pairwise
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from oracles import outputs, r2, rho, standardised, with_correlations
+from theory_oracles import outputs, r2, rho, standardised, with_correlations
 from torch import nn
 
 import incop

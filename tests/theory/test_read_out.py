@@ -2,11 +2,11 @@
 
 from itertools import pairwise
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from oracles import lives, outputs, r2, standardised, with_correlations
+from theory_oracles import lives, outputs, r2, standardised, with_correlations
 from torch import nn
 from torch.nn import functional
 

@@ -7,12 +7,12 @@ so that the true flow is known exactly. Every bound on a count leaves room for c
 import itertools
 import math
 
-import claims
 import numpy as np
 import pytest
+import theory_claims as claims
 import torch
-from oracles import outputs, rho, standardised
 from scipy import stats
+from theory_oracles import outputs, rho, standardised
 from torch import nn
 from torch.nn import functional
 
