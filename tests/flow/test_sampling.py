@@ -152,6 +152,8 @@ def test_probes_that_are_refused():
         sampling_error(net(), [], METERS[0])
     with pytest.raises(InputError, match="flows of other layers"):
         sampling_error(net(), probe()[0], METERS[0], reference=nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).double())
+    with pytest.raises(InputError, match="at least two"):
+        sampling_error(nn.Linear(4, 2).double(), probe()[0], METERS[0])
     whole = {"x": torch.randn(30, 3), "scale": torch.tensor(2.0)}
     with pytest.raises(InputError, match="2 batches that cannot be divided, for 20 groups"):
         sampling_error(Scaled(), [whole, whole], METERS[0])

@@ -1,6 +1,5 @@
 """Statement 7 of docs/theory.md: when equal damage is best, when it makes no difference, and when it is the worst."""
 
-import copy
 import itertools
 import math
 
@@ -271,16 +270,3 @@ def test_a_square_curve_is_planned_exactly():
     )
     reached = [math.log(1 - s) ** 2 for s in path.sparsities]
     assert np.diff([0.0, *reached]) == pytest.approx([math.log(0.02) ** 2 / 7] * 7, rel=1e-3)
-
-
-def test_damage_of_successive_cuts_adds_up_nearly(trained):
-    """Measured, not proved: the damage of both cuts at once against 1 − (1 − d)(1 − d′); the gap is told on the page."""
-    probe, model = trained.x[:256], trained.copy()
-    for amount in (0.3, 0.5):
-        once = incop.prune(model, amount=amount)
-        after = copy.deepcopy(model)
-        once.apply(after)
-        twice = incop.prune(after, once, amount=amount)
-        d, then, both = Damage(model, probe)(once), Damage(after, probe)(twice), Damage(model, probe)(twice)
-        assert abs(both - (1 - (1 - d) * (1 - then))) < 0.5 * both
-        assert max(d, then) < both

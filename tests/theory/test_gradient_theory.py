@@ -234,7 +234,8 @@ def test_false_that_equal_norms_are_equal_losses():
 def test_norms_move_no_more_than_the_weights_times_the_curvature(digits):
     """|g_l(w') − g_l(w)| ≤ β ‖w' − w‖: near weights have near gradient flows; of a quadratic β is the largest eigenvalue."""
     model, x, y = quadratic(digits)
-    beta = float(torch.linalg.eigvalsh(2 * x.T @ x / y.numel())[-1])
+    curvatures, ways = torch.linalg.eigh(2 * x.T @ x / y.numel())
+    beta = float(curvatures[-1])
     before = norms(model, (x, y), SQUARE)
     for seed in range(5):
         other = copy.deepcopy(model)
@@ -243,3 +244,10 @@ def test_norms_move_no_more_than_the_weights_times_the_curvature(digits):
         moved = float((other.whole() - model.whole()).norm())
         after = norms(other, (x, y), SQUARE)
         assert 0 < np.hypot(*np.subtract(after, before)) <= beta * moved
+    best = best_weights(x, y)
+    model.put(best)
+    steepest = copy.deepcopy(model)
+    best[0] += ways[:, -1]  # from the bottom along the largest curvature the bound is reached
+    steepest.put(best)
+    after, before = (norms(one, (x, y), SQUARE) for one in (steepest, model))
+    assert np.hypot(*np.subtract(after, before)) == pytest.approx(beta, rel=1e-6)

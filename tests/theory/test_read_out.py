@@ -77,6 +77,12 @@ def test_the_change_is_bounded_by_the_change_of_the_correlations(two, ridge):
         distance = np.sqrt(np.square(rho_now - rho).mean())
         bound = claims.read_out_bound(least, least_now, distance, len(c), np.linalg.norm(c_now - c, 2))
         assert 0 < change <= bound
+        w, w_now = (read_outs(*state, ridge)[0] for state in ((c, rho), (c_now, rho_now)))
+        within = np.linalg.norm(c_now - c, 2)
+        own = [
+            claims.read_out_bound_own(w[:, j], w_now[:, j], (rho_now - rho)[:, j], within) for j in range(rho.shape[1])
+        ]
+        assert change <= np.mean(own) <= bound
         checked += 1
     assert checked
 
@@ -84,6 +90,8 @@ def test_the_change_is_bounded_by_the_change_of_the_correlations(two, ridge):
 def test_the_bound_is_nearly_reached():
     """One unit read from one: w = ρ, so the change ρ'² − ρ² against 2 |ρ' − ρ| tells how much is lost near ρ = 1."""
     x = with_correlations([[1.0, 0.99, 0.98], [0.99, 1.0, 0.98], [0.98, 0.98, 1.0]])
+    own = claims.read_out_bound_own(np.array([0.98]), np.array([0.99]), np.array([0.01]), 0.0)
+    assert own == pytest.approx(0.99**2 - 0.98**2)  # by the read-outs themselves it is reached
     changes = [r2(x[:, :1], x[:, 1:2])[0] - r2(x[:, :1], x[:, 2:])[0], claims.read_out_bound(1, 1, 0.01, 1, 0)]
     assert 0.98 * changes[1] < changes[0] <= changes[1]
 
@@ -100,16 +108,18 @@ def test_what_is_explained_is_the_r2_of_least_squares(trained, sparse):
 
 
 def test_the_labels_are_a_layer_too(trained, sparse):
-    """What a linear read-out of the last hidden layer knows of the classes changes by no more than the bound."""
+    """What a linear read-out of the last hidden layer knows of each class changes by no more than its own bound."""
     target = functional.one_hot(trained.y, 10).double().numpy()
     then, now = (outputs(net.model, net.x, ("2",))["2"] for net in (trained, sparse))
     keep = lives(then) & lives(now)
     c, rho = correlations(then[:, keep], target)
     c_now, rho_now = correlations(now[:, keep], target)
-    change = np.abs(r2(now[:, keep], target) - r2(then[:, keep], target)).mean()
-    least, least_now = np.linalg.eigvalsh(c)[0], np.linalg.eigvalsh(c_now)[0]
-    distance = np.sqrt(np.square(rho_now - rho).mean())
-    assert 0.001 < change <= claims.read_out_bound(least, least_now, distance, len(c), np.linalg.norm(c_now - c, 2))
+    change = np.abs(r2(now[:, keep], target) - r2(then[:, keep], target))
+    w, w_now = read_outs(c, rho)[0], read_outs(c_now, rho_now)[0]
+    within = np.linalg.norm(c_now - c, 2)
+    bounds = [claims.read_out_bound_own(w[:, j], w_now[:, j], (rho_now - rho)[:, j], within) for j in range(10)]
+    assert change.mean() > 0.001
+    assert np.all(change <= bounds)
 
 
 def test_a_lipschitz_loss_of_the_read_out(network):

@@ -99,8 +99,14 @@ def read_out_change(w, w_now, d_rho, d_c):
     return float((w + w_now) @ d_rho - w @ d_c @ w_now)
 
 
+def read_out_bound_own(w, w_now, d_rho, d_c_norm):
+    """4.2: the same, bounded for one unit by the sizes of the changes and of the read-outs themselves."""
+    size, size_now = np.linalg.norm(w), np.linalg.norm(w_now)
+    return float((size + size_now) * np.linalg.norm(d_rho) + size * size_now * d_c_norm)
+
+
 def read_out_bound(least, least_now, root_mean_square, units, d_c_norm):
-    """4.2: the mean of |change of R²| over the next layer's units is at most this."""
+    """4.3: the mean of |change of R²| over the next layer's units is at most this."""
     first = (least**-0.5 + least_now**-0.5) * math.sqrt(units) * root_mean_square
     return first + d_c_norm / math.sqrt(least * least_now)
 
