@@ -125,7 +125,7 @@ def first_order(norms, moves, smoothness):
 
 
 def polyak_gap(norms, mu):
-    """5.3: L − L* is at most this under the Polyak–Łojasiewicz condition."""
+    """5.3: L − L⋆ is at most this under the Polyak–Łojasiewicz condition."""
     return sum(g**2 for g in norms) / (2 * mu)
 
 
