@@ -168,3 +168,34 @@ class Scaled(nn.Module):
 
     def forward(self, x, scale):
         return self.b(self.a(x * scale))
+
+
+class Sums:
+    """A meter of one's own: the mean output, from sums that merge."""
+
+    def __init__(self, total=0.0, samples=0):
+        self.total, self.samples = total, samples
+
+    def merge(self, other):
+        return Sums(self.total + other.total, self.samples + other.samples)
+
+
+class MeanOutput:
+    def chain(self, model, batch):
+        return ("out",)
+
+    def collect(self, model, batches, chain, masks):
+        outputs = [model(*batch.args).detach() for batch in batches]
+        return Sums(sum(float(out.mean(1).sum()) for out in outputs), sum(len(out) for out in outputs))
+
+    def flow(self, statistics):
+        return {"out": statistics.total / statistics.samples}
+
+
+def test_a_meter_of_ones_own_and_the_error_of_a_mean():
+    """Of a plain mean, with every sample a group, the jackknife is the textbook's s / √n."""
+    x, _ = probe(50)
+    rows = net()(x).detach().mean(1)
+    found = sampling_error(net(), x, MeanOutput(), groups=50)
+    assert found.values["out"] == pytest.approx(float(rows.std() / 50**0.5), rel=1e-9)
+    assert found.bias["out"] == pytest.approx(0, abs=1e-12)
