@@ -12,6 +12,7 @@ from incop.batches import (
     first_samples,
     mapped,
     output_tensor,
+    parts,
     placed,
     real_tokens,
     reusable,
@@ -247,3 +248,22 @@ def test_with_target():
     assert with_target(unpack(({"x": X}, Y))).kwargs["labels"] is Y
     assert first_samples(batch, 2).target_key == "label"
     assert with_target(unpack(X)).kwargs == {}
+
+
+def test_parts_are_dealt_and_lose_nothing():
+    x, y = torch.arange(14.0).reshape(7, 2), torch.arange(7)
+    for count in (1, 2, 3, 7, 9):
+        dealt = parts(unpack(({"a": x, "b": [x + 1]}, {"first": y, "second": x})), count)
+        assert len(dealt) == min(count, 7)
+        assert sum(part.samples for part in dealt) == 7
+        for k, part in enumerate(dealt):
+            assert part.samples == len(part.target["first"])
+            assert torch.equal(part.kwargs["a"], x[k::count])
+            assert torch.equal(part.kwargs["b"][0], x[k::count] + 1)
+            assert torch.equal(part.target["second"], x[k::count])
+
+
+@pytest.mark.parametrize("strange", [torch.tensor(1.0), torch.zeros(3)])
+def test_a_batch_with_what_is_not_of_its_samples_stays_whole(strange):
+    whole = unpack({"a": torch.zeros(7, 2), "b": strange})
+    assert parts(whole, 3) == [whole]

@@ -18,6 +18,7 @@ __all__ = [
     "first_samples",
     "mapped",
     "output_tensor",
+    "parts",
     "placed",
     "real_tokens",
     "reusable",
@@ -241,6 +242,28 @@ def samples_between(batch: Batch, begin: int, end: int) -> Batch | None:
 
     args, kwargs, target = (mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
     return replace(batch, args=args, kwargs=kwargs, target=target, samples=end - begin)
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    """Return the batch in at most `count` parts, sample i in part i mod count, where it can be divided; else the whole.
+
+    Example:
+        >>> import torch
+        >>> from incop.batches import parts, unpack
+        >>> [part.args[0].tolist() for part in parts(unpack(torch.arange(5)), 2)]
+        [[0, 2, 4], [1, 3]]
+    """
+    if any(t.dim() == 0 or t.shape[0] != batch.samples for t in walk((batch.args, batch.kwargs, batch.target))):
+        return [batch]
+
+    def part(first: int) -> Batch:
+        def cut(t: Tensor) -> Tensor:
+            return t[first::count]
+
+        args, kwargs, target = (mapped(part, cut) for part in (batch.args, dict(batch.kwargs), batch.target))
+        return replace(batch, args=args, kwargs=kwargs, target=target, samples=len(range(first, batch.samples, count)))
+
+    return [part(first) for first in range(min(count, batch.samples))]
 
 
 def with_target(batch: Batch) -> Batch:

@@ -5,5 +5,16 @@ from incop.flow.gradient import GradientFlow
 from incop.flow.information import InformationFlow
 from incop.flow.losses import OwnLoss, TokenLoss
 from incop.flow.meter import Meter, measure
+from incop.flow.sampling import SamplingError, sampling_error
 
-__all__ = ["Damage", "GradientFlow", "InformationFlow", "Meter", "OwnLoss", "TokenLoss", "measure"]
+__all__ = [
+    "Damage",
+    "GradientFlow",
+    "InformationFlow",
+    "Meter",
+    "OwnLoss",
+    "SamplingError",
+    "TokenLoss",
+    "measure",
+    "sampling_error",
+]
