@@ -18,7 +18,7 @@ from incop.errors import InputError, TrainingError, quoted
 from incop.export.folded import weights_of
 from incop.export.subject import Outputs, Subject, outputs_of
 
-__all__ = ["KEY", "PREFIX", "SCHEMA", "DenseForm", "SparseForm", "mask_of"]
+__all__ = ["KEY", "PREFIX", "SCHEMA", "DenseForm", "SparseForm", "dense_size", "mask_of"]
 
 KEY = "incop"  # of the metadata: one, because the order of several is not the same in every process
 PREFIX = "incop.masks/"
@@ -91,6 +91,23 @@ class SparseForm:
         """Return the bytes that mask and values need by their entropy; see `incop.export.sparse.bound`."""
         state = {name: tensor for name, tensor in subject.model.state_dict().items() if isinstance(tensor, Tensor)}
         return self._bound(subject.masks, state)
+
+
+def dense_size(subject: Subject) -> int:
+    """Return the bytes of the dense network in float32: 4 for each entry of its state dict, of tensors that are one once.
+
+    Example:
+        >>> import torch
+        >>> from incop.export import Subject
+        >>> from incop.export.stored import dense_size
+        >>> dense_size(Subject.of(torch.nn.Linear(4, 2)))
+        40
+    """
+    found: dict[Any, int] = {}
+    for name, tensor in subject.model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            found[(tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else name] = 4 * tensor.numel()
+    return sum(found.values())
 
 
 def mask_of(name: str, packed: Tensor, said: dict[str, Any]) -> Tensor:
