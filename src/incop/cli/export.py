@@ -109,6 +109,11 @@ def _subject(folder: RunDir, level: int, data: str | None, data_dir: Path | None
             "to prove what it writes; say where they are with --data"
         )
     parts, masks = rebuild(folder, level, said)
+    made_by = folder.read_summary().environment.get("model_code") if folder.summary_file.is_file() else None
+    if made_by is not None and parts.origin != made_by:
+        raise InputError(
+            f"the model's code is not what made the run: it was {made_by}, and now is {parts.origin}; put the old file back"
+        )
     record = next(one for one in folder.levels() if one.level == level)
     inputs = torch.cat([images for images, _ in parts.probe])[:SAMPLES].contiguous()
     about = {

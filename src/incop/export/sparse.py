@@ -274,6 +274,8 @@ def _values(tensor: Tensor, mask: Tensor | None) -> NDArray[np.uint8]:
 
 
 def _whole(entry: _Entry, values: NDArray[np.uint8], mask: Tensor | None) -> Tensor:
+    if not entry.count:
+        return torch.empty(entry.shape, dtype=entry.kind)
     if mask is not None:
         strewn = np.zeros((entry.count, entry.kind.itemsize), dtype=np.uint8)
         strewn[mask.numpy().reshape(-1)] = values
