@@ -15,7 +15,7 @@ import torch
 
 from incop import export
 from incop.cli import main
-from incop.experiments import models, runs
+from incop.experiments import runs
 from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
 from incop.experiments.tickets import rebuild
@@ -73,9 +73,7 @@ def test_sizes_are_told_against_dense_and_the_bound(run, tmp_path, capsys):
     assert "the same bits" in shown
 
 
-@pytest.mark.parametrize(
-    "model", [name for name in models.names() if name not in ("resnet-56", "resnet-18", "vgg-16", "conv-6")]
-)
+@pytest.mark.parametrize("model", ["lenet-300-100", "lenet-5", "resnet-20"])
 def test_built_in_models(model, tmp_path):
     carried_out(tmp_path / "R", model=model, method="dense", levels=None, limit=20, max_epochs=1.0)
     assert incop("export", tmp_path / "R", "--to", "safetensors,sparse", "--out", tmp_path / "out") == 0
