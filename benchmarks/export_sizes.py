@@ -32,7 +32,7 @@ from incop.export.stored import dense_size
 NAME = "export-sizes"
 GOAL, TIMES = 1.15, 8.0
 SPARSITIES = (0.9, 0.95, 0.98)
-STEPS, BATCH = 40, 64
+STEPS, BATCH = 40, 16
 
 
 class Rows(nn.Module):
@@ -92,7 +92,7 @@ def measured(name: str, data: str, steps: int) -> list[dict[str, object]]:
     for sparsity in SPARSITIES:
         masks = pruning.prune(net, amount=pruning.Target(sparsity, 1), selection=pruning.Global())
         accuracy = train(net, images, labels, masks, steps)
-        subject = export.Subject.of(net, masks, example=images[:64], about={"model": name, "data": data})
+        subject = export.Subject.of(net, masks, example=images[:8], about={"model": name, "data": data})
         with tempfile.TemporaryDirectory() as folder:
             written = {w.form: w for w in export.write_all(subject, ["folded", "safetensors", "sparse"], folder)}
             assert all(one.difference == 0.0 for one in written.values())
