@@ -81,3 +81,23 @@ def test_a_file_that_is_there_is_kept_unless_it_may_be_replaced(subject, tmp_pat
 def test_an_unknown_form_is_told(subject, tmp_path):
     with pytest.raises(InputError, match="folded"):
         export.write(subject, "foldet", tmp_path)
+
+
+def test_several_forms_are_written_or_none(subject, tmp_path):
+    with pytest.raises(InputError, match="no such operator"):
+        export.write_all(subject, ["safetensors", Wrong("raises")], tmp_path / "out")
+    with pytest.raises(InputError, match="'folded' is named twice"):
+        export.write_all(subject, ["folded", FoldedForm()], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    written = export.write_all(subject, ["folded", "safetensors"], tmp_path / "out")
+    assert [one.form for one in written] == ["folded", "safetensors"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"folded.safetensors", "model.safetensors"}
+
+
+def test_two_forms_whose_files_have_one_name_are_refused(subject, tmp_path):
+    class Other(FoldedForm):
+        name = "other"
+
+    with pytest.raises(InputError, match=r"two of the forms are files named 'folded\.safetensors'"):
+        export.write_all(subject, ["folded", Other()], tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from incop.export.folded import folded
 from incop.export.forms import FORMS, Form, form
+from incop.export.reading import Exported, read
 from incop.export.subject import Subject
-from incop.export.writing import Written, write
+from incop.export.writing import Written, write, write_all
 
-__all__ = ["FORMS", "Form", "Subject", "Written", "folded", "form", "write"]
+__all__ = ["FORMS", "Exported", "Form", "Subject", "Written", "folded", "form", "read", "write", "write_all"]

@@ -38,6 +38,8 @@ class Form(Protocol):
 # word → (module of this room, class); the words are those of `incop export --to`
 FORMS = {
     "folded": ("folded", "FoldedForm"),
+    "safetensors": ("stored", "DenseForm"),
+    "sparse": ("stored", "SparseForm"),
 }
 
 

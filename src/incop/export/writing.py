@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from incop.batches import first_samples
@@ -17,7 +20,7 @@ from incop.export.forms import Form
 from incop.export.forms import form as form_of
 from incop.export.subject import Outputs, Subject
 
-__all__ = ["Written", "write"]
+__all__ = ["Written", "write", "write_all"]
 
 SIZES = (None, 1)  # a form is tried with the whole example and with one sample: a size that was frozen into it shows
 
@@ -67,24 +70,66 @@ def write(subject: Subject, to: str | Form, folder: str | Path, *, replace: bool
         >>> written.files[0].name, written.difference
         ('folded.safetensors', 0.0)
     """
-    form = form_of(to) if isinstance(to, str) else to
+    return write_all(subject, [to], folder, replace=replace)[0]
+
+
+def write_all(
+    subject: Subject, to: Sequence[str | Form], folder: str | Path, *, replace: bool = False
+) -> list[Written]:
+    """Write several forms of a subject into a folder, as `write` does one; either the files of all are there, or none.
+
+    Args:
+        subject: what is exported.
+        to: the forms, or their words; none twice.
+        folder: made where it is absent.
+        replace: write over files of the same names.
+
+    Raises:
+        InputError: a form is named twice, two of them have files of one name, or as `write` does.
+        MissingExtra: as `write` does.
+        TrainingError: as `write` does.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from incop import export
+        >>> subject = export.Subject.of(torch.nn.Linear(2, 2), example=torch.ones(8, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [one.files[0].name for one in export.write_all(subject, ["folded", "safetensors"], folder)]
+        ['folded.safetensors', 'model.safetensors']
+    """
+    forms = [form_of(one) if isinstance(one, str) else one for one in to]
+    names = [form.name for form in forms]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"the form {twice!r} is named twice: once is enough")
     folder = Path(folder)
     made = _made(folder)
     try:
-        aside = Path(tempfile.mkdtemp(dir=folder, prefix=f".{form.name.replace(':', '-of-')}."))
+        aside = Path(tempfile.mkdtemp(dir=folder, prefix=".export."))
         try:
-            files = _written(form, subject, aside)
-            difference = _proven(form, files[0], subject)
-            size = sum(file.stat().st_size for file in files)
-            return Written(form.name, _placed(files, folder, replace), size, difference)
+            found = []
+            for number, form in enumerate(forms):
+                (own := aside / str(number)).mkdir()
+                files = _written(form, subject, own)
+                size = sum(file.stat().st_size for file in files)
+                found.append((form, files, size, _proven(form, files[0], subject)))
+            _placed([file for _, files, _, _ in found for file in reversed(files)], folder, aside, replace)
+            return [
+                Written(form.name, tuple(folder / file.name for file in files), size, apart)
+                for form, files, size, apart in found
+            ]
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except BaseException as error:
-        for empty in made:  # nothing is left of what failed
-            if empty.is_dir() and not any(empty.iterdir()):
+        with contextlib.suppress(OSError):  # nothing is left of what failed
+            for empty in made:
                 empty.rmdir()
-        if isinstance(error, OSError):
-            raise TrainingError(f"{str(folder)!r} cannot be written to: {error.strerror or error}") from error
+        if isinstance(error, OSError | SafetensorError):
+            why = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"{str(folder)!r} cannot be written to: {why}; make room, or see to the folder's permissions: nothing was "
+                "written"
+            ) from error
         raise
 
 
@@ -110,17 +155,43 @@ def _written(form: Form, subject: Subject, aside: Path) -> list[Path]:
     return files
 
 
-def _placed(files: list[Path], folder: Path, replace: bool) -> tuple[Path, ...]:
-    wanted = tuple(folder / file.name for file in files)
-    there = [str(file) for file in wanted if file.exists() or file.is_symlink()]
+def _placed(files: list[Path], folder: Path, aside: Path, replace: bool) -> None:
+    """Move files into the folder in their order, a form's main file last: it says that all are there. Undone where one fails."""
+    wanted = [folder / file.name for file in files]
+    names = [file.name for file in files]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two of the forms are files named {twice!r}: write them into two folders")
+    there = [file for file in wanted if file.exists() or file.is_symlink()]
+    folders = [file for file in there if file.is_dir() and not file.is_symlink()]
+    if folders:
+        raise InputError(f"{str(folders[0])!r} is a folder: choose another with --out, or remove it first")
     if there and not replace:
-        raise InputError(f"{there[0]!r} is already there: choose another folder, or write over it with --replace")
-    for file, to in zip(
-        reversed(files), reversed(wanted), strict=True
-    ):  # the main file last: it says that all are there
-        os.chmod(file, 0o644)
-        os.replace(file, to)
-    return wanted
+        raise InputError(f"{str(there[0])!r} is already there: choose another folder, or write over it with --replace")
+    (old := aside / "old").mkdir()
+    placed: list[Path] = []
+    try:
+        for file, to in zip(files, wanted, strict=True):
+            os.chmod(file, 0o644)
+            placed.append(to)
+            if to in there:
+                _kept(to, old / to.name)
+            os.replace(file, to)
+    except BaseException:
+        for to in placed:
+            with contextlib.suppress(OSError):
+                if (before := old / to.name).exists() or before.is_symlink():
+                    os.replace(before, to)
+                elif to not in there:
+                    to.unlink(missing_ok=True)
+        raise
+
+
+def _kept(file: Path, to: Path) -> None:
+    try:
+        os.link(file, to, follow_symlinks=False)
+    except OSError:  # a file system without links, or a file of somebody else
+        shutil.copy2(file, to, follow_symlinks=False)
 
 
 def _proven(form: Form, file: Path, subject: Subject) -> float | None:
