@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -75,12 +75,14 @@ def removable(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | 
     else. Activations, pooling, flattening, normalisation by channel, concatenation and permutations lie between them as they
     like. It is found out by trying: the outputs of all layers are replaced by random numbers, those of one half of the units are
     drawn anew, and an input that changes with the halves of exactly one number's bits reads the unit of that number: 2 log₂ N
-    passes for all N units together.
+    passes for all N units together. A depthwise convolution has no units of its own: a filter goes with the unit it reads, and
+    whoever reads the filter reads that unit.
 
     So these keep all their units: the layers whose outputs the model returns; whoever writes to a stream that others
     write to as well (the last layer of a residual block, its shortcut, whatever feeds it), because the others would keep its
     channels alive; queries, keys and values, gates, and what goes through a normalisation over units; recurrent modules and
-    torch's attention, and what these read; layers that run twice or share their weight.
+    torch's attention, and what these read; convolutions in groups of several channels, which could not stay equal; layers that
+    run twice or share their weight.
 
     Args:
         model: the model, in evaluation mode.
@@ -100,7 +102,9 @@ def removable(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | 
     for name in names:
         if name not in whole and read.isdisjoint(trial.numbers[name]):
             whole[name] = "no layer was seen to read it"
-    return _numbered(trial.numbers, reads, whole)
+    follow = {call.name: call.sources for call in run[:-1] if _depthwise(model.get_submodule(module_of(call.name)))}
+    _hold_together(follow, names, reads, whole)
+    return _numbered(model, trial.numbers, follow, reads, whole)
 
 
 def _odd(model: nn.Module, run: list[Call]) -> dict[str, str]:
@@ -115,6 +119,8 @@ def _odd(model: nn.Module, run: list[Call]) -> dict[str, str]:
         module = model.get_submodule(module_of(call.name))
         if unit_and_input(module) is None:
             odd[call.name] = "it is recurrent, attention or bilinear"
+        elif getattr(module, "groups", 1) > 1 and not _depthwise(module):
+            odd[call.name] = "it is a convolution in groups of several channels"
         elif module_of(call.name) in twice:
             odd[call.name] = "it runs more than once"
         elif shared.get(id(module.weight), 1) > 1:
@@ -133,23 +139,64 @@ def _unclear(call: Call, odd: Mapping[str, str], reads: Mapping[str, Tensor | No
     return ""
 
 
+def _depthwise(module: nn.Module) -> bool:
+    """Say whether each filter of a layer reads one channel, all others being read by other filters."""
+    return isinstance(module, nn.modules.conv._ConvNd) and module.groups == module.in_channels > 1
+
+
+def _hold_together(
+    follow: Mapping[str, frozenset[str]], names: list[str], reads: Mapping[str, Tensor | None], whole: dict[str, str]
+) -> None:
+    """Let a depthwise convolution and what it reads keep their units together."""
+    for name, sources in follow.items():
+        if not sources or not sources <= set(names) or reads.get(name) is None:
+            whole.setdefault(name, "it reads by channel what keeps all of its units")
+    before = -1
+    while before != len(whole):
+        before = len(whole)
+        for name, sources in follow.items():
+            if name in whole:
+                for source in sorted(sources & set(names)):
+                    whole.setdefault(source, f"{name!r} reads it by channel, and {whole[name]}")
+            elif kept := sorted(sources & set(whole)):
+                whole[name] = f"it reads {kept[0]!r} by channel, and {whole[kept[0]]}"
+
+
 def _units(model: nn.Module, name: str) -> int:
     found = unit_and_input(model.get_submodule(name))
     return 1 if found is None else int(found[0].max()) + 1
 
 
-def _numbered(numbers: Mapping[str, range], reads: Mapping[str, Tensor | None], whole: Mapping[str, str]) -> Removable:
+def _numbered(
+    model: nn.Module,
+    numbers: Mapping[str, range],
+    follow: Collection[str],
+    reads: Mapping[str, Tensor | None],
+    whole: Mapping[str, str],
+) -> Removable:
     """Number the units that can be removed anew, from 0, and let the readers speak of those alone."""
     new = torch.full((max((old.stop for old in numbers.values()), default=0) + 1,), -1)  # the last place answers for −1
+    readers = {name: found for name, found in reads.items() if found is not None}
     layers: dict[str, range] = {}
     at = 0
-    for name, old in numbers.items():
-        if name not in whole:
+    for name in (name for name in numbers if name not in whole):
+        old = numbers[name]
+        if name in follow:  # its filters are called by the numbers of what they read, which ran before
+            new[old.start : old.stop] = new[readers[name][_input_of_each(model.get_submodule(name))]]
+        else:
             layers[name] = range(at, at + len(old))
             new[old.start : old.stop] = torch.arange(at, at + len(old))
             at += len(old)
-    readers = {name: new[found] for name, found in reads.items() if found is not None}
+    readers = {name: new[found] for name, found in readers.items()}
     return Removable(layers, {name: found for name, found in readers.items() if bool((found >= 0).any())}, whole)
+
+
+def _input_of_each(module: nn.Module) -> Tensor:
+    """Return which input each filter of a depthwise convolution reads."""
+    found = unit_and_input(module)
+    assert found is not None, "a convolution"
+    unit, read = (part.flatten(1) for part in torch.broadcast_tensors(*found))
+    return torch.empty(unit.numel(), dtype=torch.long).scatter_(0, unit.flatten(), read.flatten())
 
 
 class _Trial:

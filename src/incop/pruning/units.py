@@ -80,7 +80,8 @@ class Units:
             )
         names = list(masks)  # ties go by this order, which does not depend on the example
         ordered = dict(sorted(layers.items(), key=lambda one: names.index(_weight(one[0]))))
-        place = self._places(model, scores, masks, ordered)
+        total = max(numbers.stop for numbers in found.layers.values())
+        place = self._places(model, scores, masks, ordered, total)
         line = {name: torch.full_like(mask, NEVER, dtype=torch.int32) for name, mask in masks.items()}
         for layer in {*layers, *found.readers}:
             if (name := _weight(layer)) not in masks:
@@ -137,6 +138,7 @@ class Units:
         scores: Mapping[str, Tensor],
         masks: Mapping[str, Tensor],
         layers: Mapping[str, range],
+        total: int,
     ) -> Tensor:
         """Return the place of every unit by its number; of the last one of a layer, and of no unit (−1), NEVER."""
         goes, numbers = [], []
@@ -151,7 +153,6 @@ class Units:
             goes.append((share if self.each_layer else mean)[~last])
             numbers.append((own.start + torch.arange(len(own)))[~last])
         number = torch.cat(numbers)[torch.cat(goes).argsort(stable=True)]
-        total = max(own.stop for own in layers.values())
         place = torch.full((total + 1,), NEVER, dtype=torch.int32)
         place[number] = torch.arange(len(number), dtype=torch.int32)
         return place
@@ -184,4 +185,4 @@ def _means(unit: Tensor, units: int, scores: Tensor, mask: Tensor) -> Tensor:
 
 def _reasons(found: Removable) -> str:
     said = [f"{layer or 'the layer'}: {why}" for layer, why in list(found.whole.items())[:SAID]]
-    return "; ".join(said) or "no layer of a known kind runs"
+    return "; ".join(said) or "no layer of a known kind runs within it"
