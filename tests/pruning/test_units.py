@@ -293,7 +293,7 @@ def network(name):
                 module.weight.data.uniform_(-2, 2)
                 module.bias.data.uniform_(-2, 2)
                 module.running_var.uniform_(0.1, 3)
-    return net, torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+    return net, torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(2))
 
 
 def gone_units(net, masks, layer):

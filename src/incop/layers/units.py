@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import product
@@ -17,7 +18,7 @@ from incop.layers.kinds import is_conv1d, is_layer
 
 __all__ = ["Removable", "removable", "unit_and_input"]
 
-ROUNDS = 2  # of draws: with 8 samples each a change behind a ReLU stays unseen with a chance of 4^-16
+DRAWS = 16  # samples in all rounds together: a change behind a ReLU stays unseen with a chance of 4^-16
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,10 @@ def removable(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | 
     odd = _odd(model, run)
     names = [call.name for call in run if call.name]
     trial = _Trial(model, {name: 1 if name in odd else _units(model, name) for name in names})
-    reads = trial.decoded((lambda: batches_room.call(model, batch)) if forward is None else lambda: forward(batch))
+    rounds = max(math.ceil(DRAWS / batch.samples), 2)
+    reads = trial.decoded(
+        (lambda: batches_room.call(model, batch)) if forward is None else lambda: forward(batch), rounds
+    )
     whole = {**odd, **dict.fromkeys(sorted(run[-1].sources & set(names)), "the network returns it")}
     for call in run[:-1]:
         why = _unclear(call, odd, reads, names)
@@ -220,12 +224,12 @@ class _Trial:
         self._made: dict[str, Any] = {}  # what each call puts out, without values
         self._stock: list[Tensor] = []  # random numbers: plain ones and those drawn anew
 
-    def decoded(self, run: Callable[[], Any]) -> dict[str, Tensor | None]:
+    def decoded(self, run: Callable[[], Any], rounds: int) -> dict[str, Tensor | None]:
         """Return for each input of every call which number it reads, −1 for none; None where it is not one, or unclear."""
         self._look(run)
         changed: dict[str, Tensor] = {}  # (bits, 2, inputs)
         strange: set[str] = set()
-        for seed in range(ROUNDS):
+        for seed in range(rounds):
             self._stock_up(seed)
             plain = self._seen(run, None, 0)
             for bit, side in product(range(self._bits), (0, 1)):
@@ -271,10 +275,10 @@ class _Trial:
     def _stock_up(self, seed: int) -> None:
         largest = max((t.numel() for made in self._made.values() for t in batches_room.walk(made)), default=0)
         generator = torch.Generator().manual_seed(seed)
-        # cubes of normal numbers are of many sizes: some pass every threshold, some saturate no sigmoid
-        self._stock = [
-            torch.randn(largest + self._total, generator=generator, dtype=torch.float32).pow(3) for _ in range(2)
-        ]
+        self._stock = []
+        for _ in range(2):  # of many sizes: some pass every threshold, some saturate no sigmoid
+            size = 10.0 ** torch.randint(4, (largest + self._total,), generator=generator)
+            self._stock.append(torch.randn(size.shape, generator=generator, dtype=torch.float32).pow(3) * size)
 
     def _seen(self, run: Callable[[], Any], bit: int | None, side: int) -> dict[str, Tensor | None]:
         """Run the model, the units whose number has this bit on this side drawn anew, and return marks of all inputs.
