@@ -96,7 +96,8 @@ def measured(units: RunDir, single: RunDir, rounds: int) -> dict[str, object]:
             for name, level in levels.items()
         },
         "parameters": {
-            name: sum(p.numel() for p in form.parameters()) for name, form in {"dense": dense, **forms}.items()
+            name: sum(p.numel() for p in form.parameters())
+            for name, form in {"dense": dense, "units, compacted": forms["units, compacted"]}.items()
         },
         "test_of_form": exact,
         "widths": {
