@@ -22,7 +22,7 @@ from incop.flow import Damage, Meter, measure
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, EvenDamage, Fraction, Magnitude, Path, Score, Selection, prune
-from incop.pruning.cut import planned
+from incop.pruning.cut import planned, reach
 from incop.records import Check, Flow, Interval, Level, Metric
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State, part, random_states, restore_random, restoring, under
@@ -335,8 +335,7 @@ def _validate(parts: _Search) -> None:
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
         )
     _validate_metric(parts)
-    if parts.selection is not None:
-        parts.selection.groups(list(parts.masks))
+    _validate_selection(parts)
     budget = budget_of(parts.trainer)
     after = parts.rewind.after
     if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
@@ -354,6 +353,17 @@ def _validate(parts: _Search) -> None:
         _try_meter(parts.model, parts.probe, parts.meter)
     elif parts.rule is not None and "flow" in parts.rule.wants:
         raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+
+
+def _validate_selection(parts: _Search) -> None:
+    """Have a selection that lines weights up do so once, and see that it can lead where the search is to end."""
+    most = reach(parts.model, parts.masks, parts.selection)
+    for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
+        if value is not None and round(value * parts.masks.total) > round(most * parts.masks.total):
+            raise InputError(
+                f"{name}={value!r} cannot be reached: the selection '{parts.selection}' leads to a sparsity of {most:.4f} at most "
+                "for this network; ask for less, or select single weights"
+            )
 
 
 def _validate_answers(parts: _Search) -> None:

@@ -304,7 +304,7 @@ def test_other_commands_refuse_in_one_sentence(words, sentence, capsys):
 def test_list_names_everything(capsys):
     assert incop("list") == 0
     out = capsys.readouterr().out
-    for name in ("resnet-20", "fashion-mnist", "incop-gf", "flow settled"):
+    for name in ("resnet-20", "fashion-mnist", "incop-gf", "flow settled", "units:layer"):
         assert name in out
 
 

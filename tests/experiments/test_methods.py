@@ -8,7 +8,7 @@ from incop import stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.plan import Plan
-from incop.pruning import EvenDamage, Fraction, Global, Layerwise, Magnitude, NofM, PQIndex, Random, Target
+from incop.pruning import EvenDamage, Fraction, Global, Layerwise, Magnitude, NofM, PQIndex, Random, Target, Units
 from incop.records import Interval
 
 
@@ -56,7 +56,14 @@ def test_amounts_there_and_back(text, wanted):
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("global", Global()), ("layer", Layerwise()), ("layer:0.5", Layerwise(output=0.5)), ("2:4", NofM(2, 4))],
+    [
+        ("global", Global()),
+        ("layer", Layerwise()),
+        ("layer:0.5", Layerwise(output=0.5)),
+        ("units", Units(None)),
+        ("units:layer", Units(None, each_layer=True)),
+        ("2:4", NofM(2, 4)),
+    ],
 )
 def test_selections_there_and_back(text, wanted):
     assert methods.selection(text) == wanted
@@ -89,6 +96,7 @@ def test_scores():
         (methods.selection, "local"),
         (methods.selection, "4:2"),
         (methods.selection, "layer:"),
+        (methods.selection, "units:0.5"),
         (methods.meter, "infomation"),
         (methods.meter, "information:median"),
         (methods.meter, "gradient:mean"),

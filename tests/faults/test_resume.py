@@ -44,6 +44,14 @@ WAYS = {
     "early by steps": {"rewind": "early:4steps"},
     "gradient score": {"score": "gradient"},
     "random score": {"score": "random"},
+    "whole units": {"selection": "units:layer", "amount": "0.4"},
+    "whole units by the flow": {
+        "method": "incop",
+        "levels": 4,
+        "sparsity": 0.7,
+        "selection": "units",
+        "model": "lenet-5",
+    },
 }
 
 

@@ -9,13 +9,15 @@ from incop.cli.tables import plain_console, table
 __all__ = ["list_"]
 
 
-def list_(what: Literal["all", "models", "data", "methods", "rules"] = "all", /, *, debug: bool = False) -> None:
-    """List networks, data sets, methods and rules by name.
+def list_(
+    what: Literal["all", "models", "data", "methods", "selections", "rules"] = "all", /, *, debug: bool = False
+) -> None:
+    """List networks, data sets, methods, selections and rules by name.
 
     Parameters
     ----------
     what
-        models, data, methods, rules, or all.
+        models, data, methods, selections, rules, or all.
     debug
         Show where an error came from.
     """
@@ -36,5 +38,7 @@ def list_(what: Literal["all", "models", "data", "methods", "rules"] = "all", /,
         console.print(table("data", ("name", "train", "test", "shape", "classes", "found"), data))
     if what in ("all", "methods"):
         console.print(table("methods", ("name", "what it is"), list(methods.describe().items())))
+    if what in ("all", "selections"):
+        console.print(table("selections", ("words", "who competes"), list(methods.SELECTIONS.items())))
     if what in ("all", "rules"):
         console.print(table("rules, joined by 'or' and 'and'", ("words",), [[form] for _, form, _ in PHRASES]))

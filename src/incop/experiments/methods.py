@@ -27,11 +27,13 @@ from incop.pruning import (
     Score,
     Selection,
     Target,
+    Units,
 )
 
 __all__ = [
     "METHODS",
     "PLANNED",
+    "SELECTIONS",
     "amount",
     "cuts",
     "describe",
@@ -132,6 +134,15 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "rewind": "init",
         "check_every": "2",
     },
+}
+
+
+SELECTIONS: Mapping[str, str] = {
+    "global": "all weights of the network compete with each other",
+    "layer": "each layer gives up the amount; layer:0.5 the output layer at half the rate",
+    "units": "whole rows of linear layers and filters of convolutions go, with the weights that read them; all compete",
+    "units:layer": "the same, each layer giving up the same share of its units",
+    "2:4": "of every 4 weights in a row 2 stay, or n:m; the amount has no say",
 }
 
 
@@ -240,20 +251,28 @@ def amount(text: str) -> Amount:
         ) from None
 
 
-def selection(text: str) -> Selection:
-    """Read a selection: "global", "layer", "layer:0.5" (the output layer at half the rate) or "2:4".
+def selection(text: str, *, batches: Any = None) -> Selection:
+    """Read a selection: "global", "layer", "layer:0.5" (the output layer at half the rate), "units", "units:layer" or "2:4".
+
+    Args:
+        text: its words.
+        batches: of which the first is the example that "units" follows the network with.
 
     Raises:
         InputError: it is none of these.
     """
     if text == "global":
         return Global()
+    if text in ("units", "units:layer"):
+        return Units(next(iter(batches or ()), None), each_layer=text != "units")
     if match := re.fullmatch(r"layer(?::(\d*\.?\d+))?", text):
         return Layerwise(output=float(match[1]) if match[1] else 1.0)
     if match := re.fullmatch(r"(\d+):(\d+)", text):
         return NofM(int(match[1]), int(match[2]))
-    hint = nearest(text, ("global", "layer"))
-    raise InputError(f"the selection {text!r} cannot be read: {hint}use global, layer, layer:0.5 or n:m such as 2:4")
+    hint = nearest(text, ("global", "layer", "units", "units:layer"))
+    raise InputError(
+        f"the selection {text!r} cannot be read: {hint}use global, layer, layer:0.5, units, units:layer or n:m such as 2:4"
+    )
 
 
 def score(text: str, *, batches: Any, seed: int) -> Score:

@@ -100,7 +100,6 @@ def prepare(plan: Plan) -> Parts:
     rule = methods.rule(said(plan.rule))
     meter = methods.meter(said(plan.meter), alive_only=bool(plan.alive_only))
     amount = methods.amount(said(plan.amount))
-    selection = methods.selection(said(plan.selection))
     rewind = RewindPoint.parse(said(plan.rewind))
     every = Interval.parse(said(plan.check_every))
     data = datasets.load(
@@ -130,7 +129,9 @@ def prepare(plan: Plan) -> Parts:
     trainer, test, prepared = _trainer(plan, data, device)
     probe = _probe(plan, data, prepared, device)
     score = methods.score(said(plan.score), batches=probe, seed=seed)
-    Masks.full(model, skip=plan.skip or ())
+    selection = methods.selection(said(plan.selection), batches=probe)
+    masks = Masks.full(model, skip=plan.skip or ())
+    problems.refuse(problems.of_model(plan, model, masks, selection))
     return Parts(
         plan,
         data,
@@ -157,7 +158,7 @@ def prepare(plan: Plan) -> Parts:
             "on_divergence": plan.on_divergence or "stop",
             "keep": plan.keep or (),
         },
-        (*problems.notices(plan, data), *made.notices),
+        (*problems.notices(plan, data), *problems.told(model, selection), *made.notices),
         made.origin,
     )
 

@@ -179,7 +179,8 @@ class Plan:
     Default: the method's."""
 
     selection: str | None = None
-    """Who competes: global, layer, layer:0.5 (output layer at half the rate), or n:m such as 2:4. Default: the method's."""
+    """Who competes: global, layer, layer:0.5 (output layer at half the rate), units (whole rows and filters), units:layer (each
+    layer's among themselves), or n:m such as 2:4. Default: the method's."""
 
     score: str | None = None
     """Which weights go first: magnitude, random or gradient. Default: magnitude."""

@@ -6,17 +6,21 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch import nn
+
 from incop.errors import InputError, MissingExtra, unknown
 from incop.experiments import datasets, methods, models
 from incop.experiments.datasets import Dataset
 from incop.experiments.models.making import check_weights, read_arguments
 from incop.experiments.plan import Plan
-from incop.pruning import EvenDamage, Fraction, NofM, Target
+from incop.masks import Masks
+from incop.pruning import EvenDamage, Fraction, NofM, Selection, Target, Units
+from incop.pruning.cut import reach
 from incop.records import Interval
 from incop.snapshots import RewindPoint
 from incop.training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
-__all__ = ["DEVICES", "MOST_LEVELS", "combinations", "notices", "of_data", "refuse", "said_wrong"]
+__all__ = ["DEVICES", "MOST_LEVELS", "combinations", "notices", "of_data", "of_model", "refuse", "said_wrong", "told"]
 
 DEVICES = ("auto", "cpu", "cuda")
 MOST_LEVELS = 10_000  # of an amount, which holds a sparsity for each
@@ -141,6 +145,26 @@ def of_data(plan: Plan, data: Dataset) -> list[str]:
     return found
 
 
+def of_model(plan: Plan, model: nn.Module, masks: Masks, selection: Selection) -> list[str]:
+    """Return what cannot work with this network: sparsities beyond what the selection can cut of it.
+
+    Raises:
+        InputError: the selection cannot be made of this network at all.
+    """
+    most = reach(model, masks, selection)
+    return [
+        f"{words} cannot be reached: {selection} leave one unit in every layer and other layers whole, which is a sparsity of "
+        f"{most:.4f} at most for this network; ask for less, or choose --selection global"
+        for words, value in _wanted(plan)
+        if round(value * masks.total) > round(most * masks.total)
+    ][:1]
+
+
+def told(model: nn.Module, selection: Selection) -> tuple[str, ...]:
+    """Return what a reader should know of how a selection takes this network."""
+    return (selection.about(model),) if isinstance(selection, Units) else ()
+
+
 def notices(plan: Plan, data: Dataset) -> tuple[str, ...]:
     """Return what works and may not be what was meant: batches that are the whole split."""
     train = len(data.train)
@@ -174,10 +198,7 @@ def _early(plan: Plan) -> list[str]:
 
 def _unreachable(plan: Plan) -> list[str]:
     """Return the sparsities asked for that the amount cannot lead to, or that the pattern does not know."""
-    wanted: Sequence[tuple[str, float]] = [
-        *((f"--ticket-at {value}", value) for value in plan.ticket_at or ()),
-        *([] if plan.sparsity is None else [(f"--sparsity {plan.sparsity}", plan.sparsity)]),
-    ]
+    wanted = _wanted(plan)
     selection = methods.selection(plan.selection or "global")
     if isinstance(selection, NofM):
         fixed = 1.0 - selection.n / selection.m
@@ -199,6 +220,14 @@ def _unreachable(plan: Plan) -> list[str]:
         for words, value in wanted
         if value > most + NEAR
     ][:1]
+
+
+def _wanted(plan: Plan) -> list[tuple[str, float]]:
+    """Return the sparsities a plan asks for, with their words."""
+    return [
+        *((f"--ticket-at {value}", value) for value in plan.ticket_at or ()),
+        *([] if plan.sparsity is None else [(f"--sparsity {plan.sparsity}", plan.sparsity)]),
+    ]
 
 
 def _reach(plan: Plan) -> float | None:

@@ -3,12 +3,14 @@
 from incop.layers.calls import Call, calls, hides_layers, module_of, reentrant
 from incop.layers.chain import Chain, chain, folded, sample_axis
 from incop.layers.kinds import LAYERS, is_conv1d, is_layer, units_axis, weight_names
+from incop.layers.units import Removable, removable, unit_and_input
 from incop.layers.weights import left_out, prunable
 
 __all__ = [
     "LAYERS",
     "Call",
     "Chain",
+    "Removable",
     "calls",
     "chain",
     "folded",
@@ -19,7 +21,9 @@ __all__ = [
     "module_of",
     "prunable",
     "reentrant",
+    "removable",
     "sample_axis",
+    "unit_and_input",
     "units_axis",
     "weight_names",
 ]

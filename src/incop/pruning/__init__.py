@@ -3,7 +3,8 @@
 from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path, PQIndex, Target
 from incop.pruning.cut import prune
 from incop.pruning.scores import GradientTimesWeight, Magnitude, Random, Score
-from incop.pruning.selection import Global, Layerwise, NofM, Selection
+from incop.pruning.selection import Global, Layerwise, Lined, NofM, Selection
+from incop.pruning.units import Units
 
 __all__ = [
     "Amount",
@@ -13,6 +14,7 @@ __all__ = [
     "Global",
     "GradientTimesWeight",
     "Layerwise",
+    "Lined",
     "Magnitude",
     "NofM",
     "PQIndex",
@@ -21,5 +23,6 @@ __all__ = [
     "Score",
     "Selection",
     "Target",
+    "Units",
     "prune",
 ]

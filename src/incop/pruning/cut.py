@@ -1,23 +1,26 @@
-"""The cut: score, amount and selection put together. Masks only ever shrink, by exactly the asked count."""
+"""The cut: score, amount and selection put together. Masks only ever shrink, by exactly the asked count.
+
+Where a selection says that weights go together, by the fewest whole places of its line that make up the count.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from incop.errors import InputError
-from incop.layers import is_conv1d
 from incop.masks import Masks
 from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path
 from incop.pruning.scores import Magnitude, Score
-from incop.pruning.selection import Global, NofM, Selection, checked, lowest
+from incop.pruning.selection import Global, Selection, checked, foremost, lowest
 from incop.records import shortest
 from incop.wrappers import unwrapped
 
-__all__ = ["planned", "prune"]
+__all__ = ["planned", "prune", "reach"]
 
 
 def prune(
@@ -47,7 +50,8 @@ def prune(
         damage: from trial masks to the harm they would do, for amounts that ask. A trial shows what an answer of so
             many would leave: the layers before as they are cut by then, those after it as they are.
         at_most: a sparsity in [0, 1] the cut must not pass: of what it would cut beyond, the weights with the largest
-            scores stay, so that it ends exactly there. The pattern of `NofM` does not heed it.
+            scores stay, so that it ends exactly there. The pattern of `NofM` does not heed it; `Units` pass it by less than
+            one unit.
 
     Returns:
         Masks that keep a subset of what was kept; the same for the same weights, every time.
@@ -65,7 +69,6 @@ def prune(
         40
     """
     amount = Fraction(amount) if isinstance(amount, int | float) else amount
-    score = score or Magnitude()
     selection = selection or Global()
     masks = masks if masks is not None else Masks.full(model, skip=skip, frozen=frozen)
     if at_most is not None and not 0 <= at_most <= 1:
@@ -73,36 +76,95 @@ def prune(
     if not masks:
         raise InputError("there are no masks to prune in: leave masks out, or give those of Masks.full(model)")
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    scores = checked(score(unwrapped(model), weights), weights)
-    if isinstance(selection, NofM):
-        # rows are units, but for transformers' Conv1D, whose weight is (inputs, units)
-        turned = {f"{name}.weight" if name else "weight" for name, module in model.named_modules() if is_conv1d(module)}
-        new = {}
-        for name, score_of in scores.items():
-            mask = masks[name].to(score_of.device)
-            new[name] = selection.cut(score_of.T, mask.T).T if name in turned else selection.cut(score_of, mask)
-        return masks.intersect(new)
+    choice = _Choice.of(model, masks, weights, score, selection)
+    if not choice.by_amount:
+        return masks.intersect(choice.cut(masks, list(masks), choice.waiting(masks)))
     kept = masks
     for names, share in selection.groups(list(masks)):
-        trial = _trial(kept, names, _flat(scores, kept, names), share, amount)
+        trial = _trial(kept, names, choice, share, amount)
         flat = _flat(weights, kept, names)
         total = sum(masks[name].numel() for name in names)
         kept = trial(amount(Competition(flat, total, level, _harm(trial, damage))))
     if at_most is not None:
-        kept = _given_back(masks, kept, scores, round(at_most * masks.total))
+        kept = _given_back(masks, kept, choice, round(at_most * masks.total))
     return masks.intersect(kept)
 
 
-def _given_back(before: Masks, after: Masks, scores: dict[str, Tensor], most: int) -> Masks:
-    """Return `after` with the highest-scored of the newly cut weights put back: no more than `most` are gone."""
+@dataclass(frozen=True)
+class _Choice:
+    """Which weights go when so many must: those with the lowest scores, or those that are foremost in a line.
+
+    Args:
+        ranks: by parameter name, scores or places.
+        pick: from the ranks of what is left, flat, and a count to which of them go.
+        by_amount: whether the amount has a say.
+    """
+
+    ranks: dict[str, Tensor]
+    pick: Callable[[Tensor, int], Tensor] = lowest
+    by_amount: bool = True
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, masks: Masks, weights: dict[str, Tensor], score: Score | None, selection: Selection
+    ) -> _Choice:
+        inner = unwrapped(model)
+        scores = checked((score or Magnitude())(inner, weights), weights)
+        line = getattr(selection, "line", None)
+        if line is None:
+            return cls(scores)
+        left = {name: masks[name].to(scores[name].device) for name in scores}
+        return cls(line(inner, scores, left), foremost, getattr(selection, "by_amount", True))
+
+    def cut(self, masks: Masks, names: list[str], count: int) -> dict[str, Tensor]:
+        """Return the masks of these weights after so many of them went."""
+        gone = self.pick(_flat(self.ranks, masks, names), count)
+        new, at = {}, 0
+        for name in names:
+            left = masks.remaining_in(name)
+            mask = masks[name].clone()
+            mask[masks[name]] = ~gone[at : at + left].to(mask.device)
+            new[name], at = mask, at + left
+        return new
+
+    def waiting(self, masks: Masks) -> int:
+        """Return how many weights stand in the line; of weights that go one by one, all."""
+        if self.pick is lowest:
+            return masks.remaining
+        return sum(int((self.ranks[name][masks[name].to(self.ranks[name].device)] >= 0).sum()) for name in masks)
+
+
+def reach(model: nn.Module, masks: Masks, selection: Selection | None) -> float:
+    """Return the largest sparsity that a selection can lead to by amounts; what is wrong with it for this network is said here.
+
+    Raises:
+        InputError: the selection does not fit the network.
+    """
+    selection = selection or Global()
+    selection.groups(list(masks))
+    if not hasattr(selection, "line"):
+        return 1.0
+    weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
+    choice = _Choice.of(model, masks, weights, _Same(), selection)
+    return 1.0 - (masks.remaining - choice.waiting(masks)) / max(masks.total, 1) if choice.by_amount else 1.0
+
+
+class _Same:
+    """A score that is the same for all weights, whatever they are."""
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return zeros."""
+        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+
+
+def _given_back(before: Masks, after: Masks, choice: _Choice, most: int) -> Masks:
+    """Return `after` with what was newly cut last put back: no more than `most` are gone, but for what goes together."""
     excess = after.total - after.remaining - most
     if excess <= 0:
         return after
     cut = Masks({name: before[name] & ~after[name] for name in before})
-    names = list(cut)
-    newly = _flat(scores, cut, names)
-    still = _cut(cut, names, newly, max(int(newly.numel()) - excess, 0))  # True: put back
-    return Masks({name: after[name] | still[name] for name in names})
+    still = choice.cut(cut, list(cut), max(cut.remaining - excess, 0))  # True: put back
+    return Masks({name: after[name] | still[name] for name in cut})
 
 
 def planned(
@@ -120,13 +182,13 @@ def planned(
         InputError: not all weights compete with all, so that no one path serves them.
         TrainingError: a weight is not finite.
     """
-    groups = [] if isinstance(selection, NofM) else (selection or Global()).groups(list(masks))
-    if len(groups) != 1 or groups[0][1] != 1.0:
+    selection = selection or Global()
+    groups = selection.groups(list(masks))
+    if len(groups) != 1 or groups[0][1] != 1.0 or not getattr(selection, "by_amount", True):
         raise InputError(f"the amount '{amount}' plans one path for all weights: use it with selection global")
     names, share = groups[0]
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    scores = checked((score or Magnitude())(unwrapped(model), weights), weights)
-    trial = _trial(masks, names, _flat(scores, masks, names), share, amount)
+    trial = _trial(masks, names, _Choice.of(model, masks, weights, score, selection), share, amount)
     flat = _flat(weights, masks, names)
     return amount.plan(Competition(flat, masks.total, 1, _harm(trial, damage)))
 
@@ -134,12 +196,12 @@ def planned(
 Trial = Callable[[int], Masks]
 
 
-def _trial(kept: Masks, names: list[str], scores: Tensor, share: float, amount: Amount) -> Trial:
+def _trial(kept: Masks, names: list[str], choice: _Choice, share: float, amount: Amount) -> Trial:
     """Return the function from an amount's answer to the masks it would leave; `kept` still holds this group whole."""
+    left = sum(kept.remaining_in(name) for name in names)
 
     def trial(count: int) -> Masks:
-        gone = _possible(count, share, scores.numel(), amount)
-        return Masks({**kept, **_cut(kept, names, scores, gone)})
+        return Masks({**kept, **choice.cut(kept, names, _possible(count, share, left, amount))})
 
     return trial
 
@@ -159,14 +221,3 @@ def _flat(tensors: dict[str, Tensor], masks: Masks, names: list[str]) -> Tensor:
     parts = [tensors[name][masks[name].to(tensors[name].device)] for name in names]
     home = parts[0].device  # a network may be spread over several
     return torch.cat([(part.float() if part.dtype.itemsize < 4 else part).to(home) for part in parts])
-
-
-def _cut(masks: Masks, names: list[str], scores: Tensor, count: int) -> dict[str, Tensor]:
-    gone = lowest(scores, count)
-    new, at = {}, 0
-    for name in names:
-        left = masks.remaining_in(name)
-        mask = masks[name].clone()
-        mask[masks[name]] = ~gone[at : at + left].to(mask.device)
-        new[name], at = mask, at + left
-    return new

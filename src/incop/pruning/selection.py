@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from incop.errors import InputError, TrainingError, unknown
+from incop.layers import is_conv1d
 from incop.records import shortest
 
-__all__ = ["Global", "Layerwise", "NofM", "Selection", "lowest"]
+__all__ = ["Global", "Layerwise", "Lined", "NofM", "Selection", "foremost", "lowest"]
 
 
 class Selection(Protocol):
@@ -20,6 +21,46 @@ class Selection(Protocol):
 
     def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
         """Return groups of parameter names, each with the share of the amount it gives up."""
+
+
+class Lined(Selection, Protocol):
+    """A selection in which weights do not go one by one, the lowest first, but as it lines them up: some go together.
+
+    Attributes:
+        by_amount: whether the amount says how many go: the fewest whole places of the line, from its beginning, that hold
+            at least as many weights. If not, all that stand in the line go.
+    """
+
+    by_amount: bool
+
+    def line(self, model: nn.Module, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the place of every weight that is left: 0 goes first, equal places go together, −1 stays in any case.
+
+        Args:
+            model: the model within its wrappers.
+            scores: a number for every weight, by parameter name; no NaN among them.
+            masks: which weights are left, on the devices of the scores.
+
+        Returns:
+            Whole numbers of each weight's shape, by parameter name; those of weights that are gone say nothing.
+        """
+
+
+def foremost(places: Tensor, count: int) -> Tensor:
+    """Say which weights go when at least `count` must: those of the fewest whole places that do, or all in the line. (d,) → bool.
+
+    Example:
+        >>> import torch
+        >>> from incop.pruning.selection import foremost
+        >>> foremost(torch.tensor([1, 0, 1, -1, 2]), 2)
+        tensor([ True,  True,  True, False, False])
+    """
+    waiting = places >= 0
+    if count <= 0 or not bool(waiting.any()):
+        return torch.zeros_like(waiting)
+    through = places[waiting].long().cpu().bincount().cumsum(0)
+    last = int(torch.searchsorted(through, min(count, int(through[-1]))))
+    return waiting & (places <= last)
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
@@ -128,6 +169,7 @@ class NofM:
 
     n: int = 2
     m: int = 4
+    by_amount: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         whole = all(isinstance(v, int) and not isinstance(v, bool) for v in (self.n, self.m))
@@ -137,6 +179,15 @@ class NofM:
     def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
         """Return one group a layer."""
         return [([name], 1.0) for name in names]
+
+    def line(self, model: nn.Module, scores: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return place 0 for what the pattern cuts; rows are units, also where a weight is (inputs, units)."""
+        turned = {f"{name}.weight" if name else "weight" for name, module in model.named_modules() if is_conv1d(module)}
+        places = {}
+        for name, score in scores.items():
+            stays = self.cut(score.T, masks[name].T).T if name in turned else self.cut(score, masks[name])
+            places[name] = -stays.to(torch.int32)
+        return places
 
     def cut(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Return the mask of one layer after the cut, of the same shape; rows are dimension 0."""
