@@ -128,9 +128,11 @@ class Bench:
         return {"schema": SCHEMA, **asdict(self), "rows": [asdict(row) for row in self.rows]}
 
 
-def default_forms() -> list[str]:
-    """Return the words of all forms, and of those on top of the compacted network."""
-    return [*FORMS, *(f"compacted+{word}" for word in ("onnx", "csr"))]
+def default_forms(batch_sizes: Sequence[int] = (1, 64)) -> list[str]:
+    """Return the words of all forms, of CSR chosen by each batch size alone, and of those on top of the compacted network."""
+    at = "/".join(map(str, batch_sizes))
+    csr = ["csr" if at == "1/64" else f"csr@{at}", *(f"csr@{size}" for size in batch_sizes if len(batch_sizes) > 1)]
+    return [*(word for word in FORMS if word != "csr"), *csr, "compacted+onnx", "compacted+csr"]
 
 
 def bench(
@@ -147,7 +149,7 @@ def bench(
 
     Args:
         subject: the masked network with an example; its samples are repeated where there are fewer than a batch size.
-        forms: words of `FORMS`; by default all of them, and `compacted+onnx`, `compacted+csr`.
+        forms: words, see `form`; by default `default_forms`.
         dense: the network before pruning; by default the subject's with random numbers where weights were pruned.
         batch_sizes: samples that are answered at a time.
         rounds: that each is timed in, at least 7.
@@ -169,7 +171,7 @@ def bench(
         >>> [row.form for row in found.rows], found.rows[1].parameters, found.rows[1].same_answers
         (['dense', 'folded'], 36, 1.0)
     """
-    words = list(dict.fromkeys(default_forms() if forms is None else forms))
+    words = list(dict.fromkeys(default_forms(batch_sizes) if forms is None else forms))
     _refuse(batch_sizes, rounds, threads)
     example = subject.needed_example("bench")
     for word in words if forms is not None else ():

@@ -134,7 +134,7 @@ def put(model: nn.Module, layers: dict[str, CSRLinear]) -> nn.Module:
     if id(model) in instead:
         return instead[id(model)].eval()
     for holder in list(model.modules()):
-        for own, child in holder.named_children():
+        for own, child in list(holder._modules.items()):  # named_children would give a module that is held twice once
             if id(child) in instead:
                 setattr(holder, own, instead[id(child)].eval())
         if isinstance(holder, nn.TransformerEncoderLayer) and any(isinstance(m, CSRLinear) for m in holder.children()):

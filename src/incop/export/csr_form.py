@@ -34,7 +34,7 @@ class CSRForm:
 
     def __init__(self, batch_sizes: Sequence[int] = BATCH_SIZES) -> None:
         self.batch_sizes = tuple(batch_sizes)
-        sizes = ",".join(map(str, self.batch_sizes))
+        sizes = "/".join(map(str, self.batch_sizes))
         self.name = "csr" if self.batch_sizes == BATCH_SIZES else f"csr@{sizes}"
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:

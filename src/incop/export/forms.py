@@ -68,7 +68,7 @@ def batch_sizes(text: str) -> tuple[int, ...]:
 def form(name: str) -> Form:
     """Return a form by its word.
 
-    `compacted+WORD` is that form of the compacted network; `csr@64` chooses CSR layers by batches of 64 alone, `csr@1,64`
+    `compacted+WORD` is that form of the compacted network; `csr@64` chooses CSR layers by batches of 64 alone, `csr@1/64`
     (which is `csr`) by both.
 
     Raises:
@@ -86,7 +86,7 @@ def form(name: str) -> Form:
     if name.startswith(CSR_AT):
         from incop.export.csr_form import CSRForm
 
-        return CSRForm(batch_sizes(name.removeprefix(CSR_AT)))
+        return CSRForm(batch_sizes(name.removeprefix(CSR_AT).replace("/", ",")))
     if name not in FORMS:
         raise unknown("form", name, list(FORMS))
     module, kind = FORMS[name]

@@ -55,13 +55,13 @@ def packed(weight_UI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     units, inputs = weight_UI.shape
     groups = inputs // M
-    w_UGM = weight_UI[:, : groups * M].reshape(units, groups, M)
-    there = _bits(w_UGM) != 0
+    w_UGM = _bits(weight_UI[:, : groups * M].reshape(units, groups, M))  # as whole numbers: a NaN keeps its bits
+    there = w_UGM != 0
     if bool((there.sum(-1) > N).any()):
         raise InputError(f"a group of {M} has more than {N} weights left")
     # stable: those that are there come first, each part in its order; then in order of place
     chosen = (~there).to(torch.uint8).argsort(dim=-1, stable=True)[..., :N].sort(dim=-1).values
-    values = w_UGM.gather(-1, chosen).contiguous()
+    values = w_UGM.gather(-1, chosen).contiguous().view(weight_UI.dtype)
     halves = (chosen[..., 0] | chosen[..., 1] << 2).reshape(-1).to(torch.uint8)
     if len(halves) % 2:
         halves = torch.cat([halves, halves.new_zeros(1)])
@@ -91,7 +91,8 @@ def unpacked(values: Tensor, positions: Tensor, tail: Tensor) -> Tensor:
     places = torch.stack([halves & 3, halves >> 2], dim=-1).long()
     if bool((places[..., 0] >= places[..., 1]).any()):
         raise InputError("two values of a group have one place")
-    w_UGM = values.new_zeros(units, groups, M).scatter_(-1, places, values)
+    v_UGN = _bits(values)
+    w_UGM = v_UGN.new_zeros(units, groups, M).scatter_(-1, places, v_UGN).view(values.dtype)
     return torch.cat([w_UGM.reshape(units, groups * M), tail], dim=1)
 
 
