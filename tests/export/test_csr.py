@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from incop import InputError, Masks, export
+from incop.batches import first_samples
 from incop.export import choosing, csr_form
 from incop.export.csr import CSRLinear, linear_layers, replaced
 from incop.export.timing import Ratio
@@ -63,7 +64,7 @@ def all_chosen(monkeypatch):
     """Choose every linear layer that is called as a module, whatever the clock says."""
 
     def choose(subject, *_):
-        called = choosing._inputs(subject.model, linear_layers(subject.model), subject.example)
+        called = choosing._inputs(subject.model, linear_layers(subject.model), first_samples(subject.example, 2))
         return [export.Choice(name, 0.9, True, "chosen by the test") for name in called]
 
     monkeypatch.setattr(csr_form, "choose", choose)
@@ -106,7 +107,7 @@ def test_a_file_needs_no_more_than_torch_and_safetensors(all_chosen, tmp_path):
 
 
 def test_transformers_conv1d_is_turned():
-    Conv1D = type("Conv1D", (nn.Module,), {"forward": lambda self, x: x @ self.weight + self.bias})  # noqa: N806
+    Conv1D = type("Conv1D", (nn.Module,), {"forward": lambda self, x: x @ self.weight + self.bias})
     Conv1D.__module__ = "transformers.pytorch_utils"
     layer = Conv1D()
     layer.nf, layer.weight, layer.bias = 4, nn.Parameter(torch.randn(6, 4)), nn.Parameter(torch.randn(4))
@@ -129,10 +130,8 @@ def timed(layers, whole=2.0):
         for call in calls.values():
             with torch.inference_mode():
                 call()
-        if isinstance(calls["csr"], partial):
-            speed = layers[calls["csr"].func.out_features, len(calls["csr"].args[0])]
-        else:
-            speed = whole
+        csr = calls["csr"]
+        speed = layers[csr.func.out_features, len(csr.args[0])] if isinstance(csr, partial) else whole
         return {"dense": [1.0] * 9, "csr": [1 / speed] * 9}
 
     return in_turn

@@ -94,7 +94,7 @@ def test_what_is_not_2_to_4_is_refused_by_name(tmp_path):
 
 
 def test_conv1d_is_taken_along_its_inputs(tmp_path):
-    Conv1D = type("Conv1D", (nn.Module,), {"forward": lambda self, x: x @ self.weight})  # noqa: N806
+    Conv1D = type("Conv1D", (nn.Module,), {"forward": lambda self, x: x @ self.weight})
     Conv1D.__module__ = "transformers.pytorch_utils"
     layer = Conv1D()
     layer.nf, layer.weight = 4, nn.Parameter(torch.randn(8, 4))
