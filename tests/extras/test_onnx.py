@@ -9,10 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from export.networks import NAMES, SPARSITIES, subject
 from torch import nn
 from transformer_models import batches, gpt2, lively
 
+from export.networks import NAMES, SPARSITIES, subject
 from incop import InputError, Masks, MissingExtra, export
 from incop.batches import Batch
 from incop.export import onnx as room
@@ -79,7 +79,9 @@ def test_a_language_model_takes_any_length_and_says_nothing(tmp_path, capfd, rec
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
     answers = export.form("onnx").outputs(file, one)
-    longer = Batch((), {"input_ids": torch.randint(2, 30, (3, 21)), "attention_mask": torch.ones(3, 21).long()}, None, 3)
+    longer = Batch(
+        (), {"input_ids": torch.randint(2, 30, (3, 21)), "attention_mask": torch.ones(3, 21).long()}, None, 3
+    )
     assert difference(one.outputs(longer), answers(longer)) <= 1e-5
     assert [given.name for given in onnx.load(file).graph.input] == ["input_ids", "attention_mask"]
     assert [given.name for given in onnx.load(file).graph.output] == ["logits"]
@@ -93,7 +95,7 @@ class Odd(nn.Module):
         self.how = how
         self.linear = nn.Linear(4, 4)
 
-    def forward(self, parts, *more, scale=None):  # noqa: RET505
+    def forward(self, parts, *more, scale=None):
         y = self.linear(parts[0] + parts[1] if isinstance(parts, list) else parts)
         if self.how == "operator":
             return torch.linalg.svdvals(y @ y.T)
