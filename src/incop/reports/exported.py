@@ -173,4 +173,4 @@ def _few(value: Any) -> dict[str, Any]:
 def _short(value: Any) -> Any:
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return _word(value) if isinstance(value, str) else value if abs(value) < MOST else "unknown"
-    return quoted(value, LONGEST) if value is not None else None
+    return quoted(value, 200) if value is not None else None
