@@ -219,11 +219,13 @@ def semi_structured(model: nn.Module, masks: Masks | None = None) -> nn.Module:
 
     Example:
         >>> import torch
+        >>> from incop import InputError
         >>> from incop.export import semi_structured
-        >>> semi_structured(torch.nn.Linear(8, 8))
-        Traceback (most recent call last):
-        ...
-        incop.errors.InputError: 'weight' is not 2:4: ...
+        >>> try:
+        ...     semi_structured(torch.nn.Linear(8, 8))
+        ... except InputError as error:
+        ...     print(str(error)[:20])
+        'weight' is not 2:4:
     """
     subject = Subject.of(model, masks)
     refuse_unfit(subject.model, subject.masks)
