@@ -130,6 +130,11 @@ class RunDir:
         return inside(self.path, self.path / "trackers")
 
     @property
+    def bench_file(self) -> Path:
+        """What forms of a ticket take, as `incop bench-export` has measured it last."""
+        return inside(self.path, self.path / "export" / "bench.json")
+
+    @property
     def report_file(self) -> Path:
         """The run's page."""
         return inside(self.path, self.path / "report.html")

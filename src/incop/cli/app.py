@@ -9,6 +9,7 @@ from cyclopts import App, CycloptsError
 
 import incop
 from incop import ranks
+from incop.cli.bench_export import bench_export
 from incop.cli.compare import compare
 from incop.cli.export import export
 from incop.cli.list_ import list_
@@ -35,6 +36,7 @@ app.command(search, name="search")
 app.command(resume, name="resume")
 app.command(compare, name="compare")
 app.command(export, name="export")
+app.command(bench_export, name="bench-export")
 app.command(replay, name="replay")
 app.command(report, name="report")
 app.command(measure, name="measure")

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Protocol, cast
 
-from incop.errors import unknown
+from incop.errors import InputError, quoted, unknown
 from incop.export.subject import Outputs, Subject
 
 __all__ = ["FORMS", "Form", "form"]
@@ -40,11 +40,38 @@ FORMS = {
     "folded": ("folded", "FoldedForm"),
     "safetensors": ("stored", "DenseForm"),
     "sparse": ("stored", "SparseForm"),
+    "onnx": ("onnx", "OnnxForm"),
+    "csr": ("csr_form", "CSRForm"),
+    "2:4": ("two_of_four", "SemiStructuredForm"),
 }
+
+ON_TOP, CSR_AT = "compacted+", "csr@"
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """Read batch sizes with commas between them.
+
+    Raises:
+        InputError: one is no whole number of at least 1, or there is none.
+
+    Example:
+        >>> from incop.export.forms import batch_sizes
+        >>> batch_sizes("1,64")
+        (1, 64)
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and len(word) < 7 and int(word) > 0 for word in words):
+        raise InputError(
+            f"{quoted(text)} are no batch sizes: give whole numbers of at least 1 with commas between, as 1,64"
+        )
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def form(name: str) -> Form:
     """Return a form by its word.
+
+    `compacted+WORD` is that form of the compacted network; `csr@64` chooses CSR layers by batches of 64 alone, `csr@1/64`
+    (which is `csr`) by both.
 
     Raises:
         InputError: there is no such form; the nearest is suggested.
@@ -54,6 +81,14 @@ def form(name: str) -> Form:
         >>> form("folded").tolerance
         0.0
     """
+    if name.startswith(ON_TOP):
+        from incop.export.stacked import Stacked
+
+        return Stacked(form(name.removeprefix(ON_TOP)))
+    if name.startswith(CSR_AT):
+        from incop.export.csr_form import CSRForm
+
+        return CSRForm(batch_sizes(name.removeprefix(CSR_AT).replace("/", ",")))
     if name not in FORMS:
         raise unknown("form", name, list(FORMS))
     module, kind = FORMS[name]

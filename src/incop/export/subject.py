@@ -97,11 +97,25 @@ class Subject:
         return outputs_of(self.model)(batch)
 
 
-def outputs_of(model: Callable[..., Any]) -> Outputs:
-    """Return the function from a batch to all tensors of a model's answer, without gradients."""
+class Answers:
+    """A model as the function from a batch to all tensors of its answer, without gradients.
 
-    def outputs(batch: Batch) -> list[Tensor]:
+    Args:
+        model: what answers, in evaluation mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, batch: Batch) -> list[Tensor]:
         with torch.inference_mode():
-            return [tensor.clone() for tensor in walk(call(model, batch))]
+            return [tensor.clone() for tensor in walk(call(self.model, batch))]
 
-    return outputs
+    def ready(self, batch: Batch) -> Callable[[], Any]:
+        """Return the call that answers one batch and nothing else, for who measures its time."""
+        return lambda: call(self.model, batch)
+
+
+def outputs_of(model: nn.Module) -> Answers:
+    """Return the function from a batch to all tensors of a model's answer, without gradients."""
+    return Answers(model)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from incop.batches import first_samples
+from incop.batches import Batch, first_samples
 from incop.errors import IncopError, InputError, TrainingError
 from incop.export.forms import Form
 from incop.export.forms import form as form_of
@@ -201,13 +201,26 @@ def _proven(form: Form, file: Path, subject: Subject) -> float | None:
     largest = 0.0
     for size in SIZES:
         batch = subject.example if size is None else first_samples(subject.example, size)
-        largest = max(largest, difference(subject.outputs(batch), _answered(answers, batch, form.name)))
+        expected = _expected(subject, batch, whole=size is None)
+        if expected is not None:
+            largest = max(largest, difference(expected, _answered(answers, batch, form.name)))
     if not largest <= form.tolerance:
         raise TrainingError(
             f"the form {form.name!r} answers otherwise than the masked network, by {largest:.2g} of its largest output, where "
             f"{form.tolerance:.2g} is allowed: nothing was written; please report this with the model"
         )
     return largest
+
+
+def _expected(subject: Subject, batch: Batch, *, whole: bool) -> list[Tensor] | None:
+    """Return what the masked network answers; None where it takes no other number of samples than the example's."""
+    try:
+        return subject.outputs(batch)
+    except Exception as error:
+        if not whole:
+            return None
+        first = (str(error).strip() or "no message").splitlines()[0]
+        raise InputError(f"the network does not answer the example ({type(error).__name__}: {first})") from error
 
 
 def _answered(answers: Outputs, batch: object, name: str) -> list[Tensor]:

@@ -11,6 +11,7 @@ from incop.records import only_incop
 from incop.reports.across import across
 from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
+from incop.reports.exported import exported
 from incop.reports.inside import accuracies, inside, spending
 from incop.reports.page import Fact, Page, Section, render
 from incop.reports.replayed import Replay, section
@@ -56,6 +57,12 @@ def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
     if figures:
         sections.append(Section("Flow and layers", figures=figures))
     sections += again
+    notices = [notice for level in run.levels for notice in (f"level {level.level}: {text}" for text in level.notices)]
+    try:
+        measured = exported(recorded.path)
+        sections += [measured] if measured is not None else []
+    except InputError as error:  # the run itself is told all the same
+        notices.append(f"what was measured of its export cannot be shown: {error}")
     if run.levels:
         sections.append(Section("All numbers", folded=(level_table(recorded),)))
     told = [_pairs("Plan", recorded.plan)] + ([_pairs("Environment", run.environment)] if run.environment else [])
@@ -65,7 +72,7 @@ def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
         f"{run.model} · seed {run.seed} · {run.status}",
         of_run(recorded),
         _run_facts(recorded),
-        [notice for level in run.levels for notice in (f"level {level.level}: {text}" for text in level.notices)],
+        notices,
         sections,
         [command] if (command := only_incop(run.command)) else [],
     )

@@ -1,0 +1,152 @@
+"""`incop bench-export`: what the forms of a run's ticket take on disk, in memory and in time, against the dense network."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from incop.cli.export import _level, _subject
+from incop.cli.tables import plain_console, printable, table
+from incop.errors import TrainingError
+from incop.rundir import RunDir, write_atomically
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from incop.export import Subject
+    from incop.export.benching import Bench, Speed
+
+__all__ = ["bench_export"]
+
+
+def bench_export(
+    run: Path,
+    /,
+    *,
+    level: int | None = None,
+    forms: str | None = None,
+    batch: str = "1,64",
+    threads: int = 1,
+    repeats: int = 40,
+    data_dir: Path | None = None,
+    run_code: bool = False,
+    json_: bool = False,
+    debug: bool = False,
+) -> None:
+    """Measure what the forms of a run's ticket take on disk, in memory and in time, against the dense network.
+
+    All are timed in turn in one run. The result is kept as RUN/export/bench.json and shown by `incop report`.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    level
+        Level of the ticket; by default the last of a finished run.
+    forms
+        Forms with commas between them, as of `incop export --to`, compacted+onnx, csr@64, …; by default all.
+    batch
+        Batch sizes with commas between them.
+    threads
+        Threads of torch and of onnxruntime.
+    repeats
+        Rounds in which each is timed.
+    data_dir
+        Folder of the data, where it is not the one that the run was made with.
+    run_code
+        Run the code of a model that the run's plan names as FILE:NAME.
+    json_
+        Print the result as JSON.
+    debug
+        Show where an error came from.
+    """
+    folder = RunDir.open(run)
+    number = _level(folder, level)
+    from incop import export as room
+    from incop.export.forms import batch_sizes
+
+    sizes = batch_sizes(batch)
+    words = None if forms is None else [word.strip() for word in forms.split(",") if word.strip()]
+    for word in words or ():
+        room.form(word)
+    subject = _subject(folder, number, data_dir, run_code)
+    found = room.bench(
+        subject, words, dense=_dense(folder, subject), batch_sizes=sizes, rounds=repeats, threads=threads
+    )
+    told = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        folder.bench_file.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise TrainingError(
+            f"{str(folder.bench_file.parent)!r} cannot be made: {error.strerror or error}; it was measured for nothing"
+        ) from error
+    write_atomically(folder.bench_file, told.encode("utf-8", "backslashreplace"))
+    if json_:
+        sys.stdout.write(told + "\n")
+        return
+    _tell(found, folder)
+
+
+def _dense(folder: RunDir, subject: Subject) -> nn.Module | None:
+    """Return the network of level 0; None where the run did not keep it."""
+    import copy
+
+    from incop import checkpoints
+    from incop.errors import InputError
+    from incop.experiments.tickets import put_weights
+
+    try:
+        weights = checkpoints.load_weights(folder.level_dir(0))
+        dense = copy.deepcopy(subject.model)
+        put_weights(dense, weights, source=str(folder.level_dir(0)))
+    except InputError:
+        return None
+    return dense
+
+
+def _tell(found: Bench, folder: RunDir) -> None:
+    console = plain_console()
+    about, settings, environment = found.about, found.settings, found.environment
+    load = environment.get("load")
+    busy = f", load {load[0]:g}" if load else ""
+    title = (
+        f"level {about['level']}, sparsity {about['sparsity']:.4f}; {environment['cpu']}, threads {settings['threads']}, "
+        f"{settings['rounds']} rounds of {settings['clock']}{busy}"
+    )
+    sizes = [speed.batch for speed in found.rows[0].speeds]
+    columns = ["form", "bytes", "zipped", "weights", "not zero", "MACs", "by not zero", "memory"]
+    for size in sizes:
+        columns += [f"ms at {size}", "times as fast"]
+    rows = [
+        [
+            row.form,
+            f"{row.bytes:,}",
+            f"{row.zipped:,}",
+            f"{row.parameters:,}",
+            f"{row.nonzero:,}",
+            f"{row.macs:,}",
+            f"{row.macs_nonzero:,}",
+            "–" if row.memory is None else f"{row.memory / 2**20:.1f} MiB",
+            *(cell for speed in row.speeds for cell in (f"{speed.ms:.3g}", _times(speed))),
+        ]
+        for row in found.rows
+    ]
+    console.print(table(title, columns, rows, numbers=len(columns) - 1), soft_wrap=True)
+    off = max((row.difference for row in found.rows if row.difference is not None), default=0.0)
+    same = min((row.same_answers for row in found.rows if row.same_answers is not None), default=None)
+    decided = "" if same is None else f"; the same class for {same:.1%} of them"
+    samples = settings["samples"]
+    console.print(
+        f"answers differ from the masked network's by at most {off:.1e} on {samples} samples{decided}", highlight=False
+    )
+    for word, why in found.not_made.items():
+        console.print(printable(f"{word} not made: {why}"), highlight=False, soft_wrap=True)
+    console.print(found.verdict, highlight=False, soft_wrap=True)
+    console.print(printable(f"kept as {folder.bench_file}"), highlight=False, soft_wrap=True)
+
+
+def _times(speed: Speed) -> str:
+    ratio = speed.against_dense
+    return "1" if ratio is None else f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
