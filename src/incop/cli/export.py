@@ -41,7 +41,7 @@ def export(
     level
         Level of the ticket; by default the last of a finished run.
     to
-        Form, or several with commas between them: folded.
+        Form, or several with commas between them: folded, compacted.
     out
         Folder to write to; by default RUN/export/level_NN.
     replace
@@ -124,6 +124,7 @@ def _tell(written: list[Written], subject: Subject, json_: bool) -> None:
                 "files": [str(file) for file in one.files],
                 "bytes": one.size,
                 "difference": one.difference,
+                **({"details": dict(one.details)} if one.details else {}),
             }
             for one in written
         ]
@@ -144,3 +145,6 @@ def _tell(written: list[Written], subject: Subject, json_: bool) -> None:
     ticket = f"level {subject.about['level']}, sparsity {subject.masks.sparsity:.4f}"
     title = f"{ticket}; held against the masked network on {samples} samples"
     console.print(table(title, ("form", "bytes", "difference", "file"), rows))
+    for one in written:
+        if "sentence" in one.details:
+            console.print(f"{one.form}: {one.details['sentence']}", markup=False)

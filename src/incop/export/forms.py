@@ -38,6 +38,7 @@ class Form(Protocol):
 # word → (module of this room, class); the words are those of `incop export --to`
 FORMS = {
     "folded": ("folded", "FoldedForm"),
+    "compacted": ("compacted", "CompactedForm"),
 }
 
 

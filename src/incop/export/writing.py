@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +34,14 @@ class Written:
         size: their bytes in all.
         difference: the largest distance of its answers from the masked network's on the example, relative to the largest
             of these; None where there was no example.
+        details: what the form tells of itself, as JSON values.
     """
 
     form: str
     files: tuple[Path, ...]
     size: int
     difference: float | None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(subject: Subject, to: str | Form, folder: str | Path, *, replace: bool = False) -> Written:
@@ -76,7 +80,8 @@ def write(subject: Subject, to: str | Form, folder: str | Path, *, replace: bool
             files = _written(form, subject, aside)
             difference = _proven(form, files[0], subject)
             size = sum(file.stat().st_size for file in files)
-            return Written(form.name, _placed(files, folder, replace), size, difference)
+            details = dict(getattr(form, "details", {}))
+            return Written(form.name, _placed(files, folder, replace), size, difference, details)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except BaseException as error:

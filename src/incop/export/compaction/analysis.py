@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from incop.export.compaction.places import Floats, Ints, Labels, Places, Units, unknown
 from incop.export.compaction.tracing import Held, Trace
 
 __all__ = ["Analysis", "Reader", "Rule", "analysed"]
 
-Rule = Callable[["Analysis", fx.Node], "Labels | list[Labels]"]
+Rule = Callable[["Analysis", fx.Node], "Labels | list[Labels] | None"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Analysis:
         self.places = Places()
         self.axes: dict[tuple[str, int], Ints] = {}
         self.readers: list[Reader] = []
-        self.labels: dict[fx.Node, Labels | list[Labels]] = {}
+        self.labels: dict[Any, Any] = {}  # node → Labels, or a list of them
 
     # ---- what a rule asks
 
@@ -70,6 +70,20 @@ class Analysis:
     def held(self, node: Any) -> Held | None:
         """Return what of the model a node stands for, if it does."""
         return self.trace.held.get(node) if isinstance(node, fx.Node) else None
+
+    def labelled(self, node: Any) -> Labels:
+        """Return the labels of one tensor; a parameter or buffer that no layer owns is given labels now, if it may change."""
+        held = self.held(node)
+        if held is not None and held.free and node not in self.labels and not owned(held):
+            self.labels[node] = {}
+            for axis, count in enumerate(held.value.shape):
+                if count > 1:
+                    rows = held.value.movedim(axis, 0).reshape(count, -1).numpy()
+                    constant = np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan)
+                    units = Units(self.places.fresh(count), constant)
+                    self.hold(held, axis, units.places)
+                    self.labels[node][axis] = units
+        return self.of(node)
 
     # ---- what a rule says
 
@@ -127,6 +141,17 @@ def analysed(trace: Trace, rules: Callable[[Any], Rule | None]) -> Analysis:
     if trace.hooked - {str(path) for node in trace.graph.nodes for path, _ in _stack(node)}:
         run.pin(list(run.labels.values()))  # a hook sees what no operator tells of, an Identity's input perhaps
     return run
+
+
+def owned(held: Held | None) -> bool:
+    """Say whether a tensor is the weight of a layer whose sizes are known to follow from it."""
+    return held is not None and held.name.rpartition(".")[2] == "weight" and owned_by(held.owner)
+
+
+def owned_by(module: nn.Module) -> bool:
+    """Say whether a module is a layer whose sizes follow from its weight: linear, convolution, or transformers' Conv1D."""
+    plain = isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+    return plain or (type(module).__name__ == "Conv1D" and hasattr(module, "nf"))
 
 
 def shape_of(node: Any) -> tuple[int, ...]:

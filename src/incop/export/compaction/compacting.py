@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from incop.batches import Batch, call, first_samples
-from incop.export.compaction.analysis import analysed
+from incop.export.compaction.analysis import Analysis, analysed
 from incop.export.compaction.operators import rule_of
 from incop.export.compaction.proof import Proof
 from incop.export.compaction.removal import Removal, groups, removal, removed, sizes
@@ -49,6 +49,7 @@ class Compaction:
         layers: the layers that became smaller, in the model's order.
         parameters: of the whole network, before and after.
         macs: multiplications of one sample, before and after; None where they cannot be counted.
+        held_back: layers of which something seemed to be able to go, but the answers differed without it.
     """
 
     model: nn.Module
@@ -56,6 +57,7 @@ class Compaction:
     layers: tuple[Change, ...]
     parameters: tuple[int, int]
     macs: tuple[int, int] | None
+    held_back: tuple[str, ...] = ()
 
     @property
     def units(self) -> int:
@@ -75,28 +77,47 @@ def compact(subject: Subject) -> Compaction:
     example = subject.needed_example("the compacted form")
     model = subject.model
     run = analysed(traced(model, example), rule_of)
-    proof = Proof(model, example)
-    what = removal(run)
+    what, held_back = _proven(model, run, Proof(model, example))
     small = removed(model, what)
-    if (what.kept or what.added) and not proof.holds(small):
-        allowed: set[int] = set()
-        what, small = Removal(), removed(model, Removal())
-        for group in groups(run):
-            one = removal(run, allowed | group)
-            if one.kept.keys() == what.kept.keys() and all(_same(one, what, name) for name in one.kept):
-                continue
-            trial = removed(model, one)
-            if proof.holds(trial):
-                allowed |= group
-                what, small = one, trial
-    if not what.kept:
-        what, small = Removal(), removed(model, Removal())
-    return Compaction(small, what, _changes(model, small), (_count(model), _count(small)), _macs(model, small, example))
+    return Compaction(
+        small,
+        what,
+        _changes(model, small),
+        (_count(model), _count(small)),
+        _macs(model, small, example),
+        held_back,
+    )
 
 
-def _same(a: Removal, b: Removal, name: str) -> bool:
-    one, other = a.kept[name], b.kept[name]
-    return one.keys() == other.keys() and all(one[axis].shape == other[axis].shape for axis in one)
+def _proven(model: nn.Module, run: Analysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
+    """Return what can go with the answers proven, and the layers at which this was less than what seemed to be able to."""
+    whole = removal(run)
+    if not whole.kept:
+        return Removal(), ()
+    if proof.holds(removed(model, whole)):
+        return whole, ()
+    what, allowed = Removal(), set[int]()
+    for group in groups(run):
+        one = removal(run, allowed | group)
+        if not _same(one, what) and proof.holds(removed(model, one)):
+            what, allowed = one, allowed | group
+    lost = [name for (name, axis), places in run.axes.items() if axis == 0 and _less(whole, what, name, axis)]
+    return what, tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in lost))
+
+
+def _less(whole: Removal, what: Removal, name: str, axis: int) -> bool:
+    """Say whether less goes from a tensor than would have."""
+    wanted, found = (one.kept.get(name, {}).get(axis) for one in (whole, what))
+    return wanted is not None and (found is None or len(found) > len(wanted))
+
+
+def _same(a: Removal, b: Removal) -> bool:
+    """Say whether the same units stay."""
+
+    def indices(one: Removal) -> dict[tuple[str, int], list[int]]:
+        return {(name, axis): kept.tolist() for name, axes in one.kept.items() for axis, kept in axes.items()}
+
+    return indices(a) == indices(b)
 
 
 def _changes(model: nn.Module, small: nn.Module) -> tuple[Change, ...]:
@@ -104,7 +125,7 @@ def _changes(model: nn.Module, small: nn.Module) -> tuple[Change, ...]:
     found = []
     for name, module in model.named_modules():
         own, new = _own(module), _own(after[name])
-        if own == new or name not in after:
+        if own == new:
             continue
         before, now = _widths(sizes(module)), _widths(sizes(after[name]))
         found.append(Change(name, type(module).__name__, (before[0], now[0]), (before[1], now[1]), (own, new)))

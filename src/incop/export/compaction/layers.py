@@ -6,33 +6,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from incop.export.compaction.analysis import Analysis, Reader, argument, shape_of
+from incop.export.compaction.analysis import Analysis, Reader, argument, owned, shape_of
 from incop.export.compaction.places import Floats, Ints, Labels, Units, unknown
 from incop.export.compaction.tracing import Held
 
-__all__ = ["addmm", "batch_norm", "convolution", "linear", "owned", "transposed_convolution"]
+__all__ = ["addmm", "batch_norm", "convolution", "instance_norm", "linear", "transposed_convolution"]
 
 NORMALIZES = "aten::_native_batch_norm_legit_no_training"
 
 
-def owned(held: Held | None) -> bool:
-    """Say whether a tensor is the weight of a layer whose sizes are known to follow from it."""
-    if held is None or held.name.rpartition(".")[2] != "weight":
-        return False
-    owner = held.owner
-    convolves = isinstance(owner, nn.modules.conv._ConvNd)
-    return isinstance(owner, nn.Linear) or convolves or (type(owner).__name__ == "Conv1D" and hasattr(owner, "nf"))
-
-
 def linear(run: Analysis, node: fx.Node) -> Labels | None:
-    """x Wᵀ + b."""
+    """Make x Wᵀ + b."""
     return _matrix(run, node, node.args[0], run.held(node.args[1]), argument(node, 2), (0, 1))
 
 
 def addmm(run: Analysis, node: fx.Node) -> Labels | None:
-    """b + x W, as some transformers write a linear layer."""
+    """Make b + x W, as some transformers write a linear layer."""
     plain = argument(node, 3, 1) == 1 and argument(node, 4, 1) == 1 and not node.kwargs
     return _matrix(run, node, node.args[1], run.held(node.args[2]), node.args[0], (1, 0)) if plain else None
 
@@ -40,7 +31,7 @@ def addmm(run: Analysis, node: fx.Node) -> Labels | None:
 def _matrix(run: Analysis, node: fx.Node, x: Any, held: Held | None, bias: Any, axes: tuple[int, int]) -> Labels | None:
     if held is None or not owned(held) or held.value.dim() != 2:
         return None
-    out_axis, in_axis = axes
+    in_axis = axes[1]
     last = len(shape_of(x)) - 1
     labels = dict(run.of(x))
     found = labels.pop(last, None) or run.stiff(held.value.shape[in_axis])
@@ -97,13 +88,10 @@ def _summed(
     seen: Floats,
     axis: int,
 ) -> Units:
-    """Note a layer that sums over units, and return the units that it makes.
+    """Note a layer that sums over units, and return the units that it makes, along `axis` of its output.
 
-    Args:
-        weights: (out, in, kernel).
-        axes: of the weight as it is held: that of its outputs, that of its inputs.
-        seen: the constants that the layer sees, wherever it looks.
-        axis: of the output's units.
+    The weights come as (out, in, kernel); `axes` are those of outputs and inputs as the model holds them. `seen` is what
+    constants the layer sees, wherever it looks.
     """
     outs = run.places.fresh(weights.shape[0])
     run.hold(held, axes[0], outs)
@@ -134,6 +122,7 @@ def _offset(run: Analysis, bias: Any, outs: Ints) -> Floats:
         return np.zeros(len(outs))
     held = run.held(bias)
     if held is None or held.value.dim() != 1:  # computed: of unknown value and size
+        run.pin(bias)
         run.places.pin(outs)
         return unknown(len(outs))
     run.hold(held, 0, outs)
@@ -158,7 +147,7 @@ def _schema(node: fx.Node) -> str:
 
 
 def batch_norm(run: Analysis, node: fx.Node) -> list[Labels] | None:
-    """(x − mean) / √(var + eps) · w + b, by channel, with the means of training."""
+    """Make (x − mean) / √(var + eps) · w + b, by channel, with the means of training."""
     weight, bias, mean, var = (run.held(part) for part in node.args[1:5])
     if mean is None or var is None or any(part is not None and run.held(part) is None for part in node.args[1:3]):
         return None
@@ -178,3 +167,14 @@ def batch_norm(run: Analysis, node: fx.Node) -> list[Labels] | None:
     made = found.with_constant(np.where(np.isfinite(constant.numpy()), constant.numpy(), np.nan))
     others = {axis: units.varying() for axis, units in labels.items()}
     return [{**others, 1: made}, {}, {}]
+
+
+def instance_norm(run: Analysis, node: fx.Node) -> Labels | None:
+    """Normalize each channel of each sample by itself; a constant's variance is rounding, and left alone."""
+    labels = run.of(node.args[0])
+    parts = [part for part in node.args[1:5] if part is not None]
+    if set(labels) != {1} or any(run.held(part) is None for part in parts):
+        return None
+    for part in parts:
+        run.hold(run.trace.held[part], 0, labels[1].places)  # type: ignore[index]
+    return {1: labels[1].varying()}

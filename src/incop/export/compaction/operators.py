@@ -48,22 +48,18 @@ def pointwise(run: Analysis, node: fx.Node) -> Labels | None:
     operands = list(tensors_in([list(node.args), list(node.kwargs.values())]))
     shape = shape_of(node)
     made: Labels = {}
+    labels = {x: run.labelled(x) for x in operands}
     for axis, size in enumerate(shape):
         here = {x: axis - len(shape) + len(shape_of(x)) for x in operands}  # aligned from the right
-        labelled = [run.of(x)[at] for x, at in here.items() if at in run.of(x)]
-        if not labelled:
+        whole = {x: at for x, at in here.items() if at >= 0 and shape_of(x)[at] == size}
+        if not any(at in labels[x] for x, at in whole.items()):
             continue
-        places = run.joined(labelled)
-        if size == 1:
+        places = run.joined([labels[x][at] for x, at in whole.items() if at in labels[x]])
+        if size == 1 or any(at not in labels[x] for x, at in whole.items()):
             run.places.pin(places)
         for x, at in here.items():
-            if at < 0 or at in run.of(x) or shape_of(x)[at] == 1:
-                continue
-            held = run.held(x)
-            if held is None:
-                run.places.pin(places)
-            else:
-                run.hold(held, at, places)
+            if x not in whole and at in labels[x]:  # one unit, broadcast
+                run.pin(labels[x][at])
         made[axis] = Units(places, _constants(run, node, here, len(places)))
     return made
 
@@ -99,18 +95,12 @@ def _constants(run: Analysis, node: fx.Node, here: dict[fx.Node, int], count: in
 
 
 def _along(run: Analysis, x: fx.Node, axis: int, count: int) -> Floats:
-    held = run.held(x)
-    if axis in run.of(x):
-        return run.of(x)[axis].constant
-    if held is None:
-        return unknown(count)
-    value = held.value
-    if value.numel() == 1:
-        return np.full(count, float(value.reshape(())))
-    if axis < 0 or value.shape[axis] != count:
-        return unknown(count)
-    rows = value.movedim(axis, 0).reshape(count, -1).numpy()
-    return np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan)
+    units, held = run.of(x).get(axis), run.held(x)
+    if units is not None and len(units.places) == count:
+        return units.constant
+    if held is not None and held.value.numel() == 1:
+        return np.full(count, float(held.value.reshape(())))
+    return unknown(count)
 
 
 def prelu(run: Analysis, node: fx.Node) -> Labels | None:
@@ -207,6 +197,7 @@ def variance(run: Analysis, node: fx.Node) -> Labels | list[Labels] | None:
 
 def normalized(run: Analysis, node: fx.Node) -> Labels | None:
     """layer_norm(x, shape, …): over the last axes."""
+    run.pin(list(node.args[2:]))
     first = len(shape_of(node.args[0])) - len(node.args[1])  # type: ignore[arg-type]
     labels = run.of(node.args[0])
     return None if any(axis >= first for axis in labels) else {a: u.varying() for a, u in labels.items()}
@@ -219,7 +210,7 @@ def reshape(run: Analysis, node: fx.Node) -> Labels | None:
     """View, flatten, squeeze: an axis may be merged with others, but not cut up."""
     before, after, free = shape_of(node.args[0]), shape_of(node), free_axes(node)
     made: Labels = {}
-    for axis, units in run.of(node.args[0]).items():
+    for axis, units in run.labelled(node.args[0]).items():
         found = regrouped(before, after, axis)
         if found is None or found[0] in made or (free[found[0]] and found[1:] != (1, 1)):
             return None
@@ -235,32 +226,32 @@ def permute(run: Analysis, node: fx.Node) -> Labels:
     rank = len(shape_of(node.args[0]))
     order = list(range(rank))
     if _name(node.target) == "aten::permute":
-        order = [d % rank for d in node.args[1]]  # type: ignore[union-attr]
+        order = [d % rank for d in argument(node, 1)]
     elif rank > 1:
         a, b = (argument(node, 1, 0) % rank, argument(node, 2, 1) % rank)
         order[a], order[b] = order[b], order[a]
-    labels = run.of(node.args[0])
+    labels = run.labelled(node.args[0])
     return {new: labels[old] for new, old in enumerate(order) if old in labels}
 
 
 def expand(run: Analysis, node: fx.Node) -> Labels:
     """Axes of one made longer; labelled ones stay as they are."""
     more = len(shape_of(node)) - len(shape_of(node.args[0]))
-    return {axis + more: units for axis, units in run.of(node.args[0]).items()}
+    return {axis + more: units for axis, units in run.labelled(node.args[0]).items()}
 
 
 def cut(run: Analysis, node: fx.Node) -> Labels | None:
-    """slice(x, dim, start, end, step): of a labelled axis only the whole."""
+    """Take a part of an axis, of a labelled one only the whole."""
     shape = shape_of(node.args[0])
     dim = argument(node, 1, 0) % len(shape)
-    labels = run.of(node.args[0])
+    labels = run.labelled(node.args[0])
     start, end, step = argument(node, 2, 0) or 0, argument(node, 3), argument(node, 4, 1)
     whole = start == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= shape[dim]))
     return labels if dim not in labels or whole else None
 
 
 def select(run: Analysis, node: fx.Node) -> Labels | None:
-    """select(x, dim, index): the axis goes."""
+    """Take one along an axis, which goes with it."""
     dim = argument(node, 1) % len(shape_of(node.args[0]))
     labels = run.of(node.args[0])
     return None if dim in labels else {axis - (axis > dim): units for axis, units in labels.items()}
@@ -323,7 +314,7 @@ def pad(run: Analysis, node: fx.Node) -> Labels | None:
 
 def item(run: Analysis, node: fx.Node) -> Labels:
     """One of several outputs."""
-    several = run.labels.get(node.args[0])  # type: ignore[arg-type]
+    several = run.labels.get(node.args[0])
     return several[node.args[1]] if isinstance(several, list) and isinstance(node.args[1], int) else {}
 
 
@@ -338,6 +329,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), layers.convolution),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), layers.transposed_convolution),
     "_native_batch_norm_legit_no_training": layers.batch_norm,
+    "instance_norm": layers.instance_norm,
     "prelu": prelu,
     **dict.fromkeys(("hardswish", "where", "_to_copy", "clone", "alias", "detach", "lift_fresh_copy"), pointwise),
     **{f"max_pool{n}d": window(n, lambda node: _same) for n in (1, 2, 3)},
@@ -372,22 +364,22 @@ RULES: dict[str, Rule] = {
 }
 
 
+OF_ALL = ("squeeze", "mean", "sum", "max", "min")  # without a dimension: whatever happens to be one, or all numbers
+
+
 def rule_of(target: Any) -> Rule | None:
     """Return the rule of an operator, None where it has none."""
     if target is operator.getitem:
         return item
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
         return nothing if getattr(target, "__module__", "") in ("_operator", "math", "torch") else None
     space, _, name = target._schema.name.partition("::")
-    if space != "aten":
+    over_all = name in OF_ALL and target._overloadname == "default"
+    if space != "aten" or over_all or torch.Tag.nondeterministic_seeded in target.tags:
         return None
-    if name == "squeeze" and target._overloadname == "default":  # takes away whatever happens to be one
-        return None
-    if name in ("mean", "sum", "max", "min") and target._overloadname in ("default", "other"):
-        return pointwise if target._overloadname == "other" else None
-    if torch.Tag.nondeterministic_seeded in target.tags:
-        return None
-    return RULES.get(name) or (pointwise if torch.Tag.pointwise in target.tags else None)
+    if torch.Tag.pointwise in target.tags:
+        return pointwise
+    return RULES.get(name)
 
 
 def _name(target: Any) -> str:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from incop.export.compaction.analysis import Analysis, Reader
+from incop.export.compaction.analysis import Analysis, Reader, owned_by
 from incop.export.compaction.places import Ints
 
-__all__ = ["Removal", "groups", "removal", "removed"]
+__all__ = ["Removal", "groups", "removal", "removed", "sizes"]
 
 Bools = npt.NDArray[np.bool_]
 
@@ -108,7 +108,8 @@ def _reads(reader: Reader) -> Bools:
     constant = reader.constant
     known = ~np.isnan(constant)
     spared = known & ((constant == 0) | (reader.sink is not None))
-    return reader.reads & ~spared[None]
+    found: Bools = reader.reads & ~spared[None]
+    return found
 
 
 def _fold(reader: Reader, gone: Bools, rows: Bools, added: dict[str, Tensor]) -> None:
@@ -164,24 +165,21 @@ def sizes(module: nn.Module) -> dict[str, int]:
         return {} if mean is None else {"num_features": len(mean)}
     if not isinstance(weight, Tensor) or weight.dim() == 0:
         return {}
-    if isinstance(module, nn.Linear):
-        return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
     if isinstance(module, nn.modules.conv._ConvNd):
-        first, second = weight.shape[:2]
-        each = module.groups > 1 and module.groups == module.in_channels == module.out_channels
-        if each:
-            return {"in_channels": first, "out_channels": first, "groups": first}
-        into, out = (first, second) if module.transposed else (second, first)
-        many = module.groups
-        return {
-            "in_channels": into * (1 if module.transposed else many),
-            "out_channels": out * (many if module.transposed else 1),
-        }
+        return _channels(module, weight)
     if isinstance(module, nn.PReLU):
         return {"num_parameters": len(weight)}
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return {"nx": weight.shape[0], "nf": weight.shape[1]}
-    return {}
+    named = {"out_features": 0, "in_features": 1} if isinstance(module, nn.Linear) else {"nf": 1, "nx": 0}
+    return {name: weight.shape[axis] for name, axis in named.items() if owned_by(module)}
+
+
+def _channels(module: nn.modules.conv._ConvNd, weight: Tensor) -> dict[str, int]:
+    first, second = weight.shape[:2]
+    if 1 < module.groups == module.in_channels == module.out_channels:  # each channel by itself
+        return {"in_channels": first, "out_channels": first, "groups": first}
+    if module.transposed:
+        return {"in_channels": first, "out_channels": second * module.groups}
+    return {"in_channels": second * module.groups, "out_channels": first}
 
 
 def fit(module: nn.Module) -> None:
