@@ -77,7 +77,7 @@ def compact(subject: Subject) -> Compaction:
     example = subject.needed_example("the compacted form")
     model = subject.model
     run = analysed(traced(model, example), rule_of)
-    what, held_back = _proven(model, run, Proof(model, example))
+    what, held_back = _proven(run, Proof(model, example))
     small = removed(model, what)
     return Compaction(
         small,
@@ -89,17 +89,17 @@ def compact(subject: Subject) -> Compaction:
     )
 
 
-def _proven(model: nn.Module, run: Analysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
+def _proven(run: Analysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
     """Return what can go with the answers proven, and the layers at which this was less than what seemed to be able to."""
     whole = removal(run)
     if not whole.kept:
         return Removal(), ()
-    if proof.holds(removed(model, whole)):
+    if proof.holds(whole):
         return whole, ()
     what, allowed = Removal(), set[int]()
     for group in groups(run):
         one = removal(run, allowed | group)
-        if not _same(one, what) and proof.holds(removed(model, one)):
+        if not _same(one, what) and proof.holds(one):
             what, allowed = one, allowed | group
     lost = [name for (name, axis), places in run.axes.items() if axis == 0 and _less(whole, what, name, axis)]
     return what, tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in lost))

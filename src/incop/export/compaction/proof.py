@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from incop.batches import Batch, call, first_samples, mapped, walk
+from incop.export.compaction.removal import Removal, removed
 from incop.export.writing import difference
 
 __all__ = ["Proof", "tolerance_of"]
@@ -36,23 +37,26 @@ class Proof:
     """
 
     def __init__(self, model: nn.Module, example: Batch) -> None:
-        self._allowed, self._double = EXACT, True
+        self._allowed = EXACT
         native = tolerance_of(model)
         batches = [example, first_samples(example, 1), made_up(example)]
         try:
-            wide, inside = copy.deepcopy(model).double(), _Rounding()
+            self._model, inside = copy.deepcopy(model).double(), _Rounding()
             with inside:
-                self._known = _answered(wide, [as_double(batch) for batch in batches])
+                self._known = _answered(self._model, [as_double(batch) for batch in batches])
             if inside.rounds:  # the model itself goes through a smaller type: its own rounding shows
                 self._allowed = max(native, ROUNDING[torch.float32])
         except Exception:  # some models are written for one type of numbers
-            self._double, self._allowed = False, native
-            self._known = _answered(model, batches)
+            self._model, self._allowed = copy.deepcopy(model), native
+            self._known = _answered(self._model, batches)
 
-    def holds(self, other: nn.Module) -> bool:
-        """Say whether another network answers alike; one that throws does not."""
+    def holds(self, what: Removal) -> bool:
+        """Say whether the network answers alike without what goes; if it throws, it does not.
+
+        What goes is taken out of the wide copy, so that a constant is taken up unrounded: what is then left is mistakes.
+        """
         try:
-            other = copy.deepcopy(other).double() if self._double else other
+            other = removed(self._model, what)
             return all(difference(known, answers(other, batch)) <= self._allowed for batch, known in self._known)
         except Exception:
             return False
