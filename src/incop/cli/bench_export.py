@@ -30,6 +30,7 @@ def bench_export(
     batch: str = "1,64",
     threads: int = 1,
     repeats: int = 40,
+    data: str | None = None,
     data_dir: Path | None = None,
     run_code: bool = False,
     json_: bool = False,
@@ -53,6 +54,8 @@ def bench_export(
         Threads of torch and of onnxruntime.
     repeats
         Rounds in which each is timed.
+    data
+        Name or path of the run's data, where they have moved.
     data_dir
         Folder of the data, where it is not the one that the run was made with.
     run_code
@@ -71,7 +74,7 @@ def bench_export(
     words = None if forms is None else [word.strip() for word in forms.split(",") if word.strip()]
     for word in words or ():
         room.form(word)
-    subject = _subject(folder, number, data_dir, run_code)
+    subject = _subject(folder, number, data, data_dir, run_code)
     found = room.bench(
         subject, words, dense=_dense(folder, subject), batch_sizes=sizes, rounds=repeats, threads=threads
     )

@@ -44,7 +44,8 @@ def export(
     level
         Level of the ticket; by default the last of a finished run.
     to
-        Form, or several with commas between them: folded, safetensors, sparse. All of them are written, or none.
+        Form, or several with commas between them: folded, safetensors, sparse, compacted, onnx, csr, 2:4, compacted+onnx,
+        compacted+csr. All of them are written, or none.
     out
         Folder to write to; by default RUN/export/level_NN.
     replace
@@ -164,6 +165,7 @@ def _tell(written: list[Written], sizes: _Sizes, subject: Subject, json_: bool) 
                 "bytes": one.size,
                 "difference": one.difference,
                 "bound": bound,
+                **({"details": dict(one.details)} if one.details else {}),
             }
             for one, bound in zip(written, sizes.bounds, strict=True)
         ]
@@ -186,3 +188,6 @@ def _tell(written: list[Written], sizes: _Sizes, subject: Subject, json_: bool) 
     ticket = f"level {subject.about['level']}, sparsity {subject.masks.sparsity:.4f}"
     title = f"{ticket}; held against the masked network on {samples} samples"
     console.print(table(title, ("form", "bytes", "of dense", "of bound", "difference", "file"), rows))
+    for one in written:
+        if "sentence" in one.details:
+            console.print(f"{one.form}: {one.details['sentence']}", markup=False)

@@ -40,6 +40,7 @@ FORMS = {
     "folded": ("folded", "FoldedForm"),
     "safetensors": ("stored", "DenseForm"),
     "sparse": ("stored", "SparseForm"),
+    "compacted": ("compacted", "CompactedForm"),
     "onnx": ("onnx", "OnnxForm"),
     "csr": ("csr_form", "CSRForm"),
     "2:4": ("two_of_four", "SemiStructuredForm"),

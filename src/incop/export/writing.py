@@ -6,9 +6,10 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,12 +36,14 @@ class Written:
         size: their bytes in all.
         difference: the largest distance of its answers from the masked network's on the example, relative to the largest
             of these; None where there was no example.
+        details: what the form tells of itself, as JSON values.
     """
 
     form: str
     files: tuple[Path, ...]
     size: int
     difference: float | None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write(subject: Subject, to: str | Form, folder: str | Path, *, replace: bool = False) -> Written:
@@ -112,11 +115,12 @@ def write_all(
                 (own := aside / str(number)).mkdir()
                 files = _written(form, subject, own)
                 size = sum(file.stat().st_size for file in files)
-                found.append((form, files, size, _proven(form, files[0], subject)))
-            _placed([file for _, files, _, _ in found for file in reversed(files)], folder, aside, replace)
+                apart = _proven(form, files[0], subject)
+                found.append((form, files, size, apart, dict(getattr(form, "details", {}))))
+            _placed([file for _, files, *_ in found for file in reversed(files)], folder, aside, replace)
             return [
-                Written(form.name, tuple(folder / file.name for file in files), size, apart)
-                for form, files, size, apart in found
+                Written(form.name, tuple(folder / file.name for file in files), size, apart, details)
+                for form, files, size, apart, details in found
             ]
         finally:
             shutil.rmtree(aside, ignore_errors=True)

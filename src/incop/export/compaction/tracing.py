@@ -1,0 +1,127 @@
+"""Tracing: a forward pass as the list of its operators, with what it reads of the model by name."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from incop.batches import Batch, first_samples, mapped, walk
+from incop.errors import InputError
+
+__all__ = ["Held", "Trace", "exported", "traced"]
+
+SAMPLES = 3  # enough that one sample does not pass for all; a prime that is seldom a width
+
+
+@dataclass
+class Held:
+    """A parameter or buffer that the forward pass reads.
+
+    Args:
+        name: under which the state dict has it.
+        value: in float64.
+        owner: the module that holds it.
+        free: whether it may get another shape: read once, in the state dict, and not under a second name.
+    """
+
+    name: str
+    value: Tensor
+    owner: nn.Module
+    free: bool
+
+
+@dataclass
+class Trace:
+    """The operators of a forward pass, in order and without side effects.
+
+    Args:
+        graph: in ATen's operators.
+        held: what of the model the graph's placeholders stand for; inputs are not in it.
+        hooked: names of modules with hooks of the user's own.
+    """
+
+    graph: fx.Graph
+    held: Mapping[fx.Node, Held]
+    hooked: frozenset[str]
+
+
+def traced(model: nn.Module, batch: Batch) -> Trace:
+    """Follow one forward pass of a model in evaluation mode.
+
+    Raises:
+        InputError: it depends on the inputs' values, or holds an operation that cannot be followed.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            program = exported(model, batch).run_decompositions({})
+        except Exception as error:
+            raise InputError(
+                f"{type(model).__name__} cannot be followed ({_where(error)}): a compacted form is made from the list of its "
+                "operators, which must be the same for all inputs"
+            ) from error
+    names = _names(model)
+    held = {}
+    specs = program.graph_signature.input_specs
+    for node, spec in zip((n for n in program.graph.nodes if n.op == "placeholder"), specs, strict=True):
+        if spec.target is None or spec.target not in names:
+            continue
+        tensor = names[spec.target]
+        free = len(node.users) == 1 and spec.persistent is not False and spec.target in model.state_dict()
+        owner = model.get_submodule(spec.target.rpartition(".")[0])
+        held[node] = Held(spec.target, tensor.detach().double(), owner, free and not _shared(tensor, names))
+    hooked = frozenset(n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks)
+    return Trace(program.graph, held, hooked)
+
+
+def exported(model: nn.Module, batch: Batch, samples: int = SAMPLES) -> Any:
+    """Return the program that torch.export makes of a model, its first dimension free where the model leaves it so."""
+    few = several(batch, samples)
+    shapes: Any = torch.export.ShapesCollection()
+    for tensor in walk((few.args, few.kwargs)):
+        if tensor.dim() and tensor.shape[0] == few.samples:
+            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    with torch.enable_grad():  # else torch's transformer layers take a way of their own, in one operator
+        return torch.export.export(model, few.args, dict(few.kwargs), dynamic_shapes=shapes, strict=False)
+
+
+def several(batch: Batch, samples: int) -> Batch:
+    """Return a batch of at most so many samples and at least two, each tensor an object of its own."""
+    few = first_samples(batch, samples)
+
+    def own(t: Tensor) -> Tensor:
+        double = few.samples == 1 and t.dim() and t.shape[0] == 1
+        return torch.cat([t, t]) if double else t.clone()
+
+    args, kwargs = mapped(few.args, own), mapped(dict(few.kwargs), own)
+    return Batch(args, kwargs, None, max(few.samples, 2))
+
+
+def _names(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _shared(tensor: Tensor, names: Mapping[str, Tensor]) -> bool:
+    storage = tensor.untyped_storage().data_ptr()
+    return sum(other.untyped_storage().data_ptr() == storage for other in names.values()) > 1
+
+
+def _where(error: Exception) -> str:
+    """Return an error's first line, and the line of the user's code that it came from."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    own = Path(inspect.getfile(torch)).parent
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if own not in Path(f.filename).parents]
+    frames = [f for f in frames if Path(f.filename) != Path(__file__)]
+    at = f"; {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    return f"{lines[0]}{at}"
