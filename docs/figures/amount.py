@@ -17,7 +17,9 @@ X, Y, WIDTH, HEIGHT = 52, 222, 400, 170
 
 def measured(count: int) -> float:
     """Damage of cutting so many weights of MNIST's LeNet-300-100, between two measured points in a straight line."""
-    curve = [(0.0, 0.0)] + [(p["lambda"], p["unit with itself, share lost"]) for p in json.loads(RESULTS.read_text())["mnist"]]
+    curve = [(0.0, 0.0)] + [
+        (p["lambda"], p["unit with itself, share lost"]) for p in json.loads(RESULTS.read_text())["mnist"]
+    ]
     at = -math.log(1 - count / TOTAL)
     for (x0, y0), (x1, y1) in pairwise(curve):
         if x0 <= at <= x1:
@@ -33,7 +35,9 @@ def densities(amount: pruning.Amount) -> list[float]:
 
 
 def draw() -> str:
-    even = pruning.EvenDamage(SPARSITY, levels=LEVELS).plan(pruning.Competition(torch.ones(TOTAL), total=TOTAL, damage=measured))
+    even = pruning.EvenDamage(SPARSITY, levels=LEVELS).plan(
+        pruning.Competition(torch.ones(TOTAL), total=TOTAL, damage=measured)
+    )
     out = Drawing(300, "Weights left after each level, for a fraction, a target and equal damage")
     out.axes(X, Y, WIDTH, HEIGHT, "level", "weights left")
     for share in (1.0, 0.5, 0.05):
@@ -48,7 +52,9 @@ def draw() -> str:
         (densities(even), "secondline", "second", False),
     ]
     for values, kind, _, dashed in curves:
-        out.line([(X + WIDTH * k / LEVELS, Y - HEIGHT * v) for k, v in enumerate(values)], kind, width=2.2, dashed=dashed)
+        out.line(
+            [(X + WIDTH * k / LEVELS, Y - HEIGHT * v) for k, v in enumerate(values)], kind, width=2.2, dashed=dashed
+        )
     out.text(150, 70, "0.2: a fifth of what is left", "small")
     out.text(150, 88, f"to {SPARSITY} in {LEVELS}: evenly (dashed)", "small first")
     out.text(150, 106, f"flow to {SPARSITY} in {LEVELS}: equal damage each", "small second")

@@ -30,7 +30,9 @@ def imports() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.ImportFrom):
-                names = [f"incop.{alias.name}" for alias in node.names] if node.module == "incop" else [node.module or ""]
+                names = (
+                    [f"incop.{alias.name}" for alias in node.names] if node.module == "incop" else [node.module or ""]
+                )
             elif isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             for name in names:
@@ -45,7 +47,9 @@ def draw() -> str:
     """Rooms in rows; a line goes from a room to each one it imports, unless another import leads there already."""
     asked, rows = imports(), [sorted(row & set(imports())) for row in heights()]
     rows = [row for row in rows if row]
-    out = Drawing(24 + 62 * len(rows) + 30, "The rooms of incop from the command line down to the errors, and what imports what")
+    out = Drawing(
+        24 + 62 * len(rows) + 30, "The rooms of incop from the command line down to the errors, and what imports what"
+    )
     place: dict[str, tuple[float, float, float]] = {}
     for k, row in enumerate(rows):
         widths = [7.3 * len(name) + 14 for name in row]

@@ -13,7 +13,8 @@ LETTER = {"code": 7.3, "small": 5.9, "bold": 7.6}  # about how wide a letter is,
 WIDTH = 480  # a phone shows a picture of this width with its words at some 10 pixels
 STYLE = """
 text{font:13px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:#1f2937}
-.small{font-size:11px}.bold{font-weight:600}.code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
+.small{font-size:11px}.bold{font-weight:600}
+.code{font-family:ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;font-size:12px}
 .soft{fill:#5b6472}.first{fill:#1d4ed8}.second{fill:#b45309}.on{fill:#ffffff}
 .line{stroke:#1f2937}.softline{stroke:#9aa3af}.firstline{stroke:#1d4ed8}.secondline{stroke:#b45309}
 .box{fill:#eef1f5}.empty{fill:none}
@@ -48,12 +49,24 @@ class Drawing:
         width = len(said) * next((per for name, per in LETTER.items() if name in kind.split()), 7.0)
         left = x - width * {"start": 0, "middle": 0.5, "end": 1}[anchor]
         if not -2 <= left <= left + width <= self.width + 2:
-            raise ValueError(f"{said!r} would be cut off: it reaches from {left:.0f} to {left + width:.0f} of {self.width}")
+            raise ValueError(
+                f"{said!r} would be cut off: it reaches from {left:.0f} to {left + width:.0f} of {self.width}"
+            )
         classes = f' class="{kind}"' if kind else ""
         at = "" if anchor == "start" else f' text-anchor="{anchor}"'
         self.parts.append(f'<text x="{number(x)}" y="{number(y)}"{classes}{at}>{escape(said)}</text>')
 
-    def box(self, x: float, y: float, width: float, height: float, kind: str = "box", *, round_by: float = 3, shade: float = 1) -> None:
+    def box(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        kind: str = "box",
+        *,
+        round_by: float = 3,
+        shade: float = 1,
+    ) -> None:
         """A rectangle, filled and framed as `kind` says; `shade` in [0, 1] lets what is behind shine through."""
         faint = "" if shade == 1 else f' fill-opacity="{shade:.2f}"'
         self.parts.append(
@@ -61,11 +74,15 @@ class Drawing:
             f'rx="{number(round_by)}" class="{kind}"{faint}/>'
         )
 
-    def line(self, points: Iterable[tuple[float, float]], kind: str = "line", *, width: float = 1.5, dashed: bool = False) -> None:
+    def line(
+        self, points: Iterable[tuple[float, float]], kind: str = "line", *, width: float = 1.5, dashed: bool = False
+    ) -> None:
         """A line through points."""
         way = " ".join(f"{number(x)},{number(y)}" for x, y in points)
         dashes = ' stroke-dasharray="4 4"' if dashed else ""
-        self.parts.append(f'<polyline points="{way}" class="{kind}" fill="none" stroke-width="{number(width)}"{dashes}/>')
+        self.parts.append(
+            f'<polyline points="{way}" class="{kind}" fill="none" stroke-width="{number(width)}"{dashes}/>'
+        )
 
     def arrow(self, x0: float, y0: float, x1: float, y1: float, kind: str = "line", *, width: float = 1.5) -> None:
         """A straight line that ends in a head."""

@@ -11,7 +11,10 @@ def outputs() -> tuple[list[list[float]], list[list[float]]]:
     """What the units of two neighbouring layers say about sixty samples, before their activation."""
     x = [[math.sin(1.3 * n * (k + 1) + k) for k in range(4)] for n in range(SAMPLES)]
     first = [[sum(math.cos(2.1 * i + 1.1 * k) * row[k] for k in range(4)) for i in range(FIRST)] for row in x]
-    second = [[sum(math.sin(1.9 * j + 2.3 * i) * max(row[i], 0.0) for i in range(FIRST)) for j in range(SECOND)] for row in first]
+    second = [
+        [sum(math.sin(1.9 * j + 2.3 * i) * max(row[i], 0.0) for i in range(FIRST)) for j in range(SECOND)]
+        for row in first
+    ]
     return first, second
 
 
@@ -26,7 +29,9 @@ def draw() -> str:
     rho = [[correlation([r[i] for r in first], [r[j] for r in second]) for j in range(SECOND)] for i in range(FIRST)]
     mean = sum(map(sum, rho)) / (FIRST * SECOND)
     absolute = sum(abs(value) for row in rho for value in row) / (FIRST * SECOND)
-    out = Drawing(316, "Correlations of two neighbouring layers' units and their mean, and the layers a flow has numbers for")
+    out = Drawing(
+        316, "Correlations of two neighbouring layers' units and their mean, and the layers a flow has numbers for"
+    )
 
     out.text(14, 20, "information flow: a number a pair", "bold")
     for k, (name, y) in enumerate((("fc1", 52), ("fc2", 112), ("fc3", 172))):

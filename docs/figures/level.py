@@ -6,7 +6,13 @@ from drawing import Drawing
 def draw() -> str:
     out = Drawing(206, "Levels: the dense network, then rounds of prune, rewind, retrain; each yields a ticket")
     x = 14.0
-    for name, width, sparsity in (("level 0", 120, "0"), ("1", 54, "0.20"), ("2", 54, "0.36"), ("…", 30, ""), ("last", 132, "0.90")):
+    for name, width, sparsity in (
+        ("level 0", 120, "0"),
+        ("1", 54, "0.20"),
+        ("2", 54, "0.36"),
+        ("…", 30, ""),
+        ("last", 132, "0.90"),
+    ):
         if sparsity not in ("", "0"):
             out.line([(x, 52), (x, 132)], "secondline", width=2.5)
         out.box(x + 2, 62, width - 4, 46, "first" if sparsity else "empty", shade=0.85 if width > 100 else 0.55)

@@ -18,7 +18,11 @@ def draw() -> str:
     out.text(380, 76, "read once", "small")
     out.box(196, 96, 80, 30, "first", shade=0.9)
     out.text(236, 116, "probe", "on bold", "middle")
-    for x, y0, name, kind in ((236, 128, "flow, damage", "first"), (318, 90, "rules", ""), (419, 90, "the record of a ticket", "")):
+    for x, y0, name, kind in (
+        (236, 128, "flow, damage", "first"),
+        (318, 90, "rules", ""),
+        (419, 90, "the record of a ticket", ""),
+    ):
         out.arrow(x, y0 + 2, x, 164, "firstline" if kind else "line")
         out.text(x if x < 400 else 466, 182, name, f"small {kind}".strip(), "middle" if x < 400 else "end")
     out.text(14, 206, "The probe is drawn by the seed; what it costs is in the ledger.", "soft small")

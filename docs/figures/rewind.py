@@ -25,7 +25,9 @@ def curve(x: float, y: float, start: float) -> list[tuple[float, float]]:
 
 
 def draw() -> str:
-    out = Drawing(392, "Five rewind points: the dense level's schedule with the weights taken, and the schedule of the level")
+    out = Drawing(
+        392, "Five rewind points: the dense level's schedule with the weights taken, and the schedule of the level"
+    )
     out.text(14, 20, "dense level", "bold")
     out.text(128, 20, "the next level", "bold")
     for row, (name, words, taken, start) in enumerate(ROWS):

@@ -37,7 +37,14 @@ def draw() -> str:
             for k in range(BINS):
                 at = SPAN * (k + 0.5) / BINS
                 height = 100 * size * NormalDist(0, spread).pdf(at) / NormalDist(0, 0.6).pdf(0)
-                out.box(left + k * 5.3, bottom - height, 4.3, height, "first" if at >= threshold else "softline box", round_by=0)
+                out.box(
+                    left + k * 5.3,
+                    bottom - height,
+                    4.3,
+                    height,
+                    "first" if at >= threshold else "softline box",
+                    round_by=0,
+                )
             out.line([(left, bottom), (left + 212, bottom)], "softline")
             x = left + 212 * threshold / SPAN
             out.line([(x, bottom - 106), (x, bottom)], "secondline", width=2)

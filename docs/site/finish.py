@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote
 
 from latex2mathml.converter import convert
@@ -22,7 +21,7 @@ from stage import BUILD
 SITE = BUILD / "site"
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 POLICY = (  # the browser itself refuses what would come from elsewhere; file: is for pages read without a server
-    '<meta http-equiv="Content-Security-Policy" content="default-src \'self\' file: data: blob: \'unsafe-inline\'">'
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'self' file: data: blob: 'unsafe-inline'\">"
 )
 LOADED = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("object", "data"), ("video", "src")}
 LOADING = {"stylesheet", "icon", "preload", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
@@ -105,12 +104,20 @@ def main() -> int:
         for said in problems_of(name, texts[name], page, pages)
     ]
     for style in sorted(SITE.rglob("*.css")):
-        wrong += [f"{style.relative_to(SITE)} loads {load}" for load in STYLE_LOAD.findall(style.read_text(encoding="utf-8"))]
+        wrong += [
+            f"{style.relative_to(SITE)} loads {load}" for load in STYLE_LOAD.findall(style.read_text(encoding="utf-8"))
+        ]
     anchors = set().union(*(page.anchors for name, page in pages.items() if name.startswith("docs/reference/")))
-    wrong += [f"{name.path} is public and has no place in the reference" for name in homes().values() if name.path not in anchors]
+    wrong += [
+        f"{name.path} is public and has no place in the reference"
+        for name in homes().values()
+        if name.path not in anchors
+    ]
     for one in sorted(set(wrong)):
         print(one, file=sys.stderr)
-    print(f"{len(pages)} pages built, {sum(len(page.links) for page in pages.values())} links checked, {len(set(wrong))} faults")
+    print(
+        f"{len(pages)} pages built, {sum(len(page.links) for page in pages.values())} links checked, {len(set(wrong))} faults"
+    )
     return 1 if wrong else 0
 
 

@@ -109,7 +109,7 @@ def reference_page() -> str:
 def figures() -> dict[Path, str]:
     """Every figure's file and what its program draws now."""
     folder = ROOT / "docs" / "figures"
-    sys.path[:0] = [str(folder)]
+    sys.path.insert(0, str(folder))
     drawn = {}
     for file in sorted(folder.glob("*.py")):
         if file.stem != "drawing":

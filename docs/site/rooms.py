@@ -91,7 +91,11 @@ def value(path: str) -> str:
     for node in tree(module).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                parts = zip(target.elts, node.value.elts, strict=True) if isinstance(target, ast.Tuple) else [(target, node.value)]
+                parts = (
+                    zip(target.elts, node.value.elts, strict=True)
+                    if isinstance(target, ast.Tuple)
+                    else [(target, node.value)]
+                )
                 for part, said in parts:
                     if isinstance(part, ast.Name) and part.id == name:
                         text = f"{name} = {ast.unparse(said)}"

@@ -21,7 +21,9 @@ ALWAYS = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 SHOWN = {".py": "python", ".toml": "toml", ".sh": "bash", ".txt": "text", ".yml": "yaml", ".sbatch": "bash", "": "text"}
 FENCE = re.compile(r"^(?P<mark> *(?:```+|~~~+)).*?\n(?:.*\n)*?(?P=mark) *$", re.MULTILINE)
 SPAN = re.compile(r"(?<!`)(`+)(?!`).+?(?<!`)\1(?!`)", re.DOTALL)
-LINK = re.compile(r"(?P<open>!?\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\()(?P<target>[^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?P<close>\))")
+LINK = re.compile(
+    r"(?P<open>!?\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\()(?P<target>[^()\s]+(?:\([^()\s]*\)[^()\s]*)*)(?P<close>\))"
+)
 OUTSIDE = re.compile(r"[a-z][a-z0-9+.-]*:")
 
 
@@ -131,7 +133,9 @@ def gather() -> None:
             waiting += sorted(linked)
         elif file.suffix in SHOWN:
             text = file.read_text(encoding="utf-8").rstrip()
-            write(staged_name(file), f"# {file.relative_to(ROOT).as_posix()}\n\n````{SHOWN[file.suffix]}\n{text}\n````\n")
+            write(
+                staged_name(file), f"# {file.relative_to(ROOT).as_posix()}\n\n````{SHOWN[file.suffix]}\n{text}\n````\n"
+            )
         else:
             (PAGES / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, PAGES / file.relative_to(ROOT))
@@ -149,7 +153,12 @@ def write_reference() -> list[str]:
                 if name.line or not name.value:
                     lines += [f"::: {name.path}", "    options:", f"      heading_level: {level}", ""]
                 else:  # a constant, which mkdocstrings does not always find
-                    lines += [f"{'#' * level} <a id=\"{name.path}\"></a>`{name.path}`", "", f"```python\n{name.value}\n```", ""]
+                    lines += [
+                        f'{"#" * level} <a id="{name.path}"></a>`{name.path}`',
+                        "",
+                        f"```python\n{name.value}\n```",
+                        "",
+                    ]
         write(room.page, "\n".join(lines))
     return [f"{room.module}: {room.page}" for room in rooms()]
 
