@@ -63,13 +63,19 @@ def draw() -> str:
         reached = {far for near in below for far in reach(asked, near)} if home in place else set()
         for room in sorted(below - reached):
             (x0, y0, w0), (x1, y1, w1) = place[home], place[room]
-            if y1 > y0:
+            if y1 == y0:  # within a row: a bracket below it
+                out.line(
+                    [(x0 + w0 / 2, y0 + 26), (x0 + w0 / 2, y0 + 34), (x1 + w1 / 2, y0 + 34), (x1 + w1 / 2, y0 + 26)],
+                    "softline",
+                    width=1,
+                )
+            else:
                 out.line([(x0 + w0 / 2, y0 + 26), (x1 + w1 / 2, y1)], "softline", width=1)
     for name, (x, y, width) in place.items():
         out.box(x, y, width, 26)
         out.text(x + width / 2, y + 17, name, "code", "middle")
     y = 24 + 62 * len(rows)
-    out.text(14, y, "A line leads down to what a room imports.", "soft small")
+    out.text(14, y, "A line leads down to what a room imports, a bracket along its row.", "soft small")
     out.text(14, y + 16, "Imports that another one implies are left out.", "soft small")
     return out.svg()
 

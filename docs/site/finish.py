@@ -49,13 +49,35 @@ class Page(HTMLParser):
         self.loads += [said[key] for kind, key in LOADED if kind == tag and key in said]
 
 
+SAID_OTHERWISE = (  # what the converter does not know by this name
+    (re.compile(r"\\(begin|end){aligned}"), r"\\\1{split}"),
+    (re.compile(r"\\operatorname\*"), r"\\operatorname"),
+    (re.compile(r"\\arg(?![a-zA-Z])"), r"\\operatorname{arg}"),
+)
+UNKNOWN = re.compile(r">(\\[^<]*|&(?:amp;|#x0*26;)?)<")
+
+
+def mathml(typed: str, display: str) -> str:
+    """A formula as the browser sets it by itself.
+
+    Raises:
+        ValueError: a part of it is not known.
+    """
+    for known, name in SAID_OTHERWISE:
+        typed = known.sub(name, typed)
+    made = convert(typed, display=display)
+    if left := UNKNOWN.search(made):
+        raise ValueError(f"{left[1]} is not known here")
+    return made
+
+
 def with_formulas(text: str, page: str) -> str:
     """The page with MathML in place of what was typed between dollars, so that reading needs no script and no font."""
 
     def one(found: re.Match[str]) -> str:
         typed = html.unescape(found[3]).strip()
         try:
-            return convert(typed, display="block" if found[2] == "[" else "inline")
+            return mathml(typed, "block" if found[2] == "[" else "inline")
         except Exception as error:
             raise SystemExit(f"{page}: the formula {typed!r} cannot be set: {type(error).__name__} {error}") from error
 

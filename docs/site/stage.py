@@ -107,10 +107,13 @@ def rewritten(page: Path, text: str, linked: set[Path]) -> str:
     return "".join([*parts, text[place:]])
 
 
-def with_maths(text: str) -> str:
-    """A code host's ways of writing maths, ```math blocks and $`…`$, as dollars."""
+def as_the_site_reads(text: str) -> str:
+    """A code host's ways of writing maths, ```math blocks and $`…`$, as dollars; a bar in a table's code without its slash."""
     text = re.sub(r"^```math\n(.*?)\n```$", r"$$\n\1\n$$", text, flags=re.MULTILINE | re.DOTALL)
-    return re.sub(r"\$`([^`\n]+)`\$", r"$\1$", text)
+    text = re.sub(r"\$`([^`\n]+)`\$", r"$\1$", text)
+    return re.sub(
+        r"^\|.*\|$", lambda row: SPAN.sub(lambda span: span[0].replace("\\|", "|"), row[0]), text, flags=re.MULTILINE
+    )
 
 
 def write(name: str, text: str) -> None:
@@ -129,7 +132,7 @@ def gather() -> None:
         done.add(file)
         if file.suffix == ".md":
             linked: set[Path] = set()
-            write(staged_name(file), with_maths(rewritten(file, file.read_text(encoding="utf-8"), linked)))
+            write(staged_name(file), as_the_site_reads(rewritten(file, file.read_text(encoding="utf-8"), linked)))
             waiting += sorted(linked)
         elif file.suffix in SHOWN:
             text = file.read_text(encoding="utf-8").rstrip()
