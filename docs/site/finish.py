@@ -14,7 +14,6 @@ import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
-from latex2mathml.converter import convert
 from rooms import homes
 from stage import BUILD
 
@@ -63,6 +62,8 @@ def mathml(typed: str, display: str) -> str:
     Raises:
         ValueError: a part of it is not known.
     """
+    from latex2mathml.converter import convert  # of the site's environment; all else here needs nothing
+
     for known, name in SAID_OTHERWISE:
         typed = known.sub(name, typed)
     made = convert(typed, display=display)
