@@ -1,13 +1,15 @@
 # make        check everything: format, lint, types, rooms, tests
 # make test   the tests alone         make demo   search a sparse network on real data
 # make dist   build sdist and wheel, and check the wheel in a fresh environment
+# make docs   the site, into build/docs/site   make pages  write anew the pages and figures that programs write
 # make test-extras   the tests of Lightning, transformers, timm, torchvision and trackers, in .venv-extras
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := .venv-extras/bin
+DOCS := .venv-docs/bin
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: check format lint types rooms test test-extras demo dist bench clean
+.PHONY: check format lint types rooms test test-extras docs pages demo dist bench clean
 
 check: .venv/.dev
 	$(BIN)/ruff format --check .
@@ -33,6 +35,13 @@ test: .venv/.dev
 # Lightning, transformers, timm, torchvision and trackers, in an environment of their own: their versions need not be ours.
 test-extras: .venv-extras/.all
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/extras/shim HF_HUB_OFFLINE=1 $(EXTRAS)/pytest -n 2 --dist worksteal tests/extras
+
+# Strict and offline: a warning, a dead link, an outside load is an error. Torch is not needed: sources are read, not imported.
+docs: .venv-docs/.all
+	$(DOCS)/python docs/site/build.py
+
+pages: .venv/.dev
+	$(BIN)/python docs/site/generated.py
 
 demo: .venv/.base
 	$(BIN)/incop search --data digits --model lenet-300-100 --method incop --sparsity 0.95 \
@@ -65,5 +74,11 @@ bench: .venv/.dev
 	$(EXTRAS)/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt torchvision -e '.[extras]'
 	touch $@
 
+.venv-docs/.all: pyproject.toml constraints-docs.txt
+	test -x $(DOCS)/python || $(PYTHON) -m venv .venv-docs
+	$(DOCS)/python -m pip install --quiet --disable-pip-version-check -c constraints-docs.txt \
+	  $$($(DOCS)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	touch $@
+
 clean:
-	rm -rf .venv .venv-extras build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .venv-extras .venv-docs build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

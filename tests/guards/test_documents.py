@@ -1,14 +1,14 @@
 """Every public name is documented with an example, and every block of Python in the documents runs.
 
-Blocks of pages that need an extra run in the extras' environment: `tests/extras/test_documents_extras.py`.
+Blocks of pages that need an extra run in the extras' environment: `tests/extras/test_documents_extras.py`. Links, commands
+and the site's navigation have tests of their own: `test_links.py`, `test_commands.py`, `test_site.py`.
 """
 
 import inspect
-import re
 import tomllib
 
 import pytest
-from documents import DOCUMENTS, ROOT, blocks, extras_of, pages, run_block
+from documents import ROOT, blocks, extras_of, pages, run_block
 
 import incop
 
@@ -63,9 +63,3 @@ def test_only_the_first_lines_make_a_page_one_of_extras(tmp_path):
 
 def test_readme_is_no_page_of_extras():
     assert not extras_of(ROOT / "README.md")
-
-
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_links_inside_the_project_lead_somewhere(document):
-    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", document.read_text()):
-        assert (document.parent / target).exists(), f"{document.name} links to {target}, which is not there"

@@ -57,8 +57,7 @@ def compare(
     ----------
     comparison_file
         A comparison.toml, such as the one in a comparison's folder; a flag overrides it.
-
-    Methods:
+    methods : str, with commas
         Methods and controls, with commas: lth-rate,incop,sap,incop-if,incop-gf, fixed:2, mask-settled, fixed:match=incop,
         oneshot=incop, gradual=incop, random=incop. Others are set against the first. Default: lth-rate,incop.
     seeds

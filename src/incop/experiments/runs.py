@@ -289,14 +289,10 @@ class _Work:
         def summarise(status: str, error: str | None = None) -> None:
             self.run.write_summary(_summary(self.parts, levels, status, error, self.environment, self.run.path))
 
-        def told(listener: Callable[[RunDir], None] | None) -> None:
-            if listener is not None:
-                listener(self.run)
-
         try:
             with self.signals, _within_memory(self.parts.plan), linked(self.together):
                 self.together.once(lambda: summarise("running"))
-                told(self.progress.on_begin)
+                self._tell(self.progress.on_begin)
                 for ticket in tickets:
                     level = self._kept(ticket)
                     levels.append(level)
@@ -309,23 +305,28 @@ class _Work:
         except BaseException as error:
             if isinstance(error, Lost):
                 error.args = (f"{error}; {self.run.resume_command} goes on from the last checkpoint",)
-            if not self.together.first:
-                raise  # the first one notes how the run ended, if it is still there
-            stopped = isinstance(error, KeyboardInterrupt)
-            known = isinstance(error, IncopError | KeyboardInterrupt)
-            try:
-                summarise(
-                    "interrupted" if stopped else "failed", (str(error) or "interrupted") if known else repr(error)
-                )
-            except (IncopError, OSError) as second:
-                if _reason(second) != _reason(error):  # else the disk is full or the folder gone, as `error` says
-                    (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
-            told(self.progress.on_end)
+            if self.together.first:  # it notes how the run ended, if it is still there
+                self._note(error, summarise)
             raise
         if self.together.first:
             self.files.remove()
             self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
-        told(self.progress.on_end)
+        self._tell(self.progress.on_end)
+
+    def _tell(self, listener: Callable[[RunDir], None] | None) -> None:
+        if listener is not None:
+            listener(self.run)
+
+    def _note(self, error: BaseException, summarise: Callable[[str, str], None]) -> None:
+        """Say in the summary why the run ended before its end."""
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        known = isinstance(error, IncopError | KeyboardInterrupt)
+        try:
+            summarise(status, (str(error) or "interrupted") if known else repr(error))
+        except (IncopError, OSError) as second:
+            if _reason(second) != _reason(error):  # else the disk is full or the folder gone, as `error` says
+                (self.progress.on_notice or _unheard)(f"besides, how the run ended could not be noted: {second}")
+        self._tell(self.progress.on_end)
 
     def _kept(self, ticket: Ticket) -> Level:
         """Read the test split, once for this ticket, and let one process write the ticket down."""
