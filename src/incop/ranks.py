@@ -317,9 +317,8 @@ def joined() -> Iterator[Ranks]:
     if not launched():
         yield ALONE
         return
-    os.environ.setdefault(
-        "TORCH_CPP_LOG_LEVEL", "ERROR"
-    )  # or torch shows its own frames where another process has ended
+    # or torch shows its own frames where another process has ended
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     import torch
     from torch import distributed
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -345,7 +344,7 @@ def joined() -> Iterator[Ranks]:
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
-            f"the {os.environ['WORLD_SIZE']} processes that torchrun started did not meet within {wait.seconds} s "
+            f"the {os.environ['WORLD_SIZE']} processes that torchrun started did not meet within {_patience():g} s "
             f"({_first_line(error)}): check that all hosts reach MASTER_ADDR={os.environ['MASTER_ADDR']} and each other, and name "
             "the interface with GLOO_SOCKET_IFNAME where a host has several"
         ) from error

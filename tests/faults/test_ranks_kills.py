@@ -94,8 +94,26 @@ def test_another_number_of_processes_goes_on_and_says_so(tmp_path):
             assert abs(mine.val_accuracy - theirs.val_accuracy) < 0.06
 
 
-def test_other_numbers_of_threads_make_one_search(tmp_path):
-    plan = planned(method="sap", model="lenet-5", levels=2, limit=120, max_epochs=1.0)
+UNUSED = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.never = nn.Linear(64, 40), nn.Linear(40, 10), nn.Linear(40, 10)
+
+    def forward(self, x):
+        return self.second(self.first(x.flatten(1)).relu())
+
+def make(classes=10, channels=1, size=8):
+    return Net()
+"""
+
+
+def test_other_numbers_of_threads_and_a_layer_that_is_never_used_make_one_search(tmp_path):
+    (tmp_path / "unused.py").write_text(UNUSED)
+    model = {"model": f"{tmp_path}/unused.py:make", "run_code": True}
+    plan = planned(method="sap", **model, levels=2, limit=120, max_epochs=1.0)
     together(plan, tmp_path / "R", threads=[1, 2])
     levels = RunDir(tmp_path / "R").levels()
     assert all(any("2 processes hold the same masks" in n for n in level.notices) for level in levels[1:])
