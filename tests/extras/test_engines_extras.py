@@ -116,7 +116,8 @@ def test_submitit(here, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm_, "_scancel", lambda *words: None)
     monkeypatch.setattr(slurm_, "_squeue", lambda: None)
     goes_through_a_kill(Here(engines.Resources(), None), tmp_path / "C", here)
-    assert list((tmp_path / "C" / "engine").glob("*/jobs/*err")), "what a lost worker said is kept"
+    assert list((tmp_path / "C" / "engine").glob("*/jobs/*err")), "what a lost worker printed is kept"
+    assert not list((tmp_path / "C").rglob("*.pkl"))
 
 
 def queued():

@@ -136,11 +136,13 @@ class Slurm:
         _scancel(*(() if at_once else ("--signal=TERM",)), *jobs)
 
     def close(self) -> None:
-        """Remove what jobs needed; what they said is kept where one failed."""
+        """Remove what jobs needed; what they printed is kept where one failed."""
         if self._room is None:  # it was never opened
             return
         if not self._trouble:
             shutil.rmtree(self._room, ignore_errors=True)
+        for file in self._room.glob("jobs/*.pkl"):
+            file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # what an earlier start kept is there
             self._room.parent.rmdir()
         self._room = None
