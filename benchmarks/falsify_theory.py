@@ -3,22 +3,23 @@
     python benchmarks/falsify_theory.py [--only TEXT] [--out benchmarks/results/DATE-falsify-theory]
 
 The falsifications stand in `theory_falsifications.toml`. Each is one change of one place in a copy of the sources and of
-`tests/theory`; the named test then runs there and must fail. Before, all tests run unchanged and must
-pass. Each run is a fork of a process that has imported torch and pytest but not incop; about two seconds each. INCOP_DATA adds
-MNIST.
+`tests/theory`; the named test then runs there and must fail. Before, all tests run unchanged and must pass. Each run is a fork of
+a process that has imported torch and pytest but not incop, some seconds on a free core. What was found stands in the result's
+.json; with --only the chosen ones are run again and their rows replaced. INCOP_DATA adds MNIST.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
+import json
 import os
 import platform
 import re
 import shutil
 import sys
 import tempfile
-import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -42,6 +43,11 @@ class Falsification(NamedTuple):
     file: str
     old: str
     new: str
+
+    @property
+    def key(self) -> str:
+        """What it is found by in a result: its sentence and its change."""
+        return f"{self.test} · {self.says} · {hashlib.sha256(repr(self).encode()).hexdigest()[:8]}"
 
     @property
     def path(self) -> str:
@@ -106,34 +112,38 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=dated)
     told = options.parse_args()
     chosen = [one for one in falsifications() if told.only in one.test or told.only in one.says]
-    rows, started = [], time.perf_counter()
+    kept = told.out.with_suffix(".json")
+    found = json.loads(kept.read_text(encoding="utf-8")) if told.only and kept.exists() else {}
     sys.dont_write_bytecode = True  # a change within a second would be missed
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         root = copy(Path(folder))
-        plain = "not run" if told.only else run(root, TESTS)[0]
-        print(f"unchanged: {plain}", flush=True)
+        found["unchanged"] = found.get("unchanged") or run(root, TESTS)
+        print(f"unchanged: {found['unchanged'][0]}", flush=True)
         for one in chosen:
             was = apply(one, root)
             verdict, why = run(root, one.node)
             (root / one.path).write_text(was, encoding="utf-8")
-            rows.append((one, verdict, why))
+            found[one.key] = verdict, why
             print(f"{verdict:6} {one.test} · {one.says} · {why}", flush=True)
-    if not told.only:
-        told.out.with_suffix(".md").write_text(page(rows, plain, time.perf_counter() - started), encoding="utf-8")
-    sys.exit(plain not in ("green", "not run") or any(verdict != "red" for _, verdict, _ in rows))
+    known = {"unchanged", *(one.key for one in falsifications())}
+    found = {key: tuple(value) for key, value in found.items() if key in known}
+    kept.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    told.out.with_suffix(".md").write_text(page(found), encoding="utf-8")
+    sys.exit(found["unchanged"][0] != "green" or any(found[one.key][0] != "red" for one in chosen))
 
 
-def page(rows: list[tuple[Falsification, str, str]], plain: str, seconds: float) -> str:
+def page(found: dict[str, tuple[str, str]]) -> str:
     """Return the result as a page."""
+    rows = [(one, *found.get(one.key, ("not run", ""))) for one in falsifications()]
     count = Counter(verdict for _, verdict, _ in rows)
     tests = {one.test for one, _, _ in rows}
     mnist = "with MNIST" if os.environ.get("INCOP_DATA") else "without MNIST (INCOP_DATA not set)"
     lines = [
         f"# Each test of the theory under a falsification, {datetime.date.today()}\n",
         f"**{count['red']} of {len(rows)} falsifications turned their test red**; {len(tests)} tests, all of `{TESTS}`, which "
-        f"unchanged are {plain}.\n",
-        f"- command: `python benchmarks/falsify_theory.py`, {mnist}, {seconds / 60:.0f} minutes",
+        f"unchanged are {found['unchanged'][0]}.\n",
+        f"- command: `python benchmarks/falsify_theory.py`, {mnist}",
         f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
         "- a falsification is one change of the code (named so) or of the statement; for a counterexample it is the tempting "
         "statement, or an example that is none",
@@ -142,8 +152,9 @@ def page(rows: list[tuple[Falsification, str, str]], plain: str, seconds: float)
         "|---|---|---|---|",
     ]
     for one, verdict, why in rows:
-        short = (why if len(why) <= 90 else f"{why[:89]}…").replace("|", "∣")
-        lines.append(f"| `{one.test}` | {one.says} | {verdict} | `{short}` |")
+        short = why if len(why) <= 90 else f"{why[:89]}…"
+        cells = (cell.replace("|", "∣") for cell in (f"`{one.test}`", one.says, verdict, f"`{short}`"))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
