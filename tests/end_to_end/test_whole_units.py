@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def trainer():
 
 def whole(masks, layers):
     """Say that every unit of these neighbouring layers is there or gone: its row, and the column that reads it."""
-    for name, after in zip(layers, layers[1:], strict=False):
+    for name, after in pairwise(layers):
         rows, reads = masks[f"{name}.weight"].flatten(1), masks[f"{after}.weight"]
         there = rows.any(1)
         by_unit = reads.movedim(1, 0).reshape(len(there), -1)
@@ -67,7 +68,7 @@ def test_every_level_of_a_search_has_whole_units_and_ends_where_it_should(rewind
     )
     unit = (8 + 16) / 624  # what the largest unit holds
     assert [t.record.search for t in tickets].count(None) == len(tickets) - 1  # one was reported on the way
-    for before, after in zip(tickets, tickets[1:], strict=False):
+    for before, after in pairwise(tickets):
         assert after.masks.within(before.masks)
         assert whole(after.masks, ["0", "3", "5"])
         assert bool(after.masks["5.weight"].any(1).all())

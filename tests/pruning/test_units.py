@@ -12,8 +12,10 @@ from torch import nn
 from torch.nn import functional
 
 from incop import Masks
+from incop.batches import unpack
 from incop.errors import InputError, TrainingError
 from incop.flow import Damage
+from incop.layers import removable
 from incop.pruning import Competition, EvenDamage, Fraction, Magnitude, PQIndex, Random, Target, Units, prune
 from incop.pruning.cut import planned, reach
 from incop.pruning.selection import foremost
@@ -394,6 +396,22 @@ def test_it_repeats_itself_and_leaves_the_model_alone(amount, score):
     assert torch.equal(torch.get_rng_state(), random)
     assert net.training
     assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in net.modules())
+
+
+def test_what_a_depthwise_convolution_reads_stays_when_its_filters_do():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=4))
+    found = Units(torch.randn(8, 1, 6, 6)).removable(net)
+    assert found.whole == {"0": "'2' reads it by channel, and the network returns it", "2": "the network returns it"}
+
+
+def test_looking_for_units_puts_the_layers_own_forward_back():
+    net, x = network("chain")
+    own = net[1].forward
+    net[3].forward = net[3].forward  # as accelerate's hooks do: one of the module's own
+    removable(net.eval(), unpack(x))
+    assert net[1].forward == own
+    assert [name for name, m in net.named_modules() if "forward" in vars(m)] == ["3"]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
 def test_the_flow_chooses_among_whole_units():
