@@ -251,5 +251,7 @@ def test_numbers_that_cannot_be_measured_are_refused(net):
 def test_a_ratio_is_faster_only_beyond_noise_and_in_most_rounds():
     assert Ratio.of([2.0] * 8, [1.0] * 8).faster
     assert not Ratio.of([1.04] * 8, [1.0] * 8).faster
-    assert not Ratio.of([3.0] * 11 + [0.5] * 9, [1.0] * 20).faster
+    disturbed = Ratio.of([3.0] * 28 + [0.5] * 12, [1.0] * 40)
+    assert disturbed.low > 2
+    assert not disturbed.faster  # what disturbs a machine lasts for several rounds
     assert Ratio.of([1.0] * 8, [2.0] * 8).slower

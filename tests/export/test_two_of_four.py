@@ -84,7 +84,7 @@ def test_what_is_not_2_to_4_is_refused_by_name(tmp_path):
     net, masks, example = ticket("lenet-300-100")
     second = list(masks)[1]
     broken = {key: mask.clone() for key, mask in masks.items()}
-    broken[second][3, 4:8] = True
+    broken[second][3, 4:8] = torch.tensor([True, True, True, False])
     subject = export.Subject.of(net, Masks(broken), example=example)
     with pytest.raises(InputError, match=rf"'{second}' is not 2:4: 1 of its 7500 groups"):
         export.write(subject, "2:4", tmp_path)
