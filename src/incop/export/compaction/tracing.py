@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 import warnings
@@ -89,8 +90,9 @@ def exported(model: nn.Module, batch: Batch, samples: int = SAMPLES) -> Any:
     for tensor in walk((few.args, few.kwargs)):
         if tensor.dim() and tensor.shape[0] == few.samples:
             shapes[tensor] = {0: torch.export.Dim.AUTO}
+    own = copy.deepcopy(model)  # tracing leaves its tensors where the forward pass sets attributes
     with torch.enable_grad():  # else torch's transformer layers take a way of their own, in one operator
-        return torch.export.export(model, few.args, dict(few.kwargs), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(own, few.args, dict(few.kwargs), dynamic_shapes=shapes, strict=False)
 
 
 def several(batch: Batch, samples: int) -> Batch:
