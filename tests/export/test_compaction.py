@@ -41,7 +41,7 @@ WHOLE = {
     "over units",
 }
 
-LUCKY = {"by sample", "scaled by position"}  # in which little can go, or nothing
+LUCKY = {"called twice", "by sample", "scaled by position"}  # in which little can go, or nothing
 
 
 def wounded(model, seed):
