@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.batches import first_samples
-from incop.export.compaction import Compaction, compact, exported, sizes, tolerance_of
+from incop.export.compaction import Answering, Compaction, compact, exported, sizes, tolerance_of
 from incop.export.folded import weights_of
 from incop.export.resizing import resized
 from incop.export.subject import Outputs, Subject, outputs_of
@@ -88,7 +88,7 @@ class CompactedForm:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                torch.export.save(exported(_Plain(small), example), file)
+                torch.export.save(exported(Answering(small, _plain), example), file)
                 answers = outputs_of(torch.export.load(file).module())
                 for size in SIZES:
                     batch = example if size is None else first_samples(example, size)
@@ -100,18 +100,8 @@ class CompactedForm:
         return None
 
 
-class _Plain(nn.Module):
-    """A model that answers in tensors, tuples, lists and dictionaries alone, so that its program needs no library."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return _plain(self.model(*args, **kwargs))
-
-
 def _plain(value: Any) -> Any:
+    """Return an answer in tensors, tuples, lists and dictionaries alone, so that its program needs no library."""
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     if is_dataclass(value) and not isinstance(value, type):

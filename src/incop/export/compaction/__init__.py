@@ -5,6 +5,6 @@ from __future__ import annotations
 from incop.export.compaction.compacting import Change, Compaction, compact
 from incop.export.compaction.proof import tolerance_of
 from incop.export.compaction.removal import sizes
-from incop.export.compaction.tracing import exported
+from incop.export.compaction.tracing import Answering, exported
 
-__all__ = ["Change", "Compaction", "compact", "exported", "sizes", "tolerance_of"]
+__all__ = ["Answering", "Change", "Compaction", "compact", "exported", "sizes", "tolerance_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -158,5 +159,5 @@ def _flops(model: nn.Module, example: Batch) -> int:
         torch.enable_grad(),
         FlopCounterMode(display=False) as counter,
     ):  # with gradients no fused transformer layer is taken
-        call(model, one)
+        call(copy.deepcopy(model), one)
     return int(counter.get_total_flops()) // max(one.samples, 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from torch import Tensor, fx, nn
 from incop.batches import Batch, first_samples, mapped, walk
 from incop.errors import InputError
 
-__all__ = ["Held", "Trace", "exported", "traced"]
+__all__ = ["Answering", "Held", "Trace", "exported", "traced"]
 
 SAMPLES = 3  # enough that one sample does not pass for all; a prime that is seldom a width
 
@@ -45,12 +47,29 @@ class Trace:
     Args:
         graph: in ATen's operators.
         held: what of the model the graph's placeholders stand for; inputs are not in it.
-        hooked: names of modules with hooks of the user's own.
+        hooked: modules with hooks of the user's own, as the graph's nodes name them.
     """
 
     graph: fx.Graph
     held: Mapping[fx.Node, Held]
     hooked: frozenset[str]
+
+
+INSIDE = "model."
+
+
+class Answering(nn.Module):
+    """A copy of a model that answers with what a function makes of its answers, under the model's own signature."""
+
+    def __init__(self, model: nn.Module, of: Callable[[Any], Any]) -> None:
+        super().__init__()
+        own = self.model = copy.deepcopy(model)  # tracing leaves its tensors where the forward pass sets attributes
+
+        @functools.wraps(own.forward)
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return of(own(*args, **kwargs))
+
+        self.forward = forward
 
 
 def traced(model: nn.Module, batch: Batch) -> Trace:
@@ -62,7 +81,7 @@ def traced(model: nn.Module, batch: Batch) -> Trace:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = exported(model, batch).run_decompositions({})
+            program = exported(Answering(model, lambda found: tuple(walk(found))), batch).run_decompositions({})
         except Exception as error:
             raise InputError(
                 f"{type(model).__name__} cannot be followed ({_where(error)}): a compacted form is made from the list of its "
@@ -72,13 +91,15 @@ def traced(model: nn.Module, batch: Batch) -> Trace:
     held = {}
     specs = program.graph_signature.input_specs
     for node, spec in zip((n for n in program.graph.nodes if n.op == "placeholder"), specs, strict=True):
-        if spec.target is None or spec.target not in names:
+        name = (spec.target or "").removeprefix(INSIDE)
+        if name not in names:
             continue
-        tensor = names[spec.target]
-        free = len(node.users) == 1 and spec.persistent is not False and spec.target in model.state_dict()
-        owner = model.get_submodule(spec.target.rpartition(".")[0])
-        held[node] = Held(spec.target, tensor.detach().double(), owner, free and not _shared(tensor, names))
-    hooked = frozenset(n for n, m in model.named_modules() if m._forward_hooks or m._forward_pre_hooks)
+        tensor = names[name]
+        free = len(node.users) == 1 and spec.persistent is not False and name in model.state_dict()
+        owner = model.get_submodule(name.rpartition(".")[0])
+        held[node] = Held(name, tensor.detach().double(), owner, free and not _shared(tensor, names))
+    hooks = ((name, module._forward_hooks or module._forward_pre_hooks) for name, module in model.named_modules())
+    hooked = frozenset(f"{INSIDE}{name}".rstrip(".") for name, some in hooks if some)
     return Trace(program.graph, held, hooked)
 
 
