@@ -29,7 +29,9 @@ def main() -> int:
     if run.returncode or any(line.strip().startswith(WARNINGS) for line in said.splitlines()):
         print(said, file=sys.stderr)
         return 1
-    return finish.main()
+    status = finish.main()
+    print(f"{finish.SITE / 'index.html'} (its search needs a server: python -m http.server --directory {finish.SITE})")
+    return status
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ OTHERS = {  # of programs other than incop
     "--repeats",
     "--index-url",
     "--extra-index-url",
-    "--nproc-per-node",
+    "--nproc-per-node",  # of torchrun
+    "--nnodes",
+    "--node-rank",
+    "--max-restarts",
+    "--standalone",
     "--pruning",  # of open_lth
     "--rewinding",
 }
@@ -69,7 +73,7 @@ def refusal(words):
         if token in ("|", "&&", ";", ">", "2>&1", "&"):
             break
         if token not in ("…", "...", "[…]"):
-            tokens.append("1" if token in ("N", "K", "SEED") else token)
+            tokens.append("1" if token in ("N", "K", "SEED") else token.partition("|")[0])  # of ray|slurm, the first
     if not tokens or "COMMAND" in tokens or tokens[-1] == "--help":
         return None if not tokens or tokens[0] in (*app, "COMMAND", "--help") else f"there is no command {tokens[0]}"
     try:
