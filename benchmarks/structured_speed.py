@@ -18,7 +18,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
 
-import torch  # noqa: I001  # until the forms are in this tree, they are sorted as strangers
+import torch  # until the forms are in this tree, they are sorted as strangers
 from side_by_side import machine
 from torch import nn
 
