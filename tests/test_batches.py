@@ -267,3 +267,5 @@ def test_parts_are_dealt_and_lose_nothing():
 def test_a_batch_with_what_is_not_of_its_samples_stays_whole(strange):
     whole = unpack({"a": torch.zeros(7, 2), "b": strange})
     assert parts(whole, 3) == [whole]
+    told = unpack((torch.zeros(7, 2), strange))
+    assert parts(told, 3) == [told]

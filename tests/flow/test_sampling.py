@@ -68,7 +68,8 @@ def test_of_a_difference(meter):
 
 
 def test_of_a_loader_that_shuffles_both_networks_see_the_same_samples():
-    loader = DataLoader(TensorDataset(*probe(120)), batch_size=8, shuffle=True)
+    shuffled = torch.Generator().manual_seed(0)  # of its own, which nobody brings back between two passes
+    loader = DataLoader(TensorDataset(*probe(120)), batch_size=8, shuffle=True, generator=shuffled)
     for _ in range(3):
         assert sampling_error(net(), loader, METERS[2], reference=net(), groups=5).total == pytest.approx(0, abs=1e-14)
 
@@ -108,6 +109,8 @@ def test_groups_are_as_even_as_can_be():
         sizes = [sum(batch.samples for batch in group) for group in _groups([unpack(b) for b in batches], 6)]
         assert sum(sizes) == 97
         assert max(sizes) - min(sizes) <= (5 if len(batches) == 20 else 2)
+    uneven = [unpack(batch) for batch in x.split([1] * 13 + [28] * 3)]
+    assert sorted(sum(batch.samples for batch in group) for group in _groups(uneven, 6)) == [4, 4, 5, 28, 28, 28]
 
 
 @pytest.mark.parametrize("throws", [None, ValueError("no")])
@@ -128,6 +131,9 @@ def test_samples_for():
     assert error.total == pytest.approx(0.5)
     assert (error.samples_for(0.5), error.samples_for(0.25), error.samples_for(0.24)) == (100, 400, 435)
     assert SamplingError({"a": 0.0}, {"a": 0.0}, samples=100).samples_for(0.1) == 2
+    assert (
+        SamplingError({"a": 1.1}, {"a": 0.0}, samples=100).samples_for(0.1) == 12_100
+    )  # 1.1 / 0.1 is a little above 11
 
 
 @pytest.mark.parametrize("resolution", [0, -1.0, float("nan"), float("inf"), True, "0.1", None])
