@@ -169,6 +169,17 @@ def test_a_cascade_goes_to_its_end():
     assert_alike(net, found.model, (4,))
 
 
+@pytest.mark.parametrize(("padding", "bias", "goes"), [(1, 1.0, 0), (1, 0.0, 1), (1, -1.0, 1), (0, 1.0, 1)])
+def test_a_constant_goes_only_where_no_border_shows_it(padding, bias, goes):
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=padding)).double()
+    net[0].weight.data[1] = 0
+    net[0].bias.data[1] = bias
+    subject = export.Subject.of(net, example=torch.randn(4, 1, 8, 8).double())
+    what = removal(analysed(traced(subject.model, subject.example), rule_of))
+    assert 3 - len(what.kept.get("0.bias", {}).get(0, range(3))) == goes
+    assert_alike(net, removed(subject.model, what), (1, 8, 8))
+
+
 def test_units_that_only_feed_each_other_go():
     class Loop(nn.Module):
         def __init__(self):
