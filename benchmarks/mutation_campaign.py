@@ -1,6 +1,6 @@
 """Break the code in one place at a time and see whether the tests turn red: mutants of the rooms that must be exact.
 
-    python benchmarks/mutation_campaign.py [--only masks.py] [--sample 400] [--state STATE.jsonl] [--result RESULT.md]
+    python benchmarks/mutation_campaign.py [--only masks/holding.py] [--sample 400] [--state STATE.jsonl] [--result RESULT.md]
 
 A mutant is one change to one expression or statement: a comparison, an arithmetic or boolean operator, a constant, a condition, a
 returned value, a statement left out. Every mutant is a fork of a process that has imported torch and pytest but not incop; it
@@ -51,7 +51,9 @@ WIDER = [
     "tests/experiments/test_replays.py",
 ]
 ROOMS = {  # module → the test files that mirror it
-    "masks.py": ["tests/test_masks.py"],
+    "masks/bits.py": ["tests/test_masks.py"],
+    "masks/holding.py": ["tests/test_masks.py"],
+    "masks/value.py": ["tests/test_masks.py"],
     "snapshots.py": ["tests/test_snapshots.py"],
     "stopping/rules.py": ["tests/stopping"],
     "stopping/words.py": ["tests/stopping"],

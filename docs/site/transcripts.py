@@ -17,7 +17,7 @@ from pathlib import Path
 from rooms import ROOT
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"[-+−]?\d[\d.,]*")
+NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")
 
 
 def steps(block: str) -> list[tuple[str, str]]:
