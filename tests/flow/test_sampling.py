@@ -131,9 +131,8 @@ def test_samples_for():
     assert error.total == pytest.approx(0.5)
     assert (error.samples_for(0.5), error.samples_for(0.25), error.samples_for(0.24)) == (100, 400, 435)
     assert SamplingError({"a": 0.0}, {"a": 0.0}, samples=100).samples_for(0.1) == 2
-    assert (
-        SamplingError({"a": 1.1}, {"a": 0.0}, samples=100).samples_for(0.1) == 12_100
-    )  # 1.1 / 0.1 is a little above 11
+    above = SamplingError({"a": 2.1}, {"a": 0.0}, samples=100)  # 2.1 / 0.3 is a little above 7
+    assert above.samples_for(0.3) == 4900
 
 
 @pytest.mark.parametrize("resolution", [0, -1.0, float("nan"), float("inf"), True, "0.1", None])
