@@ -121,7 +121,8 @@ class Saving:
             LockLost: another host has taken the folder.
             TrainingError: it cannot be written.
         """
-        self.check()
+        if self.together.one:
+            self.check()
         self._steps += 1
         started = time.monotonic()
         noted, due = self._now(started)
@@ -130,6 +131,7 @@ class Saving:
         state = take()
 
         def write() -> None:
+            self.check()  # so that all processes are told when it fails
             self.files.write(state, about={"records": self.run.synced(), "environment": dict(self.environment)})
 
         self.together.once(write)

@@ -18,7 +18,7 @@ NORMALIZES = "aten::_native_batch_norm_legit_no_training"
 
 
 def linear(run: Analysis, node: fx.Node) -> Labels | None:
-    """Make x Wᵀ + b."""
+    """Follow y = x Wᵀ + b, a linear layer."""
     return _matrix(run, node, node.args[0], run.held(node.args[1]), argument(node, 2), (0, 1))
 
 
