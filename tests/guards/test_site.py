@@ -115,7 +115,7 @@ def test_what_is_described_is_there():
 
 
 def test_links_are_gathered_as_they_lie(tmp_path):
-    text = "See [`Masks`](../src/incop/snapshots.py), [data](../benchmarks/README.md#x), `[no](link.md)`, <b>[out](https://a.org)</b>.\n"
+    text = "See [`Masks`](../src/incop/masks/value.py), [data](../benchmarks/README.md#x), `[no](link.md)`, <b>[out](https://a.org)</b>.\n"
     linked = set()
     said = stage.rewritten(ROOT / "docs" / "page.md", text, linked)
     assert "[`Masks`](reference/incop.md#incop.Masks)" in said
