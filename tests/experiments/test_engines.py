@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from incop.cli import main
 from incop.errors import InputError, MissingExtra
@@ -24,6 +25,14 @@ from incop.locks import Lock
 from incop.rundir import RunDir
 
 SMALL = Plan(method="lth-rate", levels=1, max_epochs=1.0, limit=100, device="cpu", threads=1)
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """A worker sets the threads of its process, which here is that of all tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
