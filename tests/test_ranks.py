@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 import incop
 from incop import flow, pruning, ranks, stopping
 from incop.errors import Diverged, InputError, TrainingError
-from incop.experiments.comparisons import PROCESSES
+from incop.experiments.engines.local import PROCESSES
 from incop.masks import Masks
 from incop.snapshots import Snapshot
 

@@ -15,7 +15,7 @@ import torch
 
 from incop import ranks
 from incop.experiments import runs
-from incop.experiments.comparisons import PROCESSES
+from incop.experiments.engines.local import PROCESSES
 from incop.rundir import RunDir
 
 PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo", "torch.distributed"])

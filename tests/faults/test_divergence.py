@@ -43,17 +43,17 @@ class Careless(incop.Trainer):
         self.wounds, self.done = (level, step, highest), 0
         return self
 
-    def _step(self, model, optimizer, inputs, labels, watch):
+    def _step(self, model, now, inputs, labels, watch):
         level, step, highest = self.wounds
         if (watch.level, watch.step + 1) == (level, step) and watch.lr_share >= highest:
             self.done += 1
-            weight = next(p for group in optimizer.param_groups for p in group["params"])
+            weight = next(p for group in now.optimizer.param_groups for p in group["params"])
             handle = weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
             try:
-                return super()._step(model, optimizer, inputs, labels, watch)
+                return super()._step(model, now, inputs, labels, watch)
             finally:
                 handle.remove()
-        return super()._step(model, optimizer, inputs, labels, watch)
+        return super()._step(model, now, inputs, labels, watch)
 
 
 def careless(level, step, highest=1.0, **more):

@@ -14,7 +14,7 @@ from companions import Company, together
 from folders import planned, same
 
 from incop.experiments import runs
-from incop.experiments.comparisons import PROCESSES
+from incop.experiments.engines.local import PROCESSES
 from incop.rundir import RunDir
 
 pytestmark = pytest.mark.skipif(

@@ -87,7 +87,12 @@ def test_libraries_are_imported_by_names_that_stand_in_the_source():
                 or dotted(call.func)[-2:] == ("extras", "load")
             ):
                 said = ast.unparse(call.args[0])
-                table = said in ("_HOMES[name]", "PACKAGES[named.source]", "f'incop.{name}'", "f'incop.export.{module}'")
+                table = said in (
+                    "_HOMES[name]",
+                    "PACKAGES[named.source]",
+                    "f'incop.{name}'",
+                    "f'incop.export.{module}'",
+                )
                 table = table or said in passed_on
                 assert table or isinstance(call.args[0], ast.Constant), f"{file.name} imports {said}"
 
