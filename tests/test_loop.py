@@ -8,7 +8,7 @@ from torch import nn
 import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
-from incop.loop import Dense, search
+from incop.loop import Dense, cutting, search, validation
 from incop.snapshots import Snapshot
 
 EPOCHS = 3
@@ -435,7 +435,8 @@ class Counting:
                 self.model_was.prove(self.model)
                 return super().__call__(masks)
 
-        monkeypatch.setattr(incop.loop, "Damage", Counted)
+        monkeypatch.setattr(cutting, "Damage", Counted)
+        monkeypatch.setattr(validation, "Damage", Counted)
 
 
 EVEN = pruning.EvenDamage(0.9, levels=6, trials=4)
