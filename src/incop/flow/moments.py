@@ -111,20 +111,24 @@ class CoMoments:
     products: list[Tensor] = field(default_factory=list)
 
     def update(self, outputs: dict[str, Tensor]) -> None:
-        """Add one batch: outputs by layer, each (n, M)."""
+        """Add one batch: outputs by layer, each (n, M). One pair's matrix at a time is made besides those that are kept."""
         rows = {name: out.double() for name, out in outputs.items()}
-        batch = CoMoments(self.pairs, next(iter(rows.values())).shape[0])
-        batch.means = {name: r.mean(0) for name, r in rows.items()}
-        centred = {name: r - batch.means[name] for name, r in rows.items()}
-        batch.squares = {name: c.square().sum(0) for name, c in centred.items()}
-        batch.products = [centred[a].T @ centred[b] for a, b in self.pairs]
-        both = self.merge(batch) if self.samples else batch
-        self.samples, self.means, self.squares, self.products = (
-            both.samples,
-            both.means,
-            both.squares,
-            both.products,
-        )
+        samples = next(iter(rows.values())).shape[0]
+        means = {name: r.mean(0) for name, r in rows.items()}
+        centred = {name: r - means[name] for name, r in rows.items()}
+        squares = {name: c.square().sum(0) for name, c in centred.items()}
+        if not self.samples:
+            self.samples, self.means, self.squares = samples, means, squares
+            self.products = [centred[a].T @ centred[b] for a, b in self.pairs]
+            return
+        n = self.samples + samples
+        delta = {name: means[name] - mean for name, mean in self.means.items()}
+        share = self.samples * samples / n
+        for product, (a, b) in zip(self.products, self.pairs, strict=True):
+            product.add_(centred[a].T @ centred[b]).add_(torch.outer(delta[a], delta[b]).mul_(share))
+        self.samples = n
+        self.means = {name: mean + delta[name] * (samples / n) for name, mean in self.means.items()}
+        self.squares = {name: s + squares[name] + delta[name].square() * share for name, s in self.squares.items()}
 
     def merge(self, other: CoMoments) -> CoMoments:
         """Return the statistics of both sets of samples together."""

@@ -307,7 +307,7 @@ def _sparse(parts: Search, at: Standing) -> Ticket:
         lr_share=parts.lr_share,
         on_check=parts.on_check,
         on_step=_told(parts.on_step, level),
-        on_rest=lambda: offer(parts, at, watch),
+        on_rest=lambda: offer(parts, at, watch),  # noqa: F821  # until the level has ended
     )
     watch.probed(*parts.planning)
     parts.planning = 0, 0.0
@@ -319,7 +319,9 @@ def _sparse(parts: Search, at: Standing) -> Ticket:
     weights = _copy(parts).tensors
     if at.stopped is not None:
         at.stopped.rewind(parts.model)  # the search goes on from where the rule stopped
-    return Ticket(record, masks, weights, watch.checks)
+    ticket = Ticket(record, masks, weights, watch.checks)
+    del watch  # it holds the function that holds it, and with both the masks, until Python looks for such rings
+    return ticket
 
 
 def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Callable[[float, int], None] | None:
