@@ -4,3 +4,8 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
+
+
+def pytest_configure(config):
+    """Let Lightning hint at `srun`: the tests run where Slurm is installed, and not under it."""
+    config.addinivalue_line("filterwarnings", "ignore:The `srun` command is available")
