@@ -424,6 +424,41 @@ def test_torch_and_safetensors_alone_read_it(written, tmp_path):
     assert process.returncode == 0, process.stderr
 
 
+RECIPE = """
+import sys, torch
+from torch import nn
+
+page, file, kept = sys.argv[1:]
+x, net, expected = torch.load(kept, weights_only=False)
+names = {}
+exec(open(page).read().split("## Reading it without incop")[1].split("```python")[1].split("```")[0], names)
+with torch.no_grad():
+    found = names["resized"](net, file)(x)
+assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+assert "incop" not in sys.modules and "numpy" not in names
+"""
+
+
+def test_the_pages_own_recipe_reads_it_with_torch_and_safetensors_alone(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    fresh = copy.deepcopy(net)
+    with torch.no_grad():
+        net[0].weight[::2] = 0
+        net[1].bias[::2] = 0
+    subject = export.Subject.of(net, example=torch.randn(16, 1, 8, 8))
+    done = export.write(subject, "compacted", tmp_path)
+    assert done.details["units"] > 0
+    kept = tmp_path / "kept.pt"
+    torch.save((subject.example.args[0], fresh, subject.outputs(subject.example)[0]), kept)
+    page = Path(__file__).parents[2] / "docs" / "export_compacted.md"
+    process = subprocess.run(
+        [sys.executable, "-c", RECIPE, str(page), str(done.files[0]), str(kept)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+
+
 def test_a_model_that_torch_cannot_export_is_written_without_a_program(written, tmp_path, monkeypatch):
     subject, _ = written
 
@@ -446,10 +481,12 @@ class AsDataSay(nn.Module):
         return self.b(x) if x.sum() > 0 else self.b(self.a(x))
 
 
-def test_a_model_that_cannot_be_followed_is_told_with_its_line():
+def test_a_model_that_cannot_be_followed_is_told_with_its_line_and_nothing_else(capfd):
     with pytest.raises(InputError, match=r"x\.sum\(\) > 0") as told:
         export.compacted(AsDataSay(), None, torch.randn(8, 4))
+    assert "looks at values to decide" in str(told.value)
     assert "\n" not in str(told.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_an_example_it_is_told():
