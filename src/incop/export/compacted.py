@@ -63,6 +63,7 @@ class CompactedForm:
     """
 
     name = "compacted"
+    again = frozenset({"compacted.pt2"})
     tolerance = 1e-5
 
     def __init__(self) -> None:

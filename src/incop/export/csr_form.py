@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from incop.errors import InputError, quoted
 from incop.export.choosing import BATCH_SIZES, TOLERANCE, Choice, choose
 from incop.export.csr import CSRLinear, checked_csr, put, replaced
-from incop.export.subject import Answers, Subject, outputs_of
+from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.export.timing import ROUNDS
 
 __all__ = ["CSRForm", "read_csr"]
@@ -43,12 +43,11 @@ class CSRForm:
         chosen = [choice.layer for choice in choices if choice.chosen]
         if not chosen:
             raise InputError(_none(choices))
+        tensors_of(subject.model)  # refuses what is no tensor
         model = replaced(subject.model, chosen)
         tensors: dict[str, Tensor] = {}
         shapes: dict[str, list[int]] = {}
         for name, tensor in model.state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
             if tensor.layout == torch.sparse_csr:
                 shapes[name] = list(tensor.shape)
                 parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())

@@ -105,7 +105,8 @@ class OnnxForm:
             raise InputError(_frozen(type(subject.model).__name__, batch.samples))
         _own_names(program.model.graph, {*named, *outputs})
         program.model.metadata_props[KEY] = json.dumps(dict(subject.about))
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values())
+        held = (one for one in subject.model.state_dict().values() if isinstance(one, Tensor))
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
         program.save(str(file), external_data=weights > MOST_IN_ONE)
         _load("onnx.checker").check_model(str(file))
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
-from incop.export.subject import Answers, Subject, outputs_of
+from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.layers import is_conv1d
 from incop.masks import Masks
 
@@ -121,7 +121,8 @@ def refuse_unfit(model: nn.Module, masks: Masks) -> None:
             groups = int((whole > N).sum())
             raise InputError(
                 f"{name!r} is not 2:4: {groups} of its {whole.numel()} groups of four weights along its inputs keep more than "
-                "two; search with selection NofM(2, 4), on the command line --selection 2:4, or leave the layer out with skip"
+                "two; search with selection NofM(2, 4), on the command line --method lth --selection 2:4, or leave the layer "
+                "out with skip"
             )
 
 
@@ -141,9 +142,7 @@ class SemiStructuredForm:
         turned = _turned(subject.model)
         tensors: dict[str, Tensor] = {}
         shapes: dict[str, dict[str, Any]] = {}
-        for name, tensor in subject.model.state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
+        for name, tensor in tensors_of(subject.model).items():
             if name not in subject.masks:
                 tensors[name] = tensor.detach().contiguous().clone()
                 continue
