@@ -98,18 +98,18 @@ def test_a_strange_model_answers_as_before(name):
     assert_alike(subject.model, found.model, subject.example.args[0].shape[1:], sizes=sizes)
     assert list(found.model.state_dict()) == list(subject.model.state_dict())
     assert type(found.model) is type(subject.model)
+    if name not in FIXED:  # then the analysis alone was right: the proof had nothing to hold back
+        assert not found.held_back
     if name in WHOLE:
         assert found.units == 0
     elif name not in FIXED | LUCKY:
         assert found.units > 0
         assert found.parameters[1] < found.parameters[0]
-        assert not found.held_back
 
 
-@pytest.mark.parametrize("name", sorted(set(strange()) - FIXED))
-@pytest.mark.parametrize("seed", [2])
-def test_the_analysis_alone_is_right(name, seed):
-    subject = made(name, seed)
+@pytest.mark.parametrize("name", sorted(LUCKY | {"normalized", "mixed", "concatenated"}))
+def test_the_analysis_alone_is_right_of_other_wounds(name):
+    subject = made(name, 2)
     run = analysed(traced(subject.model, subject.example), rule_of)
     small = removed(subject.model, removal(run))
     assert_alike(subject.model, small, subject.example.args[0].shape[1:])
@@ -269,7 +269,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(steps=STEPS, flat=st.booleans(), seed=st.integers(0, 10**6))
 def test_a_network_that_was_made_up_answers_as_before(steps, flat, seed):
     steps = [("conv", 4, True, True), *steps]
@@ -321,13 +321,12 @@ class Tokens(nn.Module):
 NETWORKS = {
     "lenet-300-100": (lenet_300_100, (1, 28, 28)),
     "lenet-5": (lenet_5, (1, 28, 28)),
-    "resnet-20": (lambda: resnet(20, size=(16, 16)), (3, 16, 16)),
+    "resnet-20": (lambda: resnet(20, size=(8, 8)), (3, 8, 8)),
     "transformer": (Tokens, (10, 14)),
 }
 
 
-@pytest.mark.parametrize("masks", [by_magnitude, whole_units])
-@pytest.mark.parametrize("sparsity", [0.9, 0.98])
+@pytest.mark.parametrize(("sparsity", "masks"), [(0.9, by_magnitude), (0.98, by_magnitude), (0.9, whole_units)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_as_masked_on_256_inputs(name, sparsity, masks, monkeypatch):
     torch.manual_seed(0)
