@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
 from incop.export.choosing import BATCH_SIZES, TOLERANCE, Choice, choose
 from incop.export.csr import CSRLinear, checked_csr, put, replaced
+from incop.export.marked import marked
 from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.export.timing import ROUNDS
 
@@ -123,22 +123,11 @@ def read_csr(file: str | Path, model: nn.Module) -> nn.Module:
 
 
 def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    where = f"{str(file)!r} cannot be read as the CSR form"
-    if not file.is_file():
-        raise InputError(f"{where}: there is no such file")
-    try:
-        with safe_open(file, "pt") as opened:
-            told = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-        shapes = json.loads(told["csr"])
-    except KeyError as error:
-        raise InputError(f"{where}: it does not say which of its tensors are CSR") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {error}") from error
-    whole = isinstance(shapes, dict) and all(
+    tensors, shapes = marked(file, "csr", "CSR")
+    whole = all(
         isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and 0 < size < 2**31 for size in shape)
         for shape in shapes.values()
     )
     if not whole:
-        raise InputError(f"{where}: its shapes are damaged")
+        raise InputError(f"{str(file)!r} cannot be read as the CSR form: its shapes are damaged")
     return tensors, shapes

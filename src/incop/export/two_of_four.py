@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
+from incop.export.marked import marked
 from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.layers import is_conv1d
 from incop.masks import Masks
@@ -177,22 +177,9 @@ def read_semi_structured(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     where = f"{str(file)!r} cannot be read as the 2:4 form"
-    if not file.is_file():
-        raise InputError(f"{where}: there is no such file")
-    try:
-        with safe_open(file, "pt") as opened:
-            told = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-        shapes = json.loads(told["2:4"])
-    except KeyError as error:
-        raise InputError(f"{where}: it does not say which of its tensors are 2:4") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {error}") from error
-    if not isinstance(shapes, dict):
-        raise InputError(f"{where}: its shapes are damaged")
-    state = dict(tensors)
+    state, shapes = marked(file, "2:4", "2:4")
     for name, said in shapes.items():
-        parts = [state.pop(f"{name}.{part}", None) for part in PARTS]
+        parts: list[Any] = [state.pop(f"{name}.{part}", None) for part in PARTS]
         try:
             rows = unpacked(*parts)
             shape = said["shape"]
