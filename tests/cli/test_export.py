@@ -79,6 +79,41 @@ def test_built_in_models(model, tmp_path):
     assert incop("export", tmp_path / "R", "--to", "safetensors,sparse", "--out", tmp_path / "out") == 0
 
 
+@pytest.mark.parametrize("model", ["lenet-300-100", "resnet-20"])
+def test_whole_units_go_and_the_smaller_network_answers_as_before(model, tmp_path, capsys):
+    carried_out(tmp_path / "R", model=model, selection="units", amount="0.5", limit=20)
+    assert incop("export", tmp_path / "R", "--to", "compacted,folded", "--json") == 0
+    told = json.loads(capsys.readouterr().out)["forms"]
+    small, whole = told
+    assert small["difference"] <= 1e-5
+    assert small["details"]["units"] > 0
+    assert small["bytes"] < whole["bytes"]
+    main, program = map(Path, small["files"])
+    assert small["again"] == [str(program)]
+    parts, _ = rebuild(RunDir.open(tmp_path / "R"), 1)
+    x = parts.probe[0][0]
+    with torch.no_grad():
+        expected = parts.model.eval()(x)
+        for found in (export.resized(parts.model, main), torch.export.load(program).module()):
+            assert float((found(x) - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_what_went_and_the_program_are_told(run, tmp_path, capsys):
+    assert incop("export", run, "--to", "compacted", "--out", tmp_path) == 0
+    shown = capsys.readouterr().out
+    assert "units gone from" in shown
+    assert "holds the same as a program" in shown
+
+
+def test_interrupted_before_anything_was_made(run, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("incop.cli.export.subject_of", interrupted)
+    assert "nothing was exported" in refused(capsys, run, "--out", tmp_path / "out", status=130)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

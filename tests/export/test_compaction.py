@@ -98,18 +98,18 @@ def test_a_strange_model_answers_as_before(name):
     assert_alike(subject.model, found.model, subject.example.args[0].shape[1:], sizes=sizes)
     assert list(found.model.state_dict()) == list(subject.model.state_dict())
     assert type(found.model) is type(subject.model)
+    if name not in FIXED:  # then the analysis alone was right: the proof had nothing to hold back
+        assert not found.held_back
     if name in WHOLE:
         assert found.units == 0
     elif name not in FIXED | LUCKY:
         assert found.units > 0
         assert found.parameters[1] < found.parameters[0]
-        assert not found.held_back
 
 
-@pytest.mark.parametrize("name", sorted(set(strange()) - FIXED))
-@pytest.mark.parametrize("seed", [2])
-def test_the_analysis_alone_is_right(name, seed):
-    subject = made(name, seed)
+@pytest.mark.parametrize("name", sorted(LUCKY | {"normalized", "mixed", "concatenated"}))
+def test_the_analysis_alone_is_right_of_other_wounds(name):
+    subject = made(name, 2)
     run = analysed(traced(subject.model, subject.example), rule_of)
     small = removed(subject.model, removal(run))
     assert_alike(subject.model, small, subject.example.args[0].shape[1:])
@@ -269,7 +269,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(steps=STEPS, flat=st.booleans(), seed=st.integers(0, 10**6))
 def test_a_network_that_was_made_up_answers_as_before(steps, flat, seed):
     steps = [("conv", 4, True, True), *steps]
@@ -321,13 +321,12 @@ class Tokens(nn.Module):
 NETWORKS = {
     "lenet-300-100": (lenet_300_100, (1, 28, 28)),
     "lenet-5": (lenet_5, (1, 28, 28)),
-    "resnet-20": (lambda: resnet(20, size=(16, 16)), (3, 16, 16)),
+    "resnet-20": (lambda: resnet(20, size=(8, 8)), (3, 8, 8)),
     "transformer": (Tokens, (10, 14)),
 }
 
 
-@pytest.mark.parametrize("masks", [by_magnitude, whole_units])
-@pytest.mark.parametrize("sparsity", [0.9, 0.98])
+@pytest.mark.parametrize(("sparsity", "masks"), [(0.9, by_magnitude), (0.98, by_magnitude), (0.9, whole_units)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_network_answers_as_masked_on_256_inputs(name, sparsity, masks, monkeypatch):
     torch.manual_seed(0)
@@ -424,6 +423,41 @@ def test_torch_and_safetensors_alone_read_it(written, tmp_path):
     assert process.returncode == 0, process.stderr
 
 
+RECIPE = """
+import sys, torch
+from torch import nn
+
+page, file, kept = sys.argv[1:]
+x, net, expected = torch.load(kept, weights_only=False)
+names = {}
+exec(open(page).read().split("## Reading it without incop")[1].split("```python")[1].split("```")[0], names)
+with torch.no_grad():
+    found = names["resized"](net, file)(x)
+assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+assert "incop" not in sys.modules and "numpy" not in names
+"""
+
+
+def test_the_pages_own_recipe_reads_it_with_torch_and_safetensors_alone(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
+    fresh = copy.deepcopy(net)
+    with torch.no_grad():
+        net[0].weight[::2] = 0
+        net[1].bias[::2] = 0
+    subject = export.Subject.of(net, example=torch.randn(16, 1, 8, 8))
+    done = export.write(subject, "compacted", tmp_path)
+    assert done.details["units"] > 0
+    kept = tmp_path / "kept.pt"
+    torch.save((subject.example.args[0], fresh, subject.outputs(subject.example)[0]), kept)
+    page = Path(__file__).parents[2] / "docs" / "export_compacted.md"
+    process = subprocess.run(
+        [sys.executable, "-c", RECIPE, str(page), str(done.files[0]), str(kept)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+
+
 def test_a_model_that_torch_cannot_export_is_written_without_a_program(written, tmp_path, monkeypatch):
     subject, _ = written
 
@@ -446,10 +480,12 @@ class AsDataSay(nn.Module):
         return self.b(x) if x.sum() > 0 else self.b(self.a(x))
 
 
-def test_a_model_that_cannot_be_followed_is_told_with_its_line():
+def test_a_model_that_cannot_be_followed_is_told_with_its_line_and_nothing_else(capfd):
     with pytest.raises(InputError, match=r"x\.sum\(\) > 0") as told:
         export.compacted(AsDataSay(), None, torch.randn(8, 4))
+    assert "looks at values to decide" in str(told.value)
     assert "\n" not in str(told.value)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_without_an_example_it_is_told():

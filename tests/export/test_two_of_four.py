@@ -137,3 +137,19 @@ def test_a_damaged_file_is_told(damage, tmp_path):
     with pytest.raises(InputError) as caught:
         export.read_semi_structured(file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "reader", [export.read_semi_structured, lambda file: export.read_csr(file, torch.nn.Linear(2, 2))]
+)
+def test_a_file_of_strange_metadata_or_an_endless_header_is_refused(reader, tmp_path):
+    file = tmp_path / "strange.safetensors"
+    save_file({"weight": torch.ones(2)}, file, metadata={"2:4": "[1]", "csr": "[1]"})
+    with pytest.raises(InputError, match="its shapes are damaged"):
+        reader(file)
+    save_file({"weight": torch.ones(2)}, file, metadata={"other": "1"})
+    with pytest.raises(InputError, match="does not say which of its tensors"):
+        reader(file)
+    file.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match="its header announces"):
+        reader(file)

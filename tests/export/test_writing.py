@@ -1,5 +1,9 @@
 """A form is proven and put in place whole, or not at all."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -7,6 +11,7 @@ from torch import nn
 
 from incop import InputError, Masks, TrainingError, export
 from incop.export.folded import FoldedForm
+from incop.locks import Lock
 
 
 @pytest.fixture
@@ -101,3 +106,67 @@ def test_two_forms_whose_files_have_one_name_are_refused(subject, tmp_path):
     with pytest.raises(InputError, match=r"two of the forms are files named 'folded\.safetensors'"):
         export.write_all(subject, ["folded", Other()], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+class Versioned(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 8)
+        self.version = 3
+
+    def get_extra_state(self):
+        return {"version": self.version}
+
+    def set_extra_state(self, state):
+        self.version = state["version"]
+
+    def forward(self, x):
+        return self.a(x)
+
+
+@pytest.mark.parametrize("word", ["folded", "safetensors", "sparse", "compacted", "2:4"])
+def test_an_entry_that_is_no_tensor_is_refused_in_one_sentence(word, tmp_path):
+    net = Versioned()
+    net.a.weight.data[:, 2:] = 0
+    with pytest.raises(InputError, match="'_extra_state', a dict, and a file of this form holds tensors alone"):
+        export.write(export.Subject.of(net, example=torch.randn(8, 4)), word, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+KILLED = """
+import os, signal, sys, torch
+from incop import export
+from incop.export.folded import FoldedForm
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+FoldedForm.outputs = killed
+export.write(export.Subject.of(torch.nn.Linear(2, 2), example=torch.ones(4, 2)), "folded", sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_uses_is_not(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    left = [file.name for file in tmp_path.iterdir()]
+    assert len(left) == 1
+    assert left[0].startswith(".export.")
+    (tmp_path / ".export.new").mkdir()  # of a process that has not locked it yet
+    (tmp_path / ".export.mine").write_text("no folder of ours")
+    subject = export.Subject.of(nn.Linear(2, 2), example=torch.ones(4, 2))
+    (tmp_path / ".export.used").mkdir()
+    with Lock(tmp_path / ".export.used"):
+        export.write(subject, "folded", tmp_path)
+    there = {file.name for file in tmp_path.iterdir()}
+    assert there == {".export.mine", ".export.new", ".export.used", "folded.safetensors"}
+    os.utime(tmp_path / ".export.new", (0, 0))
+    export.write(subject, "folded", tmp_path, replace=True)
+    assert not (tmp_path / ".export.new").exists()
+
+
+def test_what_is_there_once_more_is_not_counted(tmp_path):
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    written = export.write(export.Subject.of(net, example=torch.randn(8, 4)), "compacted", tmp_path)
+    assert [file.name for file in written.again] == ["compacted.pt2"]
+    assert set(written.again) < set(written.files)
+    assert written.size == (tmp_path / "compacted.safetensors").stat().st_size

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from incop.cli.export import _level, _subject
 from incop.cli.tables import plain_console, printable, table
+from incop.cli.tickets import level_of, subject_of
 from incop.errors import TrainingError
 from incop.rundir import RunDir, write_atomically
 
@@ -66,7 +66,7 @@ def bench_export(
         Show where an error came from.
     """
     folder = RunDir.open(run)
-    number = _level(folder, level)
+    number = level_of(folder, level)
     from incop import export as room
     from incop.export.forms import batch_sizes
 
@@ -74,7 +74,7 @@ def bench_export(
     words = None if forms is None else [word.strip() for word in forms.split(",") if word.strip()]
     for word in words or ():
         room.form(word)
-    subject = _subject(folder, number, data, data_dir, run_code)
+    subject = subject_of(folder, number, data, data_dir, run_code)
     found = room.bench(
         subject, words, dense=_dense(folder, subject), batch_sizes=sizes, rounds=repeats, threads=threads
     )

@@ -38,7 +38,7 @@ RUNTIME = "dense, onnx"  # the control of forms that another runtime answers fro
 SCHEMA = 1
 HELP = (
     "What would help: a search that removes whole units or channels, exported as compacted; wider linear layers or a higher "
-    "sparsity, for CSR; or a GPU of compute capability 8.0 or newer, with a search by --selection 2:4"
+    "sparsity, for CSR; or a GPU of compute capability 8.0 or newer, with a search by --method lth --selection 2:4"
 )
 
 
@@ -259,7 +259,16 @@ def _made(subject: Subject, dense: Subject, words: list[str], folder: Path) -> t
             answers: Outputs = form.outputs(main, of)
             return answers
 
-        made.append(_Made(word, written.size, _zipped(written.files), written.difference, load_form, load_form()))
+        made.append(
+            _Made(
+                word,
+                written.size,
+                _zipped([file for file in written.files if file not in written.again]),
+                written.difference,
+                load_form,
+                load_form(),
+            )
+        )
     not_made.pop(RUNTIME, None)
     return made, not_made
 

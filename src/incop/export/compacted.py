@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from incop.batches import first_samples
 from incop.export.compaction import Answering, Compaction, compact, exported, sizes, tolerance_of
 from incop.export.folded import weights_of
+from incop.export.quieting import quiet
 from incop.export.resizing import resized
 from incop.export.subject import Outputs, Subject, outputs_of
 from incop.export.writing import SIZES, difference
@@ -63,6 +63,7 @@ class CompactedForm:
     """
 
     name = "compacted"
+    again = frozenset({"compacted.pt2"})
     tolerance = 1e-5
 
     def __init__(self) -> None:
@@ -85,18 +86,17 @@ class CompactedForm:
     def _programmed(self, small: nn.Module, subject: Subject, file: Path) -> str | None:
         """Write the program, proven; return why not, if it cannot be."""
         example = subject.needed_example("the compacted form")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
+        try:
+            with quiet():
                 torch.export.save(exported(Answering(small, _plain), example), file)
                 answers = outputs_of(torch.export.load(file).module())
                 for size in SIZES:
                     batch = example if size is None else first_samples(example, size)
                     if not difference(subject.outputs(batch), answers(batch)) <= self.tolerance:
                         raise ValueError("its answers differ")
-            except Exception as error:
-                file.unlink(missing_ok=True)
-                return (str(error).strip() or type(error).__name__).splitlines()[0]
+        except Exception as error:
+            file.unlink(missing_ok=True)
+            return (str(error).strip() or type(error).__name__).splitlines()[0]
         return None
 
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
 from incop.export.choosing import BATCH_SIZES, TOLERANCE, Choice, choose
 from incop.export.csr import CSRLinear, checked_csr, put, replaced
-from incop.export.subject import Answers, Subject, outputs_of
+from incop.export.marked import marked
+from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.export.timing import ROUNDS
 
 __all__ = ["CSRForm", "read_csr"]
@@ -43,12 +43,11 @@ class CSRForm:
         chosen = [choice.layer for choice in choices if choice.chosen]
         if not chosen:
             raise InputError(_none(choices))
+        tensors_of(subject.model)  # refuses what is no tensor
         model = replaced(subject.model, chosen)
         tensors: dict[str, Tensor] = {}
         shapes: dict[str, list[int]] = {}
         for name, tensor in model.state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
             if tensor.layout == torch.sparse_csr:
                 shapes[name] = list(tensor.shape)
                 parts = (tensor.crow_indices(), tensor.col_indices(), tensor.values())
@@ -124,22 +123,11 @@ def read_csr(file: str | Path, model: nn.Module) -> nn.Module:
 
 
 def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    where = f"{str(file)!r} cannot be read as the CSR form"
-    if not file.is_file():
-        raise InputError(f"{where}: there is no such file")
-    try:
-        with safe_open(file, "pt") as opened:
-            told = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-        shapes = json.loads(told["csr"])
-    except KeyError as error:
-        raise InputError(f"{where}: it does not say which of its tensors are CSR") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {error}") from error
-    whole = isinstance(shapes, dict) and all(
+    tensors, shapes = marked(file, "csr", "CSR")
+    whole = all(
         isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and 0 < size < 2**31 for size in shape)
         for shape in shapes.values()
     )
     if not whole:
-        raise InputError(f"{where}: its shapes are damaged")
+        raise InputError(f"{str(file)!r} cannot be read as the CSR form: its shapes are damaged")
     return tensors, shapes

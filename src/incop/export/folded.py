@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from incop.export.subject import Outputs, Subject, outputs_of
+from incop.export.subject import Outputs, Subject, outputs_of, tensors_of
 from incop.masks import Masks
 
 __all__ = ["FoldedForm", "folded"]
@@ -43,11 +43,7 @@ def folded(model: nn.Module, masks: Masks | None = None) -> dict[str, Tensor]:
 
 def weights_of(subject: Subject) -> dict[str, Tensor]:
     """Return copies of all parameters and buffers, by name; a tied one under each of its names."""
-    return {
-        name: tensor.detach().contiguous().clone()
-        for name, tensor in subject.model.state_dict().items()
-        if isinstance(tensor, Tensor)
-    }
+    return {name: tensor.detach().contiguous().clone() for name, tensor in tensors_of(subject.model).items()}
 
 
 class FoldedForm:

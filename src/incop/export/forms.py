@@ -17,6 +17,7 @@ class Form(Protocol):
 
     Attributes:
         name: the word for it.
+        again: optional; names of files that hold the same once more for another reader, and are not counted in its size.
         tolerance: how far its answers may be from the masked network's, relative to the largest of them; 0: the same bits.
     """
 

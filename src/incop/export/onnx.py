@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import io
 import json
-import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from torch import Tensor, nn
 
 from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.errors import InputError, MissingExtra
+from incop.export.quieting import DEPENDS_ON_VALUES, depends_on_values, quiet, told
 from incop.export.subject import Subject
 from incop.export.timing import resized
 from incop.export.writing import difference
@@ -89,7 +86,7 @@ class OnnxForm:
                 free[1] = length
             shapes.append(free)
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 program: Any = torch.onnx.export(
                     _Flat(subject.model, batch).eval(),
                     tuple(named.values()),
@@ -108,7 +105,8 @@ class OnnxForm:
             raise InputError(_frozen(type(subject.model).__name__, batch.samples))
         _own_names(program.model.graph, {*named, *outputs})
         program.model.metadata_props[KEY] = json.dumps(dict(subject.about))
-        weights = sum(tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values())
+        held = (one for one in subject.model.state_dict().values() if isinstance(one, Tensor))
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
         program.save(str(file), external_data=weights > MOST_IN_ONE)
         _load("onnx.checker").check_model(str(file))
 
@@ -167,19 +165,6 @@ class _Flat(nn.Module):
         args = mapped(self.batch.args, lambda _: next(given))
         kwargs = mapped(dict(self.batch.kwargs), lambda _: next(given))
         return tuple(walk(self.model(*args, **kwargs)))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter says to itself: warnings of its own making, logs, printed graphs. The file is proven afterwards."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
 
 
 def _load(package: str) -> Any:
@@ -294,21 +279,14 @@ def _frozen(model: str, samples: int) -> str:
 
 def _why(error: Exception, model: str, samples: int) -> str:
     """Say in one sentence why a network cannot be written as ONNX."""
-    texts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(texts) < 10:
-        texts.append(str(cause))
-        cause = cause.__cause__ or cause.__context__
+    texts = told(error)
     whole = "\n".join(texts)
     if operator := re.search(r"No ONNX function found for <OpOverload\(op='([\w:.]+)'", whole):
         known = operator[1].replace("::", ".")
         return f"{model} cannot be written as ONNX: it uses the operator {known}, for which there is no ONNX operator"
     if "Constraints violated" in whole or "specialized" in whole:
         return _frozen(model, samples)
-    if "data-dependent" in whole or "DataDependent" in whole or "GuardOnData" in whole:
-        return (
-            f"{model} cannot be written as ONNX: its forward pass looks at values to decide what to do (an `if` or a loop over "
-            "a tensor's numbers), which no graph can follow; torch.where or torch.cond can"
-        )
+    if depends_on_values(error):
+        return f"{model} cannot be written as ONNX: {DEPENDS_ON_VALUES}"
     last = next((line.strip() for line in (texts[-1] if texts else "").splitlines() if line.strip()), "no reason given")
     return f"{model} cannot be written as ONNX: {last[:300]}"

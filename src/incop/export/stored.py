@@ -16,7 +16,7 @@ from torch import Tensor
 import incop
 from incop.errors import InputError, TrainingError, quoted
 from incop.export.folded import weights_of
-from incop.export.subject import Outputs, Subject, outputs_of
+from incop.export.subject import Outputs, Subject, outputs_of, tensors_of
 
 __all__ = ["KEY", "PREFIX", "SCHEMA", "DenseForm", "SparseForm", "dense_size", "mask_of"]
 
@@ -75,7 +75,7 @@ class SparseForm:
         """Write `model.sparse`."""
         from incop.export import sparse
 
-        state = {name: tensor for name, tensor in subject.model.state_dict().items() if isinstance(tensor, Tensor)}
+        state = tensors_of(subject.model)
         _refuse_strange(subject, state)
         about = {"incop": incop.__version__, **subject.about}
         file = folder / "model.sparse"
@@ -89,7 +89,7 @@ class SparseForm:
 
     def bound(self, subject: Subject) -> int:
         """Return the bytes that mask and values need by their entropy; see `incop.export.sparse.bound`."""
-        state = {name: tensor for name, tensor in subject.model.state_dict().items() if isinstance(tensor, Tensor)}
+        state = tensors_of(subject.model)
         return self._bound(subject.masks, state)
 
 
@@ -146,7 +146,7 @@ def _held(file: Path, subject: Subject) -> dict[str, Tensor]:
     """Read a file back and hold every bit of it against the network."""
     from incop.export.reading import read
 
-    weights = {name: tensor for name, tensor in subject.model.state_dict().items() if isinstance(tensor, Tensor)}
+    weights = tensors_of(subject.model)
     found = read(file, most=2 * sum(t.numel() * t.element_size() for t in weights.values()))
     same = list(found.weights) == list(weights) and all(_same(t, weights[name]) for name, t in found.weights.items())
     if not same or found.masks != subject.masks:

@@ -16,7 +16,7 @@ from incop.errors import InputError
 from incop.masks import Masks
 from incop.wrappers import unwrapped
 
-__all__ = ["Subject"]
+__all__ = ["Answers", "Outputs", "Subject", "outputs_of", "tensors_of"]
 
 Outputs = Callable[[Batch], list[Tensor]]
 
@@ -108,12 +108,36 @@ class Answers:
         self.model = model
 
     def __call__(self, batch: Batch) -> list[Tensor]:
+        """Return all tensors of the answer, in order."""
         with torch.inference_mode():
             return [tensor.clone() for tensor in walk(call(self.model, batch))]
 
     def ready(self, batch: Batch) -> Callable[[], Any]:
         """Return the call that answers one batch and nothing else, for who measures its time."""
         return lambda: call(self.model, batch)
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's state dict, for a file that holds tensors alone.
+
+    Raises:
+        InputError: an entry of it is no tensor; without it nobody could load the file into the model.
+
+    Example:
+        >>> import torch
+        >>> from incop.export.subject import tensors_of
+        >>> list(tensors_of(torch.nn.Linear(2, 2)))
+        ['weight', 'bias']
+    """
+    found = {}
+    for name, entry in model.state_dict().items():
+        if not isinstance(entry, Tensor):
+            raise InputError(
+                f"the state dict of {type(model).__name__} has {name!r}, a {type(entry).__name__}, and a file of this form holds "
+                "tensors alone: let get_extra_state return a tensor, or leave it out of the model for the export"
+            )
+        found[name] = entry
+    return found
 
 
 def outputs_of(model: nn.Module) -> Answers:

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
-from incop.export.subject import Answers, Subject, outputs_of
+from incop.export.marked import marked
+from incop.export.subject import Answers, Subject, outputs_of, tensors_of
 from incop.layers import is_conv1d
 from incop.masks import Masks
 
@@ -121,7 +121,8 @@ def refuse_unfit(model: nn.Module, masks: Masks) -> None:
             groups = int((whole > N).sum())
             raise InputError(
                 f"{name!r} is not 2:4: {groups} of its {whole.numel()} groups of four weights along its inputs keep more than "
-                "two; search with selection NofM(2, 4), on the command line --selection 2:4, or leave the layer out with skip"
+                "two; search with selection NofM(2, 4), on the command line --method lth --selection 2:4, or leave the layer "
+                "out with skip"
             )
 
 
@@ -141,9 +142,7 @@ class SemiStructuredForm:
         turned = _turned(subject.model)
         tensors: dict[str, Tensor] = {}
         shapes: dict[str, dict[str, Any]] = {}
-        for name, tensor in subject.model.state_dict().items():
-            if not isinstance(tensor, Tensor):
-                continue
+        for name, tensor in tensors_of(subject.model).items():
             if name not in subject.masks:
                 tensors[name] = tensor.detach().contiguous().clone()
                 continue
@@ -178,22 +177,9 @@ def read_semi_structured(file: str | Path) -> dict[str, Tensor]:
     """
     file = Path(file)
     where = f"{str(file)!r} cannot be read as the 2:4 form"
-    if not file.is_file():
-        raise InputError(f"{where}: there is no such file")
-    try:
-        with safe_open(file, "pt") as opened:
-            told = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
-        shapes = json.loads(told["2:4"])
-    except KeyError as error:
-        raise InputError(f"{where}: it does not say which of its tensors are 2:4") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: {error}") from error
-    if not isinstance(shapes, dict):
-        raise InputError(f"{where}: its shapes are damaged")
-    state = dict(tensors)
+    state, shapes = marked(file, "2:4", "2:4")
     for name, said in shapes.items():
-        parts = [state.pop(f"{name}.{part}", None) for part in PARTS]
+        parts: list[Any] = [state.pop(f"{name}.{part}", None) for part in PARTS]
         try:
             rows = unpacked(*parts)
             shape = said["shape"]

@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from incop.errors import IncopError, InputError, TrainingError
 from incop.export.forms import Form
 from incop.export.forms import form as form_of
 from incop.export.subject import Outputs, Subject
+from incop.locks import LOCK, STALE, Lock, holder
 
 __all__ = ["Written", "write", "write_all"]
 
+ASIDE = ".export."  # what hidden folders are called in which forms are made
 SIZES = (None, 1)  # a form is tried with the whole example and with one sample: a size that was frozen into it shows
 
 
@@ -33,10 +36,11 @@ class Written:
     Args:
         form: its word.
         files: its files, the main one first.
-        size: their bytes in all.
+        size: bytes of the files, but for those in `again`.
         difference: the largest distance of its answers from the masked network's on the example, relative to the largest
             of these; None where there was no example.
         details: what the form tells of itself, as JSON values.
+        again: those of the files that hold the same once more, for another reader.
     """
 
     form: str
@@ -44,6 +48,7 @@ class Written:
     size: int
     difference: float | None
     details: Mapping[str, Any] = field(default_factory=dict)
+    again: tuple[Path, ...] = ()
 
 
 def write(subject: Subject, to: str | Form, folder: str | Path, *, replace: bool = False) -> Written:
@@ -108,22 +113,27 @@ def write_all(
     folder = Path(folder)
     made = _made(folder)
     try:
-        aside = Path(tempfile.mkdtemp(dir=folder, prefix=".export."))
-        try:
+        with _aside(folder) as aside:
             found = []
             for number, form in enumerate(forms):
                 (own := aside / str(number)).mkdir()
                 files = _written(form, subject, own)
-                size = sum(file.stat().st_size for file in files)
+                again = [file.name for file in files if file.name in getattr(form, "again", ())]
+                size = sum(file.stat().st_size for file in files if file.name not in again)
                 apart = _proven(form, files[0], subject)
-                found.append((form, files, size, apart, dict(getattr(form, "details", {}))))
+                found.append((form, files, size, apart, dict(getattr(form, "details", {})), again))
             _placed([file for _, files, *_ in found for file in reversed(files)], folder, aside, replace)
             return [
-                Written(form.name, tuple(folder / file.name for file in files), size, apart, details)
-                for form, files, size, apart, details in found
+                Written(
+                    form.name,
+                    tuple(folder / file.name for file in files),
+                    size,
+                    apart,
+                    details,
+                    tuple(folder / name for name in again),
+                )
+                for form, files, size, apart, details, again in found
             ]
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     except BaseException as error:
         with contextlib.suppress(OSError):  # nothing is left of what failed
             for empty in made:
@@ -135,6 +145,21 @@ def write_all(
                 "written"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def _aside(folder: Path) -> Iterator[Path]:
+    """Make a hidden folder, locked while it is used; those of processes that were killed are swept away."""
+    for left in folder.glob(f"{ASIDE}*"):
+        old = not (left / LOCK).exists() and time.time() - left.lstat().st_mtime > STALE  # killed before it was locked
+        if left.is_dir() and not left.is_symlink() and (old or ((left / LOCK).exists() and holder(left) is None)):
+            shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(dir=folder, prefix=ASIDE))
+    try:
+        with Lock(aside):
+            yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _made(folder: Path) -> list[Path]:

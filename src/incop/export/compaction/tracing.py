@@ -6,7 +6,6 @@ import copy
 import functools
 import inspect
 import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from incop.batches import Batch, first_samples, mapped, walk
 from incop.errors import InputError
+from incop.export.quieting import DEPENDS_ON_VALUES, depends_on_values, quiet
 
 __all__ = ["Answering", "Held", "Trace", "exported", "traced"]
 
@@ -78,15 +78,17 @@ def traced(model: nn.Module, batch: Batch) -> Trace:
     Raises:
         InputError: it depends on the inputs' values, or holds an operation that cannot be followed.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quiet():
             program = exported(Answering(model, lambda found: tuple(walk(found))), batch).run_decompositions({})
-        except Exception as error:
-            raise InputError(
-                f"{type(model).__name__} cannot be followed ({_where(error)}): a compacted form is made from the list of its "
-                "operators, which must be the same for all inputs"
-            ) from error
+    except Exception as error:
+        why, at = _where(error)
+        if depends_on_values(error):
+            raise InputError(f"{type(model).__name__} cannot be followed{at}: {DEPENDS_ON_VALUES}") from error
+        raise InputError(
+            f"{type(model).__name__} cannot be followed ({why}{at}): a compacted form is made from the list of its "
+            "operators, which must be the same for all inputs"
+        ) from error
     names = _names(model)
     held = {}
     specs = program.graph_signature.input_specs
@@ -138,11 +140,11 @@ def _shared(tensor: Tensor, names: Mapping[str, Tensor]) -> bool:
     return sum(other.untyped_storage().data_ptr() == storage for other in names.values()) > 1
 
 
-def _where(error: Exception) -> str:
-    """Return an error's first line, and the line of the user's code that it came from."""
+def _where(error: Exception) -> tuple[str, str]:
+    """Return an error's first line, and the line of the user's code that it came from, if it is known."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     own = Path(inspect.getfile(torch)).parent
     frames = [f for f in traceback.extract_tb(error.__traceback__) if own not in Path(f.filename).parents]
     frames = [f for f in frames if Path(f.filename) != Path(__file__)]
-    at = f"; {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    return f"{lines[0]}{at}"
+    at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}, `{frames[-1].line}`" if frames else ""
+    return lines[0], at
