@@ -76,11 +76,18 @@ class Comparison:
             problems.append(f"the key {strange[0]!r} is the comparison's own: use --pairs, --methods or --sparsities")
         if problems:
             raise InputError("; ".join(problems))
+        self._resolve_all()
+
+    def _resolve_all(self) -> None:
         for data, model in self.pairs:
-            for text in self.methods:
-                label = Label.parse(text)
-                if not label.needs_cost:
-                    resolve(self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0))
+            for label in map(Label.parse, self.methods):
+                if label.needs_cost:
+                    continue
+                plan = self.plan_of(label, None, max(self.sparsities), data, model, self.plan.seed or 0)
+                try:
+                    resolve(plan)
+                except InputError as error:  # a plan's word for the sparsities on the way is another
+                    raise InputError(str(error).replace("--ticket-at", "--sparsities")) from error
 
     def controlled_by(self, label: Label) -> tuple[str, ...]:
         """Return the methods a control belongs to: the one it names, or every method that stops early."""
