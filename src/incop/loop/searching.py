@@ -233,7 +233,7 @@ def _dense(parts: Search, at: Standing) -> Ticket:
         lr_share=parts.lr_share,
         on_check=parts.on_check,
         on_step=remember,
-        on_rest=lambda: offer(parts, at, watch),
+        on_rest=lambda: offer(parts, at, watch),  # noqa: F821  # until the level has ended
     )
     fit_level(parts, at, watch)
     parts.points["dense"] = end = _copy(parts, watch.epoch)
@@ -246,7 +246,9 @@ def _dense(parts: Search, at: Standing) -> Ticket:
     parts.reference = watch.checks[-1].flow
     record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
     parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
-    return Ticket(record, parts.masks, end.tensors, watch.checks, dict(parts.points))
+    ticket = Ticket(record, parts.masks, end.tensors, watch.checks, dict(parts.points))
+    del watch  # as in `_sparse`
+    return ticket
 
 
 def _copy(parts: Search, epoch: float = 0.0) -> Snapshot:
