@@ -295,6 +295,7 @@ class _Work:
                 self._tell(self.progress.on_begin)
                 for ticket in tickets:
                     level = self._kept(ticket)
+                    del ticket  # its weights are as large as the network
                     levels.append(level)
                     self.together.once(lambda: summarise("running"))
                     if self.progress.on_level is not None:
