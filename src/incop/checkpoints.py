@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
-from incop.errors import InputError, TrainingError, quoted
+from incop.errors import InputError, TrainingError
 from incop.masks import Masks
+from incop.masks.bits import Bits
 from incop.rundir import inside, is_file, write_atomically
 from incop.states import State
 
@@ -80,23 +81,14 @@ def load_masks(file: str | Path) -> Masks:
         about = json.loads(metadata["masks"])
         if set(about) != set(packed):
             raise ValueError("its list of masks does not fit its tensors")
-        masks = {name: _unpacked(name, packed[name], one["shape"], one["remaining"]) for name, one in about.items()}
+        masks = {
+            name: Bits.read(name, packed[name], one["shape"], one["remaining"]).unpacked()
+            for name, one in about.items()
+        }
     except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{str(file)!r} holds no masks of incop, or is damaged: {what}") from error
     return Masks(masks)
-
-
-def _unpacked(name: str, packed: Tensor, shape: list[int], remaining: int) -> Tensor:
-    if packed.dtype != torch.uint8 or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"{name!r} is no packed mask")
-    count = math.prod(shape)
-    if packed.shape != ((count + 7) // 8,):
-        raise ValueError(f"{name!r} has {packed.numel()} bytes for {quoted(count)} positions")
-    bits = np.unpackbits(packed.numpy(), count=count)
-    if int(bits.sum()) != remaining:
-        raise ValueError(f"{name!r} keeps {int(bits.sum())} positions and was written with {quoted(remaining)}")
-    return torch.from_numpy(bits.view(np.bool_).reshape(shape))
 
 
 def _make(folder: Path) -> None:

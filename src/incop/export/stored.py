@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 import incop
-from incop.errors import InputError, TrainingError, quoted
+from incop.errors import InputError, TrainingError
 from incop.export.folded import weights_of
 from incop.export.subject import Outputs, Subject, outputs_of, tensors_of
+from incop.masks.bits import Bits
 
 __all__ = ["KEY", "PREFIX", "SCHEMA", "DenseForm", "SparseForm", "dense_size", "mask_of"]
 
@@ -38,14 +37,14 @@ class DenseForm:
         if taken is not None:
             raise InputError(f"the model's own {taken!r} begins as the names of masks do: rename it")
         _refuse_strange(subject, weights)
-        packed = {name: torch.from_numpy(np.packbits(m.numpy().reshape(-1))) for name, m in subject.masks.items()}
+        packed = {name: subject.masks.bits(name).bytes for name in subject.masks}
         told = {
             "schema": SCHEMA,
             "incop": incop.__version__,
             "about": dict(subject.about),
             "masks": {
-                name: {"shape": list(mask.shape), "remaining": subject.masks.remaining_in(name)}
-                for name, mask in subject.masks.items()
+                name: {"shape": list(subject.masks.bits(name).shape), "remaining": subject.masks.remaining_in(name)}
+                for name in subject.masks
             },
             "order": list(weights),
         }
@@ -116,16 +115,10 @@ def mask_of(name: str, packed: Tensor, said: dict[str, Any]) -> Tensor:
     Raises:
         InputError: they do not fit.
     """
-    shape, remaining = said["shape"], said["remaining"]
-    if packed.dtype != torch.uint8 or not all(type(n) is int and n >= 0 for n in shape):
-        raise InputError(f"{quoted(name)} is no packed mask")
-    count = math.prod(shape)
-    if packed.shape != ((count + 7) // 8,):
-        raise InputError(f"the mask of {quoted(name)} has {packed.numel()} bytes for {quoted(count)} positions")
-    bits = np.unpackbits(packed.numpy(), count=count)
-    if int(bits.sum()) != remaining:
-        raise InputError(f"the mask of {quoted(name)} keeps {int(bits.sum())} positions instead of {quoted(remaining)}")
-    return torch.from_numpy(bits.view(np.bool_).reshape(shape))
+    try:
+        return Bits.read(name, packed, said["shape"], said["remaining"]).unpacked()
+    except ValueError as error:
+        raise InputError(f"the mask of {error}") from error
 
 
 def _refuse_strange(subject: Subject, weights: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from incop.errors import InputError
+from incop.errors import InputError, quoted
 
 __all__ = ["Bits"]
 
@@ -57,6 +57,23 @@ class Bits:
             worth = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=flat.device)
             packed = (eights.view(-1, 8) * worth).sum(1, dtype=torch.uint8)
         return cls(packed, mask.shape, int(flat.sum()))
+
+    @classmethod
+    def read(cls, name: str, packed: Tensor, shape: list[int], count: int) -> Bits:
+        """Return bits that a file holds, with the shape and the count that it says.
+
+        Raises:
+            ValueError: they do not fit.
+        """
+        if packed.dtype != torch.uint8 or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+            raise ValueError(f"{quoted(name)} is no packed mask")
+        positions = math.prod(shape)
+        if packed.shape != ((positions + 7) // 8,):
+            raise ValueError(f"{quoted(name)} has {packed.numel()} bytes for {quoted(positions)} positions")
+        found = cls.of(name, cls(packed, torch.Size(shape), count).unpacked())
+        if found.count != count:
+            raise ValueError(f"{quoted(name)} keeps {found.count} positions and was written with {quoted(count)}")
+        return found
 
     @property
     def total(self) -> int:
