@@ -23,7 +23,7 @@ class Offload:
 
     Args:
         to: None: beside the tensors, on their device; "cpu": in the CPU's memory; a folder, as `Path`: in files there, which go
-            when nobody holds the copy any more, and at the latest with the process (one that ends at once leaves its hidden folder).
+            when nobody holds the copy any more, and at the latest with the process (one ended at once leaves its hidden folder).
 
     Raises:
         InputError: it is none of these.
