@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from incop.export.compacted import compacted
+from incop import export
 from incop.export.forms import Form
 from incop.export.subject import Outputs, Subject
 from incop.masks import Masks
@@ -48,7 +48,7 @@ class Stacked:
             InputError: this network cannot be compacted.
         """
         if subject.model not in self._made:
-            model = compacted(subject.model, subject.masks, subject.example).cpu().eval()
+            model = export.compacted(subject.model, subject.masks, subject.example).cpu().eval()
             masks = Masks.of(model, frozen=True)
             self._made[subject.model] = Subject(model, masks, subject.example, subject.about)
         return self._made[subject.model]
