@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from incop import export
+from incop.errors import InputError
 from incop.export.forms import Form
 from incop.export.subject import Outputs, Subject
 from incop.masks import Masks
@@ -48,7 +50,10 @@ class Stacked:
             InputError: this network cannot be compacted.
         """
         if subject.model not in self._made:
-            model = export.compacted(subject.model, subject.masks, subject.example).cpu().eval()
+            compacted: Any = getattr(export, "compacted", None)
+            if not callable(compacted):
+                raise InputError("this incop does not compact networks")
+            model = compacted(subject.model, subject.masks, subject.example).cpu().eval()
             masks = Masks.of(model, frozen=True)
             self._made[subject.model] = Subject(model, masks, subject.example, subject.about)
         return self._made[subject.model]
