@@ -105,7 +105,4 @@ def next_masks(parts: Search, level: int, *, at_most: float | None = None) -> Ma
 
 def reached(masks: Masks, sparsity: float) -> bool:
     """Say whether so many weights are gone as a sparsity asks for."""
-    """Return the masks that the next cut would leave; the first process decides where last bits could."""
-    """Cut the weights that a level begins without, and say what a reader of its record should know."""
-    """Return the path of sparsities that an amount plans by trial cuts."""
     return masks.total - masks.remaining >= round(sparsity * masks.total)

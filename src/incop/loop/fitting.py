@@ -97,7 +97,6 @@ def _go_back(parts: Search, at: Standing, watch: Watch, error: Diverged) -> None
 
 def prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
     """Refuse pruned weights that are not zero after a level."""
-    """Train a level from its beginning, or from where a state left it."""
     for name, weight in masks.weights(model).items():
         if bool((weight.detach()[~masks[name].to(weight.device)] != 0).any()):
             raise TrainingError(

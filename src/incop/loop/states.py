@@ -109,7 +109,5 @@ def random_of(rank: int) -> str:
 
 
 def place_of(parts: Search, point: str) -> str:
-    """Return under which name a state holds the random states of a process."""
-    """Return what a level's beginning is put back from."""
     """Return where a rewind point stands in a state: under another name when it was taken anew, since files hold it by name."""
     return f"points/{point}" if not parts.retaken or point == "init" else f"points/{point} again {parts.retaken}"
