@@ -20,6 +20,7 @@ from incop.states import optimizer_state, random_states, restore_optimizer, rest
 KEYS = {
     "dense": {},
     "incop": {"sparsity": 0.7, "ticket_at": (0.4,)},
+    "incop-magnitude": {"sparsity": 0.7},
     "lth-early": {"levels": 3},
     **{name: {"levels": 2} for name in ("lth", "sap", "lth-rate", "incop-if", "incop-gf")},
 }
@@ -44,6 +45,7 @@ WAYS = {
     "early by steps": {"rewind": "early:4steps"},
     "gradient score": {"score": "gradient"},
     "random score": {"score": "random"},
+    "saliency, every level in full": {"score": "saliency:1"},
     "whole units": {"selection": "units:layer", "amount": "0.4"},
     "whole units by the flow": {
         "method": "incop",

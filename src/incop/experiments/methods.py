@@ -24,6 +24,7 @@ from incop.pruning import (
     NofM,
     PQIndex,
     Random,
+    Saliency,
     Score,
     Selection,
     Target,
@@ -115,6 +116,21 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
         "search_lr": 2.0,
         "keep_optimizer": True,
         "test_levels": False,
+        "score": "saliency",
+    },
+    "incop-magnitude": {
+        "about": "incop with the smallest weights cut, whatever their gradients: no label is read in any decision",
+        "meter": "none",
+        "rule": PLANNED,
+        "amount": PLANNED,
+        "selection": "global",
+        "rewind": "rate",
+        "check_every": PLANNED,
+        "search_batch_size": PLANNED,
+        "search_lr": 2.0,
+        "keep_optimizer": True,
+        "test_levels": False,
+        "score": "magnitude",
     },
     "incop-if": {
         "about": "InCoP as published: a level ends when the information flow is within 0.11, or accuracy is back",
@@ -276,15 +292,22 @@ def selection(text: str, *, batches: Any = None) -> Selection:
 
 
 def score(text: str, *, batches: Any, seed: int) -> Score:
-    """Read a score: "magnitude", "random" or "gradient" (gradient × weight over the probe).
+    """Read a score: "magnitude", "saliency" ("saliency:0.25": its power), "random" or "gradient" (× weight over the probe).
 
     Raises:
-        InputError: it is none of these.
+        InputError: it is none of these, or the power is out of range.
+
+    Example:
+        >>> from incop.experiments import methods
+        >>> methods.score("saliency", batches=None, seed=0).power
+        0.5
     """
+    if match := re.fullmatch(r"saliency(?::(\d*\.?\d+))?", text):
+        return Saliency(float(match[1])) if match[1] else Saliency()
     if text == "gradient":
         return GradientTimesWeight(_cross_entropy, batches)
     if text not in ("magnitude", "random"):
-        raise unknown("score", text, ["magnitude", "random", "gradient"])
+        raise unknown("score", text, ["magnitude", "saliency", "random", "gradient"])
     return Magnitude() if text == "magnitude" else Random(seed)
 
 

@@ -183,7 +183,8 @@ class Plan:
     layer's among themselves), or n:m such as 2:4. Default: the method's."""
 
     score: str | None = None
-    """Which weights go first: magnitude, random or gradient. Default: magnitude."""
+    """Which weights go first: magnitude, saliency (size times gradients met while training), random or gradient. Default: the
+    method's, else magnitude."""
 
     skip: tuple[str, ...] | None = None
     """Layers that are not pruned, by name or pattern. Default: none."""

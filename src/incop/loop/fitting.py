@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from torch import nn
 
 from incop import ranks
@@ -9,6 +11,7 @@ from incop.errors import Diverged, InputError, TrainingError
 from incop.loop.parts import Search, Standing
 from incop.loop.states import beginning_of, random_of
 from incop.masks import Masks
+from incop.pruning.saliency import Gathers
 from incop.snapshots import Snapshot
 from incop.states import part, random_states, restore_random, restoring
 from incop.watch import Watch
@@ -37,12 +40,19 @@ def fit_level(parts: Search, at: Standing, watch: Watch) -> None:
         watch.rest()
     while True:
         try:
-            with ranks.linked(ranks.of(parts.model)):
+            with ranks.linked(ranks.of(parts.model)), _gathering(parts, at, watch):
                 parts.trainer.fit(parts.model, parts.masks, watch)
             _ended(parts, watch)
             return
         except Diverged as error:
             _go_back(parts, at, watch, error)
+
+
+def _gathering(parts: Search, at: Standing, watch: Watch) -> contextlib.AbstractContextManager[None]:
+    """Let the score gather where a cut follows: not on the dense network, which may be shared, nor past the rule's stop."""
+    if at.number == 0 or at.last or not isinstance(parts.score, Gathers):
+        return contextlib.nullcontext()
+    return parts.score.gathering(parts.model, parts.masks, when=lambda: watch.stopped is None)
 
 
 def _ended(parts: Search, watch: Watch) -> None:
@@ -84,6 +94,8 @@ def _go_back(parts: Search, at: Standing, watch: Watch, error: Diverged) -> None
         restore = getattr(parts.trainer, "restore", None)
         if callable(restore):
             restore(part("trainer", at.beginning))
+        if isinstance(parts.score, Gathers):
+            parts.score.restore(part("score", at.beginning))
         at.beginning["notices"] = at.notices = [*map(str, at.beginning["notices"]), told]
     at.stopped = None
     if at.number == 0:

@@ -26,6 +26,7 @@ from incop.loop.validation import validate
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Fraction, Score, Selection
+from incop.pruning.saliency import Gathers
 from incop.records import Check, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
@@ -146,7 +147,7 @@ def search(
         amount=Fraction(float(amount)) if isinstance(amount, int | float) else amount,
         levels=levels,
         rewind=RewindPoint.parse(rewind),
-        score=score,
+        score=score.fresh() if isinstance(score, Gathers) else score,
         selection=selection,
         check_every=Interval.parse(check_every),
         check_before=check_before,

@@ -10,6 +10,7 @@ from incop import ranks
 from incop.loop.parts import Search, Standing
 from incop.masks import Masks
 from incop.pruning import EvenDamage, Path
+from incop.pruning.saliency import Gathers
 from incop.records import Flow
 from incop.snapshots import Snapshot
 from incop.states import State, part, random_states, restoring, under
@@ -41,6 +42,7 @@ def _state(parts: Search, at: Standing, watch: Watch) -> State:
         **{random_of(rank): one for rank, one in enumerate(ranks.of(parts.model).all(random_states()))},
         "watch": watch.state(),
         "trainer": take(),
+        "score": _gathered(parts),
     }
     for (
         name,
@@ -65,6 +67,10 @@ def _state(parts: Search, at: Standing, watch: Watch) -> State:
     }
 
 
+def _gathered(parts: Search) -> State:
+    return parts.score.state() if isinstance(parts.score, Gathers) else {}
+
+
 def restored(parts: Search, state: State) -> Standing:
     """Put everything of the search back that does not belong to its watch or its trainer.
 
@@ -76,6 +82,8 @@ def restored(parts: Search, state: State) -> Standing:
         Snapshot(part("model", state)).rewind(parts.model)
         parts.masks = Masks(part("masks", state))
         parts.masks.weights(parts.model)
+        if isinstance(parts.score, Gathers):
+            parts.score.restore(part("score", state))
         parts.lr_share, parts.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
         at.beginning = part("beginning", state) | part(f"points/beginning {at.number}", state)
         parts.points = {
@@ -97,7 +105,12 @@ def restored(parts: Search, state: State) -> Standing:
 def beginning_of(parts: Search, at: Standing) -> State:
     """Return what a level's beginning is put back from."""
     take = getattr(parts.trainer, "state", dict)
-    groups = {"model": Snapshot.of(parts.model).tensors, "random": at.random, "trainer": take()}
+    groups = {
+        "model": Snapshot.of(parts.model).tensors,
+        "random": at.random,
+        "trainer": take(),
+        "score": _gathered(parts),
+    }
     return {"notices": list(at.notices)} | {
         key: value for name, group in groups.items() for key, value in under(name, group).items()
     }

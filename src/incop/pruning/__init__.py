@@ -2,6 +2,7 @@
 
 from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path, PQIndex, Target
 from incop.pruning.cut import prune
+from incop.pruning.saliency import Saliency
 from incop.pruning.scores import GradientTimesWeight, Magnitude, Random, Score
 from incop.pruning.selection import Global, Layerwise, Lined, NofM, Selection
 from incop.pruning.units import Units
@@ -20,6 +21,7 @@ __all__ = [
     "PQIndex",
     "Path",
     "Random",
+    "Saliency",
     "Score",
     "Selection",
     "Target",
