@@ -42,13 +42,18 @@ def variants(sparsity: float, batch_size: int, epochs: float) -> dict[str, Plan]
     plain = {"search_batch_size": batch_size, "search_lr": 1.0, "keep_optimizer": False}
     return {
         "incop": Plan(),
+        "the smallest weights cut, whatever their gradients": Plan(score="magnitude"),
+        "the saliency in full (power 1), not half way to it": Plan(score="saliency:1"),
         "cuts even in the logarithm of the density, not by the flow": even,
         "levels of a fifth, not many small cuts": Plan(**blind, check_every=f"{stretch:.4g}"),
         "the recipe's batches in the search": Plan(search_batch_size=batch_size),
         "the recipe's learning rate in the search": Plan(search_lr=1.0),
         "a fresh optimizer at every cut": Plan(keep_optimizer=False),
         "the search trained as the recipe says (all three)": Plan(**plain),
-        "blind levels of a fifth, trained as the recipe says": Plan(**blind, **plain, check_every=f"{stretch:.4g}"),
+        "blind levels of a fifth of the smallest weights, trained as the recipe says": Plan(
+            **blind, **plain, check_every=f"{stretch:.4g}", score="magnitude"
+        ),
+        "every level of a fifth trained in full, by saliency": Plan(method="lth-rate", levels=fifths, score="saliency"),
     }
 
 
