@@ -98,7 +98,13 @@ def held() -> None:
         model.zero_grad()
 
 
-def searched(rewind: str, offload: str | None, keep_tickets: bool, meter: flow.Meter | None = None) -> None:
+def searched(
+    rewind: str,
+    offload: str | None,
+    keep_tickets: bool,
+    meter: flow.Meter | None = None,
+    score: incop.pruning.Score | None = None,
+) -> None:
     """Search two levels."""
     with tempfile.TemporaryDirectory() as folder:
         tickets = incop.search(
@@ -110,6 +116,7 @@ def searched(rewind: str, offload: str | None, keep_tickets: bool, meter: flow.M
             rewind=rewind,
             offload=Path(folder) if offload == "disk" else offload,
             meter=meter,
+            score=score,
             probe=None if meter is None else [x for x, _ in batches(4)],
         )
         kept = None
@@ -123,6 +130,7 @@ CASES = {
     "the loop alone": alone,
     "weights held at zero": held,
     "search, rewind rate": lambda: searched("rate", None, False),
+    "search, rewind rate, by saliency": lambda: searched("rate", None, False, score=incop.pruning.Saliency()),
     "search, rewind rate, the last ticket kept": lambda: searched("rate", None, True),
     "search, rewind early": lambda: searched("early:2steps", None, False),
     "search, rewind dense": lambda: searched("dense", None, False),

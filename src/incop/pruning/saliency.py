@@ -17,9 +17,7 @@ from incop.states import State
 
 __all__ = ["Gathers", "Saliency"]
 
-POWER = (
-    1 / 3
-)  # on the two pairs it was chosen on, 1/4 to 1/2 cannot be told apart, and 1 is no better than 0 (docs/log.md)
+POWER = 1 / 3  # on the two pairs it was chosen on, 1/4 to 1/2 cannot be told apart; 0 and 1 are worse (docs/log.md)
 FAINT = 1e-8  # of the mean squared gradient: weights of no gradient at all still go by their size
 
 
@@ -130,22 +128,20 @@ class Saliency:
 
     def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return |w| · F^(power/2); |w| alone where nothing was gathered."""
-        size = {name: weight.detach().abs() for name, weight in weights.items()}
         known = [self._squares[name] for name in weights if name in self._squares]
-        if not known or self.power == 0.0:
-            return size
         count = sum(one.numel() for one in known)
-        mean = sum(one.sum(dtype=torch.float64).item() for one in known) / count
-        if mean == 0.0:
+        mean = sum(one.sum(dtype=torch.float64).item() for one in known) / count if known else 0.0
+        return {name: self._of(weight.detach(), self._squares.get(name), mean) for name, weight in weights.items()}
+
+    def _of(self, weight: Tensor, squares: Tensor | None, mean: float) -> Tensor:
+        size = weight.abs()
+        if (
+            squares is None or mean == 0.0 or self.power == 0.0
+        ):  # no optimizer trained it: as if its gradients were the mean
             return size
         # in float64: the square of a small gradient times a small share leaves float32
-        return {name: self._of(one, self._squares.get(name), mean) for name, one in size.items()}
-
-    def _of(self, size: Tensor, squares: Tensor | None, mean: float) -> Tensor:
-        if squares is None:  # of a layer that no optimizer trained: as if its gradients were the mean
-            return size
-        share = squares.to(size.device, torch.float64) / mean + FAINT
-        return (size.double() * share.pow(self.power / 2)).to(size.dtype if size.dtype.itemsize >= 4 else torch.float32)
+        share = squares.to(weight.device, torch.float64).div_(mean).add_(FAINT).pow_(self.power / 2)
+        return share.mul_(size).to(size.dtype if size.dtype.itemsize >= 4 else torch.float32)
 
     def state(self) -> State:
         """Return copies of what was gathered, by the weights' names."""
