@@ -129,8 +129,11 @@ def test_cuts_are_five_halves_of_the_levels_of_a_fifth_and_two_at_least(sparsity
     assert cuts == max(2, round(2.5 * math.log(1 / (1 - sparsity)) / math.log(1.25)))
 
 
-def test_only_incop_is_planned():
-    assert [name for name in methods.METHODS if methods.is_planned(name)] == ["incop"]
+def test_only_incop_is_planned_by_either_score():
+    assert [name for name in methods.METHODS if methods.is_planned(name)] == ["incop", "incop-magnitude"]
+    own, before = methods.method("incop"), methods.method("incop-magnitude")
+    assert own == before | {"score": "saliency"}
+    assert before["score"] == "magnitude"
 
 
 sparsities = st.floats(0.01, 0.9999)
