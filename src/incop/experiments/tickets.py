@@ -108,8 +108,7 @@ def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, M
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Put a level's weights and buffers into a model by name, as they were remembered: tied ones once, buffers that no state
-    dict has too.
+    """Put a level's weights into a model as they were remembered: tied ones once, buffers that no state dict has too.
 
     Raises:
         InputError: they belong to another model.
