@@ -202,18 +202,18 @@ def test_a_comparison_that_is_ended_is_gone_on_with(number, status, compared, tm
     held_against(tmp_path / "C", compared)
 
 
-def killed_alone(folder, times, killed):
+def killed_alone(folder, times, killed, number=signal.SIGKILL):
     """Kill the process that holds a run's lock, the first time once it is training a pruned level, then every one after it."""
     end = time.monotonic() + 60
     while len(killed) < times and time.monotonic() < end:
         for lock in folder.glob("runs/lth*-0-*/.lock"):
             try:
-                number = json.loads(lock.read_text())["pid"]
+                process = json.loads(lock.read_text())["pid"]
             except (OSError, ValueError):  # it is being written, or gone
                 continue
-            if number not in killed and (killed or list(lock.parent.glob("level_00/*"))):
-                os.kill(number, signal.SIGKILL)
-                killed.append(number)
+            if process not in killed and (killed or list(lock.parent.glob("level_00/*"))):
+                os.kill(process, number)
+                killed.append(process)
         time.sleep(0.005)
 
 
@@ -229,6 +229,19 @@ def test_a_run_whose_process_is_killed_is_begun_again_and_ends_as_if_nothing_had
     assert notices == [
         f"lth-rate · seed 0: {told}; it goes on from its checkpoint (try {number + 2} of 3)" for number in range(times)
     ]
+    held_against(tmp_path / "C", compared)
+
+
+def test_a_run_whose_process_is_asked_to_end_writes_its_checkpoint_and_is_handed_out_again(compared, tmp_path):
+    killed, notices = [], []
+    killer = threading.Thread(target=killed_alone, args=(tmp_path / "C", 1, killed, signal.SIGTERM))
+    killer.start()
+    compare(COMPARISON, tmp_path / "C", jobs=2, notice=notices.append)
+    killer.join()
+    (notice,) = notices
+    assert re.fullmatch(
+        r"lth-rate · seed 0: interrupted in level \d after .* goes on from there; handed out again", notice
+    )
     held_against(tmp_path / "C", compared)
 
 
