@@ -1,7 +1,9 @@
 import copy
 import dataclasses
+import io
 import struct
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+import incop
 from incop.errors import InputError, TrainingError
 from incop.masks import Masks
+from incop.offload import Offload
 from incop.records import Interval
-from incop.snapshots import RewindPoint, Snapshot
+from incop.snapshots import RewindPoint, Snapshot, check_extra_states
 
 
 class Everything(nn.Module):
@@ -276,3 +280,114 @@ def test_a_snapshot_says_how_far_it_was_trained_and_cannot_be_changed():
         Snapshot.of(net).epoch = 2.0
     with pytest.raises(dataclasses.FrozenInstanceError):
         RewindPoint("init").kind = "dense"
+
+
+class Extra(nn.Linear):
+    """Holds a state beside its tensors, and hands out the very object."""
+
+    def __init__(self, state):
+        super().__init__(2, 2)
+        self.state = state
+
+    def get_extra_state(self):
+        return self.state
+
+    def set_extra_state(self, state):
+        self.state = state
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(JSON)
+@settings(max_examples=50, deadline=None)
+def test_any_extra_state_that_json_holds_comes_back(state):
+    net = nn.Sequential(nn.Linear(2, 2), Extra(copy.deepcopy(state)))
+    then = Snapshot.of(net)
+    if isinstance(net[1].state, dict | list):
+        net[1].state.clear()  # the copy is out of reach
+    net[1].state = "another"
+    then.rewind(net)
+    assert repr(net[1].state) == repr(state)
+    check_extra_states(net)
+
+
+@pytest.mark.parametrize("to", [None, "cpu", "disk"])
+def test_a_tensor_as_extra_state_comes_back_of_whatever_shape_it_was(to, tmp_path):
+    net = Extra(torch.tensor([1.0, float("nan")], dtype=torch.float64))
+    net.state = net.weight.detach()[0]  # shares its memory with a weight
+    wanted = net.state.clone()
+    then = Snapshot.of(net, offload=Offload(tmp_path if to == "disk" else to))
+    net.state = None  # another kind, and another shape
+    with torch.no_grad():
+        net.weight.zero_()
+    then.rewind(net)
+    assert torch.equal(net.state, wanted)
+    assert torch.equal(net.weight[0], wanted)
+    net.state.zero_()
+    then.rewind(net)
+    assert torch.equal(net.state, wanted)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        ({1, 2}, "returns a set"),
+        ((1, 2), "returns a tuple"),
+        ({"shape": (1, 2)}, "returns a dict that holds more"),
+        ({1: "a"}, "returns a dict that holds more"),
+        ({"amax": torch.ones(2)}, "returns a dict that holds more"),
+        ([np.float64(1.0)], "returns a list that holds more"),
+        (io.BytesIO(b"bytes"), "returns a BytesIO"),
+    ],
+)
+def test_other_extra_states_are_refused_before_any_training(state, said):
+    net = nn.Sequential(nn.Linear(2, 2), Extra(state))
+    for use in (check_extra_states, Snapshot.of):
+        with pytest.raises(InputError, match=said):
+            use(net)
+    before = copy.deepcopy(net[0].state_dict())
+    x, y = torch.randn(20, 2), torch.randint(2, (20,))
+    trainer = incop.Trainer((x, y), (x, y), epochs=1, batch_size=10)
+    with pytest.raises(InputError, match=said):
+        next(incop.search(net, trainer, levels=1, rewind="rate"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in net[0].state_dict().items())
+
+
+def test_an_extra_state_that_its_module_does_not_take_back_is_refused():
+    net = Extra(1)
+    net.set_extra_state = lambda state: setattr(net, "state", 2)
+    with pytest.raises(InputError, match=r"set_extra_state of '_extra_state' \(Extra\) does not put in place"):
+        check_extra_states(net)
+    then = Snapshot.of(Extra(1))
+    with pytest.raises(TrainingError, match="set_extra_state of Extra does not put in place"):
+        then.rewind(net)
+
+
+def test_an_extra_state_that_its_module_cannot_put_back_is_refused():
+    class Giving(nn.Linear):
+        def get_extra_state(self):
+            return 1
+
+    with pytest.raises(InputError, match=r"'0\._extra_state' \(Giving\) has get_extra_state and no set_extra_state"):
+        check_extra_states(nn.Sequential(Giving(2, 2)))
+    broken = Extra(1)
+    broken.set_extra_state = lambda state: state["missing"]
+    with pytest.raises(InputError, match="does not take back the extra state '_extra_state': TypeError"):
+        check_extra_states(broken)
+
+
+def test_extra_states_belong_to_the_model_and_not_to_what_processes_must_agree_on():
+    one, other = Extra({"rank": 0}), Extra({"rank": 1})
+    other.load_state_dict({**one.state_dict(), "_extra_state": {"rank": 1}})
+    assert Snapshot.of(one).sums() == Snapshot.of(other).sums()
+    with pytest.raises(InputError, match="they differ at '_extra_state"):
+        Snapshot.of(one).rewind(nn.Linear(2, 2))
+    with pytest.raises(InputError, match="they differ at '_extra_state"):
+        Snapshot.of(nn.Linear(2, 2)).rewind(one)
+    with pytest.raises(TrainingError, match="rewinding '_extra_state'"):
+        Snapshot.of(one).prove(other)

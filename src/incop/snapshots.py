@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,21 @@ from incop.offload import Offload
 from incop.records import Interval
 from incop.wrappers import unwrapped
 
-__all__ = ["RewindPoint", "Snapshot"]
+__all__ = ["RewindPoint", "Snapshot", "check_extra_states", "put_extra_states", "without_extra_states"]
+
+EXTRA = "_extra_state"  # torch's own name for what a module's get_extra_state returns
+IN_JSON = ".json"  # after the name of one that is no tensor: a tensor of the bytes of its JSON stands for it
 
 Kind = Literal["init", "early", "dense", "rate", "none"]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Copies of all parameters and buffers of a model, by name; training cannot reach them.
+    """Copies of all parameters, buffers and extra states of a model, by name; training cannot reach them.
 
     Args:
-        tensors: by name, as in `named_parameters()` and `named_buffers()`, non-persistent buffers included.
+        tensors: by name, as in `named_parameters()` and `named_buffers()`, non-persistent buffers included; what a module's
+            `get_extra_state` returns as its own tensor, or as the bytes of its JSON.
         epoch: how many epochs of level 0 they had been trained.
 
     Example:
@@ -46,11 +51,13 @@ class Snapshot:
         """Copy everything the model holds, to where `offload` says.
 
         Raises:
-            InputError: it holds a lazy module that has not run, or lies on the meta device.
+            InputError: it holds a lazy module that has not run, lies on the meta device, or has an extra state that is
+                neither a tensor nor what JSON holds.
             TrainingError: the disk takes no more.
         """
         refuse_empty(model)
-        return cls((offload or Offload()).copy(_tensors(model)), epoch)
+        extra = dict(_taken(name, module) for name, module in _extra(model).items())
+        return cls((offload or Offload()).copy({**_tensors(model), **extra}), epoch)
 
     @torch.no_grad()
     def rewind(self, model: nn.Module, masks: Masks | None = None) -> None:
@@ -68,13 +75,16 @@ class Snapshot:
             if tensor.shape != then.shape:  # a buffer that grew
                 tensor.resize_(then.shape)
             tensor.copy_(then)
+        put_extra_states(model, self.tensors)
         if masks is not None:
             masks.apply(model)
         self.prove(model, masks)
 
     def sums(self) -> dict[str, int]:
         """Return the sum of every tensor's bytes as whole numbers, to hold copies of it in other processes against."""
-        return {name: int(_bits(tensor).sum(dtype=torch.int64)) for name, tensor in self.tensors.items()}
+        # what a module counts beside its tensors may be each process's own
+        of_all = {name: tensor for name, tensor in self.tensors.items() if EXTRA not in name}
+        return {name: int(_bits(tensor).sum(dtype=torch.int64)) for name, tensor in of_all.items()}
 
     @torch.no_grad()
     def prove(self, model: nn.Module, masks: Masks | None = None) -> None:
@@ -93,11 +103,19 @@ class Snapshot:
                     f"rewinding {name!r} did not bring back its bits: something else writes to it "
                     "(a shared tensor, another thread, or a hook of the model)"
                 )
+        for name, module in _extra(model).items():
+            key, now = _taken(name, module)
+            if not _equal(now, self.tensors.get(key)):
+                raise TrainingError(
+                    f"rewinding {name!r} did not bring it back: set_extra_state of {type(module).__name__} does not put in place "
+                    "what its get_extra_state returned"
+                )
 
     def _fitting(self, model: nn.Module, *, buffers: bool = True) -> dict[str, Tensor]:
         """Return the model's tensors, which must be those of the snapshot; shapes of buffers may be let pass."""
-        tensors = _tensors(model)
-        if strange := sorted(set(tensors) ^ set(self.tensors)):
+        tensors, extra = _tensors(model), set(_extra(model))
+        mine = {base if (base := name.removesuffix(IN_JSON)) in extra else name for name in self.tensors}
+        if strange := sorted((set(tensors) | extra) ^ mine):
             raise InputError(f"the rewind point belongs to another model: they differ at {strange[0]!r}")
         weights = dict(unwrapped(model).named_parameters())
         for name, tensor in tensors.items():
@@ -112,6 +130,112 @@ class Snapshot:
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     model = unwrapped(model)
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def check_extra_states(model: nn.Module) -> None:
+    """Refuse a model whose modules have a state beside their tensors that could not be remembered, or not be put back.
+
+    Raises:
+        InputError: `get_extra_state` returns neither a tensor nor what JSON holds, or `set_extra_state` does not bring it back.
+
+    Example:
+        >>> import torch
+        >>> from incop.snapshots import check_extra_states
+        >>> class Named(torch.nn.Linear):
+        ...     def get_extra_state(self):
+        ...         return {"names", "in a set"}
+        ...
+        ...     def set_extra_state(self, state):
+        ...         pass
+        >>> check_extra_states(Named(2, 2))
+        Traceback (most recent call last):
+        ...
+        incop.errors.InputError: get_extra_state of '_extra_state' (Named) returns a set: neither rewinding nor a checkpoint can \
+bring that back; let it return a tensor, or numbers, texts, lists and dicts of these
+    """
+    for name, module in _extra(model).items():
+        if type(module).set_extra_state is nn.Module.set_extra_state:
+            raise InputError(
+                f"{name!r} ({type(module).__name__}) has get_extra_state and no set_extra_state: neither rewinding nor a "
+                "checkpoint can bring its state back"
+            )
+        key, before = _taken(name, module)
+        put_extra_states(model, {key: before})
+        if not _equal(_taken(name, module)[1], before):
+            raise InputError(
+                f"set_extra_state of {name!r} ({type(module).__name__}) does not put in place what its get_extra_state returned: "
+                "neither rewinding nor a checkpoint can bring that back"
+            )
+
+
+def put_extra_states(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put the extra states that are among a snapshot's tensors back; a module whose own is not among them keeps what it has.
+
+    Raises:
+        InputError: one cannot be read, or its module does not take it.
+    """
+    for name, module in _extra(model).items():
+        found = next((key for key in (name, name + IN_JSON) if key in tensors), None)
+        if found is None:
+            continue
+        try:
+            state = tensors[found].detach().clone()
+            module.set_extra_state(state if found == name else json.loads(bytes(state.cpu().numpy())))
+        except Exception as error:  # of the model's own kinds, where a file's is not what it once gave
+            raise InputError(
+                f"{type(module).__name__} does not take back the extra state {name!r}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def without_extra_states(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is not an extra state of this model, of its state dict or of a snapshot's tensors."""
+    extra = _extra(model)
+    return {name: value for name, value in state.items() if name.removesuffix(IN_JSON) not in extra}
+
+
+def _extra(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules with a state beside their tensors, by the name that it has in a state dict."""
+    return {
+        f"{name}.{EXTRA}" if name else EXTRA: module
+        for name, module in unwrapped(model).named_modules()
+        if type(module).get_extra_state is not nn.Module.get_extra_state
+    }
+
+
+def _taken(name: str, module: nn.Module) -> tuple[str, Tensor]:
+    """Return a copy of an extra state as a tensor, under its name; under another name where it is JSON."""
+    state: Any = module.get_extra_state()
+    if isinstance(state, Tensor) and state.layout == torch.strided and not state.is_quantized:
+        return name, state.detach().clone()
+    try:
+        text = json.dumps(state)
+        whole = _same(json.loads(text), state)
+    except (TypeError, ValueError, RecursionError):
+        whole = False
+    if not whole:
+        kind = f"{type(state).__name__}{' that holds more than JSON does' if type(state) in (dict, list) else ''}"
+        raise InputError(
+            f"get_extra_state of {name!r} ({type(module).__name__}) returns a {kind}: neither rewinding nor a checkpoint can "
+            "bring that back; let it return a tensor, or numbers, texts, lists and dicts of these"
+        )
+    return name + IN_JSON, torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).clone()
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Say whether JSON brought a value back as it was: a tuple becomes a list in it, and a number that is a key a text."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return repr(one) == repr(other)  # NaN is not equal to itself
+
+
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    if other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(_bits(one), _bits(other.to(one.device)))
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from incop.errors import Diverged, InputError, TrainingError
 from incop.flow import Meter, measure
 from incop.masks import Masks
 from incop.records import Check, Flow, History, Interval, Metric, Spent, Verdict
+from incop.snapshots import check_extra_states
 from incop.states import State, part, restoring, under
 from incop.stopping import Rule
 
@@ -83,7 +84,8 @@ class Watch:
         on_rest: called by `rest()`, wherever training could be gone on from later; it may take `state()`.
 
     Raises:
-        InputError: the rule needs something that is not given, or an argument cannot be used.
+        InputError: the rule needs something that is not given, an argument cannot be used, or, with `on_rest`, the model has a
+            state beside its tensors that cannot be remembered.
 
     Example:
         >>> import torch
@@ -127,6 +129,8 @@ class Watch:
         self._probe = None if probe is None else reusable(probe)
         known = reference_accuracy if metric is None else reference_score
         _check_needs(rule, meter, reference, reference_accuracy, next_masks, metric, known)
+        if on_rest is not None:  # a state of all will be taken, and nothing is trained yet
+            check_extra_states(model)
         self.model = model
         self._ranks = ranks.of(model)
         self.meter = meter

@@ -83,8 +83,8 @@ def test_the_plan_of_a_search_repeats_it(search):
 
 def test_what_cannot_be_planned_leaves_no_folder(capsys):
     for words, sentence in [
-        (["--selection", "layer"], "use it with selection global"),
-        (["--selection", "2:4"], "use it with selection global"),
+        (["--selection", "layer"], "--selection layer lets each layer give up the amount by itself"),
+        (["--selection", "2:4"], "--selection 2:4 leaves 2 of every 4 weights by one cut"),
         (["--amount", "flow to 2 in 5"], "the sparsity to reach must be in (0, 1)"),
         (["--search-lr", "0"], "--search-lr 0"),
     ]:

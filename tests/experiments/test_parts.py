@@ -1,5 +1,6 @@
 """Plans made whole: what is said goes before the method's row, that before the model's recipe, that before the defaults."""
 
+import dataclasses
 import math
 
 import pytest
@@ -127,6 +128,8 @@ def test_keys_out_of_range_are_told_in_one_sentence(said, sentence):
 def test_even_damage_needs_all_weights_in_one_competition():
     from incop.loop import search
 
-    parts = prepare(incop(selection="layer", limit=100, threads=1))
+    with pytest.raises(InputError, match="the method 'incop' plans the amounts of many cuts for all weights together"):
+        incop(selection="layer")
+    parts = prepare(dataclasses.replace(incop(limit=100, threads=1), selection="layer"))  # as only code can say
     with pytest.raises(InputError, match="use it with selection global"):
         search(parts.model, parts.trainer, **parts.arguments)

@@ -1,5 +1,7 @@
 """What is wrong with a plan is found together, names the nearest valid word, and costs no training."""
 
+import re
+
 import pytest
 
 from incop.errors import InputError
@@ -7,6 +9,7 @@ from incop.experiments import datasets
 from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
 from incop.experiments.problems import combinations, of_data, said_wrong
+from incop.rundir import RunDir
 
 SILLY = {
     "levels": (0, "--levels 0 must be between 1 and 10000"),
@@ -135,6 +138,56 @@ def test_unknown_keys_and_wrong_types_come_with_ranges_and_words(tmp_path, capsy
     for part in ("p.toml: ", "'levels'", "seed = 'x'", "--lr -1.0", "'flow nigh'", "'lenet-5'", "'global'"):
         assert part in error
     assert not (tmp_path / "R").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--selection", "2:4"], "--selection 2:4 leaves 2 of every 4 weights by one cut"),
+        (["--selection", "1:4", "--sparsity", "0.75"], "--selection 1:4 leaves 1 of every 4 weights"),
+        (["--method", "incop-magnitude", "--selection", "layer"], "--selection layer lets each layer give up"),
+        (["--selection", "layer:0.5", "--levels", "3"], "--selection layer:0.5 lets each layer give up"),
+    ],
+)
+def test_a_selection_that_takes_no_planned_cuts_is_told_in_words_that_were_said(
+    words, sentence, tmp_path, capsys, monkeypatch
+):
+    from incop.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    quick = ["--max-epochs", "1", "--limit", "50", "--progress", "off", "--out", "R"]
+    assert main(["search", *words, *quick]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    method = "incop-magnitude" if "incop-magnitude" in words else "incop"
+    assert f"the method '{method}' plans the amounts" in error
+    assert "flow to" not in error  # an amount that nobody named
+    assert not list(tmp_path.iterdir())
+    remedy = re.search(r"choose (--method .*), or leave --selection out$", error.strip())
+    assert main(["search", *remedy[1].split(), *quick]) == 0
+    if ":4" in words[1]:
+        assert len(RunDir.open("R").levels()) == 2  # the pattern is cut once, and there is no level after it
+
+
+def test_a_comparison_with_such_a_selection_trains_nothing(tmp_path, capsys, monkeypatch):
+    from incop.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "--methods", "incop", "--selection", "2:4", "--seeds", "1", "--out", "C"]) == 2
+    assert "the method 'incop' plans the amounts" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_planned_amount_that_was_said_is_named_and_its_remedies_pass():
+    said = Plan(method="lth", amount="flow to 0.9 in 10", levels=10)
+    with pytest.raises(
+        InputError, match=r"--selection layer:0\.5 .* and --amount 'flow to 0\.9 in 10' plans the amounts"
+    ):
+        resolve(said)
+    assert resolve(Plan(selection="global").over(said)).selection == "global"
+    assert resolve(Plan(amount="0.2").over(said)).amount == "0.2"
+    for whole_network in ("units", "units:layer", "global"):
+        assert resolve(Plan(selection=whole_network)).selection == whole_network
 
 
 def test_numbers_that_stand_for_words_keep_their_digits():

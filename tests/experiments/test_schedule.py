@@ -149,7 +149,7 @@ def test_but_not_for_ever(tmp_path):
     part, other, engine = Part(tmp_path, "p"), Part(tmp_path, "q"), Scripted({"p": ["lost"] * 9})
     carry_out([part, other], engine)
     assert engine.submitted.count("p") == 3
-    assert part.told == ["it was lost, at the last of 3 tries"]
+    assert part.told == ["it was lost, at the last of 3 tries: the same command goes on with it"]
     assert other.told == [None]
 
 
@@ -190,7 +190,7 @@ def test_a_run_whose_time_was_over_goes_on_as_long_as_it_comes_further(tmp_path)
     part, engine = Part(tmp_path, "q"), Scripted({"q": [words[0]] * 9})
     carry_out([part], engine)
     assert len(engine.submitted) == 4  # the first, and three that came no further
-    assert part.told == ["in level 0, at the last of 3 tries"]
+    assert part.told == ["in level 0, at the last of 3 tries: the same command goes on with it"]
 
 
 def test_a_run_that_another_process_is_at_is_waited_for_and_not_done_twice(tmp_path):

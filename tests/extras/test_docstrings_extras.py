@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "guards"))
 from docstrings import OF_EXTRAS, run_examples, undocumented
 
 
-@pytest.mark.filterwarnings("default", "error:::incop")  # what libraries warn of is not ours
 @pytest.mark.parametrize("name", OF_EXTRAS)
 def test_examples_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

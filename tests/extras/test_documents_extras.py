@@ -19,8 +19,6 @@ def test_page_shows_something_that_runs(page):
     assert BLOCK.search(page.read_text()), f"{page.name} needs an extra and has no block of Python"
 
 
-# What libraries warn of is not ours; what incop warns of is.
-@pytest.mark.filterwarnings("default", "error:::incop")
 @pytest.mark.parametrize("block", blocks(PAGES))
 def test_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,8 +12,6 @@ import incop
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrating.md").read_text()
 
-pytestmark = pytest.mark.filterwarnings("default")  # what libraries warn of is not ours
-
 
 def masks_of(model):
     """The function of the page."""

@@ -15,7 +15,7 @@ from incop.rundir import RunDir
 ALL = ("tensorboard", "mlflow", "wandb", "trackio")
 QUICK = ["--method", "incop-if", "--max-epochs", "2", "--levels", "2", "--limit", "200", "--check-every", "0.5"]
 
-pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.timeout(900)]  # what libraries warn of is not ours
+pytestmark = pytest.mark.timeout(900)
 
 
 def process(*words, home, **env):

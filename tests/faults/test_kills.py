@@ -1,5 +1,6 @@
 """Real kills: SIGKILL at any moment and as often as one likes; what is gone on with ends as if nothing had been."""
 
+import dataclasses
 import json
 import os
 import random
@@ -7,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +16,7 @@ from folders import planned, same
 
 from incop.experiments import runs
 from incop.experiments.comparisons import Comparison, compare
-from incop.experiments.engines.local import PROCESSES
+from incop.experiments.engines.local import PROCESSES, Local
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 
@@ -200,30 +202,102 @@ def test_a_comparison_that_is_ended_is_gone_on_with(number, status, compared, tm
     held_against(tmp_path / "C", compared)
 
 
-def killed_alone(folder):
-    """Kill the process that holds a folder's lock, once it is training a pruned level."""
-    for _ in range(2000):
-        held = [lock for lock in folder.glob("runs/lth*/.lock") if list(lock.parent.glob("level_00/*"))]
-        for lock in held:
-            text = lock.read_text()
-            if text:
-                os.kill(json.loads(text)["pid"], signal.SIGKILL)
-                return
+def killed_alone(folder, times, killed, number=signal.SIGKILL):
+    """Kill the process that holds a run's lock, the first time once it is training a pruned level, then every one after it."""
+    end = time.monotonic() + 60
+    while len(killed) < times and time.monotonic() < end:
+        for lock in folder.glob("runs/lth*-0-*/.lock"):
+            try:
+                process = json.loads(lock.read_text())["pid"]
+            except (OSError, ValueError):  # it is being written, or gone
+                continue
+            if process not in killed and (killed or list(lock.parent.glob("level_00/*"))):
+                os.kill(process, number)
+                killed.append(process)
         time.sleep(0.005)
 
 
-def test_a_run_that_dies_is_told_and_the_others_go_on(compared, tmp_path):
-    import threading
-
-    killer = threading.Thread(target=killed_alone, args=(tmp_path / "C",))
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_whose_process_is_killed_is_begun_again_and_ends_as_if_nothing_had_been(times, compared, tmp_path):
+    killed, notices = [], []
+    killer = threading.Thread(target=killed_alone, args=(tmp_path / "C", times, killed))
     killer.start()
-    jobs = compare(COMPARISON, tmp_path / "C", jobs=1)
+    compare(COMPARISON, tmp_path / "C", jobs=2, notice=notices.append)
     killer.join()
-    assert sorted(job.state for job in jobs) == ["done", "failed"]
-    error = next(job.error for job in jobs if job.state == "failed")
-    assert "ended by SIGKILL, as the system does when memory runs out: the same command goes on with it" in error
+    assert len(set(killed)) == times
+    told = "its process was ended by SIGKILL, as the system does when memory runs out (fewer --jobs need less)"
+    assert notices == [
+        f"lth-rate · seed 0: {told}; it goes on from its checkpoint (try {number + 2} of 3)" for number in range(times)
+    ]
+    held_against(tmp_path / "C", compared)
+
+
+def test_a_run_whose_process_is_asked_to_end_writes_its_checkpoint_and_is_handed_out_again(compared, tmp_path):
+    killed, notices = [], []
+    killer = threading.Thread(target=killed_alone, args=(tmp_path / "C", 1, killed, signal.SIGTERM))
+    killer.start()
+    compare(COMPARISON, tmp_path / "C", jobs=2, notice=notices.append)
+    killer.join()
+    (notice,) = notices
+    assert re.fullmatch(
+        r"lth-rate · seed 0: interrupted in level \d after .* goes on from there; handed out again", notice
+    )
+    held_against(tmp_path / "C", compared)
+
+
+def test_a_run_that_dies_at_every_try_has_failed_and_the_others_go_on(compared, tmp_path):
+    killed, notices = [], []
+    killer = threading.Thread(target=killed_alone, args=(tmp_path / "C", 3, killed))
+    killer.start()
+    jobs = compare(COMPARISON, tmp_path / "C", jobs=1, notice=notices.append)
+    killer.join()
+    assert len(set(killed)) == 3
+    assert len(notices) == 2
+    assert [job.state for job in jobs] == ["failed", "done"]
+    assert jobs[0].error == (
+        "its process was ended by SIGKILL, as the system does when memory runs out, at the last of 3 tries: the same command "
+        "goes on with it"
+    )
     compare(COMPARISON, tmp_path / "C", jobs=2)
     held_against(tmp_path / "C", compared)
+
+
+class Deadly(Local):
+    """Kills the first two processes that it starts, and the fourth, before they have come to anything."""
+
+    started = 0
+
+    def submit(self, tasks):
+        handles = super().submit(tasks)
+        for handle in handles:
+            self.started += 1
+            if self.started in (1, 2, 4):
+                os.kill(handle.process.pid, signal.SIGKILL)
+        return handles
+
+
+def test_processes_that_are_killed_before_they_have_begun_are_begun_again(compared, tmp_path):
+    notices, engine = [], Deadly(1)
+    compare(COMPARISON, tmp_path / "C", engine=engine, notice=notices.append)
+    assert [notice.partition(":")[0] for notice in notices] == [
+        "the dense network · seed 0",
+        "the dense network · seed 0",
+        "the dense network · seed 1",
+    ]
+    assert engine.started == 7
+    held_against(tmp_path / "C", compared)
+
+
+def test_a_run_that_fails_by_itself_is_not_begun_again(tmp_path):
+    notices, folder = [], tmp_path / "C"
+    wild = dataclasses.replace(COMPARISON, seeds=1, plan=Plan(lr=1e30, optimizer="sgd").over(COMPARISON.plan))
+    jobs = compare(wild, folder, jobs=2, notice=notices.append)
+    assert [job.state for job in jobs] == ["failed"]
+    assert "tries" not in jobs[0].error
+    assert "lower the learning rate" in jobs[0].error
+    assert notices == []
+    (dense,) = folder.glob("runs/dense-*")
+    assert "resumed" not in RunDir.open(dense).read_summary().environment
 
 
 def test_killed_with_copies_on_the_disk(tmp_path):

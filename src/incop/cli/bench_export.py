@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +90,7 @@ def bench_export(
     if json_:
         sys.stdout.write(told + "\n")
         return
-    _tell(found, folder)
+    _tell(found, folder, in_full=words is not None)
 
 
 def _dense(folder: RunDir, subject: Subject) -> nn.Module | None:
@@ -109,8 +110,10 @@ def _dense(folder: RunDir, subject: Subject) -> nn.Module | None:
     return dense
 
 
-def _tell(found: Bench, folder: RunDir) -> None:
+def _tell(found: Bench, folder: RunDir, *, in_full: bool) -> None:
+    """Print the verdict, what it rests on, and in one line what could not be made; of forms asked for by name, why in full."""
     console = plain_console()
+    console.print(found.verdict, highlight=False, soft_wrap=True)
     about, settings, environment = found.about, found.settings, found.environment
     load = environment.get("load")
     busy = f", load {load[0]:g}" if load else ""
@@ -144,10 +147,22 @@ def _tell(found: Bench, folder: RunDir) -> None:
     console.print(
         f"answers differ from the masked network's by at most {off:.1e} on {samples} samples{decided}", highlight=False
     )
-    for word, why in found.not_made.items():
-        console.print(printable(f"{word} not made: {why}"), highlight=False, soft_wrap=True)
-    console.print(found.verdict, highlight=False, soft_wrap=True)
     console.print(printable(f"kept as {folder.bench_file}"), highlight=False, soft_wrap=True)
+    if found.not_made:
+        console.print(printable(_absent(found.not_made, in_full=in_full)), highlight=False, soft_wrap=True)
+
+
+def _absent(not_made: Mapping[str, str], *, in_full: bool) -> str:
+    """Return one line on the forms that could not be made, those of one reason together.
+
+    A reason's first clause says why (of a missing library also what to install), what follows it is what else was found.
+    """
+    together: dict[str, list[str]] = {}
+    for word, why in not_made.items():
+        together.setdefault(why if in_full else why.partition("; ")[0], []).append(word)
+    told = "; ".join(f"{', '.join(words)} ({why})" for why, words in together.items())
+    shortened = not in_full and any("; " in why for why in not_made.values())
+    return f"not made: {told}{'; more in the file' if shortened else ''}"
 
 
 def _times(speed: Speed) -> str:

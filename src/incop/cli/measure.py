@@ -104,6 +104,10 @@ def measure(
         json.dump(told, sys.stdout, indent=1, ensure_ascii=False)
         print()
         return
+    _print(found, reference)
+
+
+def _print(found: Flow, reference: Flow | None) -> None:
     columns = ["layers", "flow"] + (["dense"] if reference is not None else [])
     rows = [
         [name, f"{value:.6g}"] + ([f"{reference.values[name]:.6g}"] if reference is not None else [])

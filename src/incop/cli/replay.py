@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from incop import stopping
@@ -48,29 +49,36 @@ def replay(
     if (rule is None) == (grid is None):
         raise InputError("say what to replay: either --rule 'flow within 0.05' or --grid 0.001:0.5:20")
     folder = RunDir.open(run)
-    console = plain_console()
     if grid is not None:
         points = replays.grid(folder, replays.tolerances(grid), relative=relative)
         if json_:
             _print_json([vars(point) for point in points])
-            return
-        rows = [
-            [
-                f"{p.within:.4g}",
-                f"{p.epochs:g}",
-                f"{p.full_epochs:g}",
-                "–" if p.accuracy is None else f"{p.accuracy:.4f}",
-            ]
-            for p in points
-        ]
-        names = ("within", "search epochs", "recorded", "mean validation accuracy at the stops")
-        console.print(table(f"flow within X, replayed on {folder.path}", names, rows, numbers=4))
+        else:
+            _print_points(folder, points)
         return
     assert rule is not None
     found = replays.replay(folder, stopping.parse(rule))
     if json_:
         _print_json([{**vars(one), "saved": one.saved} for one in found])
-        return
+    else:
+        _print_levels(folder, rule, found)
+
+
+def _print_points(folder: RunDir, points: Sequence[replays.Grid]) -> None:
+    rows = [
+        [
+            f"{p.within:.4g}",
+            f"{p.epochs:g}",
+            f"{p.full_epochs:g}",
+            "–" if p.accuracy is None else f"{p.accuracy:.4f}",
+        ]
+        for p in points
+    ]
+    names = ("within", "search epochs", "recorded", "mean validation accuracy at the stops")
+    plain_console().print(table(f"flow within X, replayed on {folder.path}", names, rows, numbers=4))
+
+
+def _print_levels(folder: RunDir, rule: str, found: Sequence[replays.Replayed]) -> None:
     rows = [
         [
             f"{one.level}{' (estimate)' if one.estimate else ''}",
@@ -83,6 +91,7 @@ def replay(
         for one in found
     ]
     columns = ("level", "epochs", "recorded", "saved", "validation", "why")
+    console = plain_console()
     console.print(table(f"{rule}, replayed on {folder.path}", columns, rows))
     total, full = sum(one.epochs for one in found), sum(one.full_epochs for one in found)
     exact = sum(not one.estimate for one in found)

@@ -43,6 +43,7 @@ __all__ = [
     "meter",
     "method",
     "planned",
+    "planned_amount",
     "rule",
     "score",
     "selection",
@@ -217,11 +218,16 @@ def planned(sparsity: float, epochs: float, batch_size: int, levels: int | None 
     stretch = f"{fifths(sparsity) * epochs * SEARCH_SHARE / number:.4g}"
     return {
         "levels": number,
-        "amount": f"flow to {sparsity!r} in {number}",
+        "amount": planned_amount(sparsity, number),
         "rule": f"after {stretch} epochs",
         "check_every": stretch,
         "search_batch_size": max(batch_size // BATCH_SHARE, 1),
     }
+
+
+def planned_amount(sparsity: float, levels: int) -> str:
+    """Return the words of a planned method's amount."""
+    return f"flow to {sparsity!r} in {levels}"
 
 
 def describe() -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from incop.errors import InputError
 from incop.experiments import datasets, methods, models, problems
 from incop.experiments.datasets import Dataset, crop_and_flip
-from incop.experiments.models.making import read_arguments
+from incop.experiments.models.making import Made, read_arguments
 from incop.experiments.models.named import place
 from incop.experiments.plan import DEFAULTS, Plan
 from incop.masks import Masks
@@ -96,39 +96,13 @@ def prepare(plan: Plan) -> Parts:
     device = _device(plan)
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    seed = plan.seed or 0
-    rule = methods.rule(said(plan.rule))
-    meter = methods.meter(said(plan.meter), alive_only=bool(plan.alive_only))
-    amount = methods.amount(said(plan.amount))
-    rewind = RewindPoint.parse(said(plan.rewind))
-    every = Interval.parse(said(plan.check_every))
-    data = datasets.load(
-        said(plan.data),
-        data_dir=plan.data_dir,
-        seed=seed,
-        validation=plan.validation or 0.1,
-        limit=plan.limit,
-        arguments=read_arguments(plan.data_args, "data_args"),
-    )
-    problems.refuse(problems.of_data(plan, data))
-    made = models.make(
-        said(plan.model),
-        channels=data.channels,
-        size=data.size,
-        classes=data.classes,
-        seed=seed,
-        arguments=read_arguments(plan.model_args),
-        weights=plan.weights or "none",
-        run_code=bool(plan.run_code),
-    )
+    words = _words(plan)
+    data = _data(plan)
+    made = _model(plan, data, device)
     model = made.model
-    model.to(device)
-    if device.type == "cpu":
-        # with one channel the layout of the input says nothing, that of the weights does: LeNet-5's step takes 0.87 of its time
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot to type it
     trainer, test, prepared = _trainer(plan, data, device)
     probe = _probe(plan, data, prepared, device)
-    score = methods.score(said(plan.score), batches=probe, seed=seed)
+    score = methods.score(said(plan.score), batches=probe, seed=plan.seed or 0)
     selection = methods.selection(said(plan.selection), batches=probe)
     masks = Masks.full(model, skip=plan.skip or ())
     problems.refuse(problems.of_model(plan, model, masks, selection))
@@ -139,28 +113,61 @@ def prepare(plan: Plan) -> Parts:
         trainer,
         test,
         probe,
-        {
-            "levels": plan.levels,
-            "probe": probe,
-            "meter": meter,
-            "rule": rule,
-            "amount": amount,
-            "rewind": rewind,
-            "score": score,
-            "selection": selection,
-            "skip": plan.skip or (),
-            "check_every": every,
-            "check_before": bool(plan.check_before),
-            "last_level_full": plan.last_level_full is not False,
-            "sparsity": plan.sparsity,
-            "ticket_at": plan.ticket_at or (),
-            "on_collapse": plan.on_collapse or "tell",
-            "on_divergence": plan.on_divergence or "stop",
-            "keep": plan.keep or (),
-        },
+        {**words, "probe": probe, "score": score, "selection": selection},
         (*problems.notices(plan, data), *problems.told(model, selection), *made.notices),
         made.origin,
     )
+
+
+def _words(plan: Plan) -> dict[str, Any]:
+    """Return the arguments of the search that are read from the plan's words alone."""
+    return {
+        "levels": plan.levels,
+        "meter": methods.meter(said(plan.meter), alive_only=bool(plan.alive_only)),
+        "rule": methods.rule(said(plan.rule)),
+        "amount": methods.amount(said(plan.amount)),
+        "rewind": RewindPoint.parse(said(plan.rewind)),
+        "skip": plan.skip or (),
+        "check_every": Interval.parse(said(plan.check_every)),
+        "check_before": bool(plan.check_before),
+        "last_level_full": plan.last_level_full is not False,
+        "sparsity": plan.sparsity,
+        "ticket_at": plan.ticket_at or (),
+        "on_collapse": plan.on_collapse or "tell",
+        "on_divergence": plan.on_divergence or "stop",
+        "keep": plan.keep or (),
+    }
+
+
+def _data(plan: Plan) -> Dataset:
+    data = datasets.load(
+        said(plan.data),
+        data_dir=plan.data_dir,
+        seed=plan.seed or 0,
+        validation=plan.validation or 0.1,
+        limit=plan.limit,
+        arguments=read_arguments(plan.data_args, "data_args"),
+    )
+    problems.refuse(problems.of_data(plan, data))
+    return data
+
+
+def _model(plan: Plan, data: Dataset, device: torch.device) -> Made:
+    made = models.make(
+        said(plan.model),
+        channels=data.channels,
+        size=data.size,
+        classes=data.classes,
+        seed=plan.seed or 0,
+        arguments=read_arguments(plan.model_args),
+        weights=plan.weights or "none",
+        run_code=bool(plan.run_code),
+    )
+    made.model.to(device)
+    if device.type == "cpu":
+        # with one channel the layout of the input says nothing, that of the weights does: LeNet-5's step takes 0.87 of its time
+        made.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot to type it
+    return made
 
 
 def said(value: str | None) -> str:

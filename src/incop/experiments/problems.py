@@ -14,7 +14,7 @@ from incop.experiments.datasets import Dataset
 from incop.experiments.models.making import check_weights, read_arguments
 from incop.experiments.plan import Plan
 from incop.masks import Masks
-from incop.pruning import EvenDamage, Fraction, NofM, Selection, Target, Units
+from incop.pruning import EvenDamage, Fraction, Layerwise, NofM, Selection, Target, Units
 from incop.pruning.cut import reach
 from incop.records import Interval
 from incop.snapshots import RewindPoint
@@ -116,7 +116,7 @@ def combinations(plan: Plan) -> list[str]:
             f"--ticket-at {beyond[0]} lies at or beyond --sparsity {plan.sparsity}, where the search ends: name sparsities on "
             "the way, or search further"
         )
-    return found + _early(plan) + _unreachable(plan)
+    return found + _early(plan) + _apart(plan) + _unreachable(plan)
 
 
 def of_data(plan: Plan, data: Dataset) -> list[str]:
@@ -196,15 +196,32 @@ def _early(plan: Plan) -> list[str]:
     return found
 
 
+def _apart(plan: Plan) -> list[str]:
+    """Return why cuts that are planned for all weights together cannot be made by a selection that goes layer by layer."""
+    amount, selection = methods.amount(plan.amount or "0.2"), methods.selection(plan.selection or "global")
+    if not isinstance(amount, EvenDamage) or not isinstance(selection, NofM | Layerwise):
+        return []
+    method, words = str(plan.method), f"--selection {selection}"
+    if isinstance(selection, NofM):
+        does = f"{words} leaves {selection.n} of every {selection.m} weights by one cut, whatever the amount"
+    else:
+        does = f"{words} lets each layer give up the amount by itself"
+    # a resolved plan does not say whether its amount was said; that of a planned method follows from the sparsity
+    if methods.is_planned(method) and plan.amount == methods.planned_amount(plan.sparsity or 0.0, plan.levels or 0):
+        other = f"{words} --levels 1" if isinstance(selection, NofM) else words
+        who, remedy = f"the method {method!r}", f"choose --method lth {other}, or leave --selection out"
+    else:
+        who, remedy = f"--amount '{amount}'", "choose --selection global, or an amount that is a fraction, such as 0.2"
+    return [f"{does}, and {who} plans the amounts of many cuts for all weights together: {remedy}"]
+
+
 def _unreachable(plan: Plan) -> list[str]:
     """Return the sparsities asked for that the amount cannot lead to, or that the pattern does not know."""
     wanted = _wanted(plan)
     selection = methods.selection(plan.selection or "global")
     if isinstance(selection, NofM):
         fixed = 1.0 - selection.n / selection.m
-        planned = isinstance(
-            methods.amount(plan.amount or "0.2"), EvenDamage
-        )  # which says itself that it goes by all weights
+        planned = isinstance(methods.amount(plan.amount or "0.2"), EvenDamage)  # which `_apart` refuses
         return [
             f"--selection {selection} leaves {selection.n} of every {selection.m} weights, a sparsity of {fixed:.4g} whatever "
             f"the amount, and {words} asks for another: leave it out, or choose --selection global"

@@ -32,7 +32,7 @@ from incop.masks import Masks
 from incop.ranks import ALONE, Lost, Ranks, linked
 from incop.records import Check, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
-from incop.snapshots import Snapshot
+from incop.snapshots import Snapshot, check_extra_states
 from incop.states import State
 
 __all__ = ["Progress", "default_out", "execute", "resume"]
@@ -133,6 +133,7 @@ def _nothing(value: object) -> None:
 def _made(plan: Plan, dense: str | Path | None) -> tuple[Parts, Dense | None]:
     with _within_memory(plan):
         parts = prepare(plan)
+    check_extra_states(parts.model)
     return parts, None if dense is None else shared_dense(parts, RunDir.open(dense))
 
 

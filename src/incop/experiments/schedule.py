@@ -167,7 +167,9 @@ class Schedule:
             self.notice(f"{again}; it goes on from its checkpoint (try {one.lost + 1} of {self.engine.retries + 1})")
             self._next.append(one)
         else:
-            one.piece.ended(f"{ended.sentence}, at the last of {self.engine.retries + 1} tries")
+            one.piece.ended(
+                f"{ended.sentence}, at the last of {self.engine.retries + 1} tries: the same command goes on with it"
+            )
 
     def _look(self) -> None:
         """Look after runs in others' hands, and show those in ours."""

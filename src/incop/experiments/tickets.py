@@ -108,13 +108,13 @@ def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, M
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Put weights into a model by name.
+    """Put a level's weights into a model as they were remembered: tied ones once, buffers that no state dict has too.
 
     Raises:
         InputError: they belong to another model.
     """
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise InputError(f"the weights of {source!r} do not fit this network: {first}") from error
+        Snapshot(weights).rewind(model)
+    except InputError as error:
+        reason = str(error).removeprefix("the rewind point belongs to another model: ")
+        raise InputError(f"the weights of {source!r} do not fit this network: {reason}") from error

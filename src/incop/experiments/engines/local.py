@@ -44,7 +44,7 @@ class Local:
     """
 
     name = "local"
-    retries = 0  # what killed a run here, such as too little memory, would kill it again
+    retries = 2  # what killed a run, such as too little memory while others had much of it, need not do so again
 
     def __init__(self, jobs: int = 1) -> None:
         self.slots: int | None = jobs
@@ -77,7 +77,7 @@ class Local:
             time.sleep(seconds)
             return {}
         gone = connection.wait([handle.process.sentinel for handle in handles], timeout=seconds)
-        return {handle: _ending(handle) for handle in handles if handle.process.sentinel in gone}
+        return {handle: _ending(handle, self.slots) for handle in handles if handle.process.sentinel in gone}
 
     def cancel(self, handles: Collection[_Handle], *, at_once: bool) -> None:
         """Send SIGTERM, at which a run writes its checkpoint, or SIGKILL."""
@@ -91,7 +91,7 @@ class Local:
         """Nothing is left: every process was waited for."""
 
 
-def _ending(handle: _Handle) -> Ended:
+def _ending(handle: _Handle, slots: int | None) -> Ended:
     try:
         word = handle.word.recv() if handle.word.poll() else None
     except EOFError:
@@ -100,10 +100,17 @@ def _ending(handle: _Handle) -> Ended:
     status = handle.process.exitcode or 0
     handle.word.close()
     if status < 0:
-        why = ", as the system does when memory runs out" if -status == signal.SIGKILL else ""
-        name = signal.Signals(-status).name
-        return Ended("lost", f"its process was ended by {name}{why}: the same command goes on with it")
+        less = "" if slots == 1 else " (fewer --jobs need less)"
+        why = f", as the system does when memory runs out{less}" if -status == signal.SIGKILL else ""
+        return Ended("lost", f"its process was ended by {_name(-status)}{why}")
     return word or Ended("lost", f"its process ended with status {status}, without a word")
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the real-time signals between the first and the last, which alone have names
+        return f"signal {number}"
 
 
 def _alone(task: Task, tell: Connection) -> None:

@@ -16,6 +16,7 @@ from incop.batches import output_tensor
 from incop.errors import IncopError, InputError, nearest, quoted
 from incop.experiments.models import code, libraries
 from incop.experiments.models.named import Named, Wanted, place
+from incop.snapshots import put_extra_states, without_extra_states
 
 __all__ = ["Made", "check_weights", "make", "read_arguments", "start", "start_from_file"]
 
@@ -235,7 +236,8 @@ def start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[
         >>> start(nn.Linear(3, 2), nn.Linear(3, 5).state_dict(), "a.safetensors")[1]
         'the layer of bias and weight has another shape in a.safetensors and began with drawn weights'
     """
-    own = dict(model.state_dict())
+    own = without_extra_states(model, model.state_dict())
+    extra, weights = weights, without_extra_states(model, weights)
     there = [own[name] for name in weights if name in own]
     tied = {name for name in own if name not in weights and any(_same(own[name], tensor) for tensor in there)}
     missing, strange = sorted(set(own) - set(weights) - tied), sorted(set(weights) - set(own))
@@ -252,6 +254,7 @@ def start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[
         for name, tensor in weights.items():
             if name not in other:
                 own[name].copy_(tensor)
+    put_extra_states(model, extra)  # of a run's own files; others have none
     told = [f"the model began with the weights of {source}"]
     if other:
         told.append(f"the layer of {' and '.join(other)} has another shape in {source} and began with drawn weights")
