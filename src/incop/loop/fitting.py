@@ -95,7 +95,7 @@ def _go_back(parts: Search, at: Standing, watch: Watch, error: Diverged) -> None
         if callable(restore):
             restore(part("trainer", at.beginning))
         if isinstance(parts.score, Gathers):
-            parts.score.restore(part("score", at.beginning))
+            parts.score.restore(part("score", at.beginning), parts.masks.weights(parts.model))
         at.beginning["notices"] = at.notices = [*map(str, at.beginning["notices"]), told]
     at.stopped = None
     if at.number == 0:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from incop.errors import InputError
 from incop.masks import Masks
@@ -35,8 +35,8 @@ class Gathers(Score, Protocol):
     def state(self) -> State:
         """Return copies of what was gathered."""
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was gathered."""
+    def restore(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Go on from what was gathered of these weights."""
 
 
 class Saliency:
@@ -48,8 +48,10 @@ class Saliency:
     matters in the end; half way between them measured best (docs/method.md). What the training has computed anyway is read:
     gathering costs no sample.
 
-    Before anything is gathered, as on the dense network, it is |w|. Weights whose gradient was always zero, such as those of
-    units that are never active, go first, the smallest before the others.
+    Before anything is gathered, as on the dense network, it is |w|; so it is relative to the others for a layer that no optimizer
+    trained. Weights whose gradient was always zero, such as those of units that are never active, count as if their F were 1e-8
+    of the mean: at power 0.5 as a hundredth of their size. Squares of gradients outside 1e-19 to 1e19 leave float32: where F is
+    not finite it begins anew at zero.
 
     Args:
         power: in [0, 1].
@@ -88,24 +90,36 @@ class Saliency:
 
     @contextlib.contextmanager
     def gathering(self, model: nn.Module, masks: Masks, *, when: Callable[[], bool] | None = None) -> Iterator[None]:
-        """Gather after every step of every torch optimizer that trains these weights, for as long as the context lasts.
+        """Gather at every step of every torch optimizer that trains these weights, for as long as the context lasts.
+
+        What was gathered before is kept: after a cut go on in another context, with the new masks.
 
         Args:
             model: the network, or what wraps it to train it.
             masks: name the weights.
             when: asked at every step; gather if it says yes. By default always.
-        """
-        names = {id(weight): name for name, weight in masks.weights(model).items()}
 
-        def after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if when is None or when():
+        Raises:
+            InputError: what was gathered before is of another network.
+        """
+        weights = masks.weights(model)  # held to the end: an id belongs to whoever lives
+        _check({name: one for name, one in self._squares.items() if name in weights}, weights)
+        names = {id(weight): name for name, weight in weights.items()}
+
+        def before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not _made_within(optimizer, args, kwargs) and (when is None or when()):
                 self._gather(optimizer, names)
 
-        handle = register_optimizer_step_post_hook(after_step)
+        def after_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if _made_within(optimizer, args, kwargs) and (when is None or when()):
+                self._gather(optimizer, names)
+
+        handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def _gather(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
@@ -121,22 +135,22 @@ class Saliency:
                 gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
                 known = self._squares.get(name)
                 known = torch.zeros_like(gradient) if known is None else known.to(gradient.device)
-                self._squares[name] = known.mul_(1 - 1 / self.memory).addcmul_(
-                    gradient, gradient, value=1 / self.memory
-                )
+                known.mul_(1 - 1 / self.memory).addcmul_(gradient, gradient, value=1 / self.memory)
+                self._squares[name] = known.nan_to_num_(0.0, 0.0)  # else one NaN would stay for ever
 
     def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return |w| · F^(power/2); |w| alone where nothing was gathered."""
         size = {name: weight.detach().abs() for name, weight in weights.items()}
-        known = [self._squares[name] for name in weights if name in self._squares]
+        known = {name: self._squares[name] for name in weights if name in self._squares}
+        _check(known, weights)
         if not known or self.power == 0.0:
             return size
-        count = sum(one.numel() for one in known)
-        mean = sum(one.sum(dtype=torch.float64).item() for one in known) / count
+        count = sum(one.numel() for one in known.values())
+        mean = sum(one.sum(dtype=torch.float64).item() for one in known.values()) / count
         if mean == 0.0:
             return size
         # in float64: the square of a small gradient times a small share leaves float32
-        return {name: self._of(one, self._squares.get(name), mean) for name, one in size.items()}
+        return {name: self._of(one, known.get(name), mean) for name, one in size.items()}
 
     def _of(self, size: Tensor, squares: Tensor | None, mean: float) -> Tensor:
         if squares is None:  # of a layer that no optimizer trained: as if its gradients were the mean
@@ -148,9 +162,39 @@ class Saliency:
         """Return copies of what was gathered, by the weights' names."""
         return {name: one.clone() for name, one in self._squares.items()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what was gathered."""
-        self._squares = {name: one.clone() for name, one in state.items()}
+    def restore(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Go on from what was gathered of these weights.
+
+        Raises:
+            InputError: it was gathered of others.
+        """
+        _check(state, weights)
+        self._squares = {  # in the weights' memory order, in which gradients come and sums are taken
+            name: torch.empty_like(weights[name], dtype=one.dtype).copy_(one) for name, one in state.items()
+        }
 
     def __str__(self) -> str:
         return "saliency" if self.power == 0.5 else f"saliency:{self.power:g}"
+
+
+def _made_within(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether gradients are as they should be only after the step: made by a closure, or scaled until then.
+
+    All others are read before it, since a step may write to them: SGD with Nesterov's momentum of many tensors at once does.
+    """
+    handed = [*args[1:], *kwargs.values(), getattr(optimizer, "grad_scale", None)]
+    return any(one is not None for one in handed)
+
+
+def _check(gathered: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    for name, one in gathered.items():
+        if (
+            name not in weights
+            or not isinstance(one, Tensor)
+            or one.shape != weights[name].shape
+            or not one.is_floating_point()
+        ):
+            raise InputError(
+                f"what the score gathered of {name!r} does not fit this network: it is of another one or was edited; "
+                "begin with a fresh score"
+            )
