@@ -52,7 +52,6 @@ def equal(ours, theirs):
 def _hooks_are_gone():
     yield
     assert not hooks._global_optimizer_pre_hooks
-    assert not hooks._global_optimizer_post_hooks
 
 
 class Notes:
@@ -210,22 +209,22 @@ def test_a_second_network_trained_at_the_same_time_is_not_read():
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_the_hook_is_gone_after_an_exception(error):
     def on_step(level, epoch, step):
-        assert bool(hooks._global_optimizer_post_hooks) == (level in (1, 2))
+        assert bool(hooks._global_optimizer_pre_hooks) == (level in (1, 2))
         if level == 2:
             raise error
 
     with pytest.raises(error):
         list(search(on_step=on_step))
-    assert not hooks._global_optimizer_post_hooks
+    assert not hooks._global_optimizer_pre_hooks
 
 
 def test_the_hook_is_gone_between_tickets_and_after_a_search_that_is_left():
     tickets = search()
     for _ in range(3):
         next(tickets)
-        assert not hooks._global_optimizer_post_hooks
+        assert not hooks._global_optimizer_pre_hooks
     tickets.close()
-    assert not hooks._global_optimizer_post_hooks
+    assert not hooks._global_optimizer_pre_hooks
 
 
 # --- gone on with

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from incop.errors import InputError
 from incop.masks import Masks
@@ -17,6 +17,7 @@ from incop.states import State
 
 __all__ = ["Gathers", "Saliency"]
 
+Handed = tuple[tuple[Any, ...], dict[str, Any]]  # a step's arguments
 FAINT = 1e-8  # of the mean squared gradient: weights of no gradient at all still go by their size
 
 
@@ -42,11 +43,11 @@ class Gathers(Score, Protocol):
 class Saliency:
     """The size of a weight times a power of its gradients' size, gathered while it is trained: |w| · F^(power/2).
 
-    F is the mean of the squared gradient over the steps of any torch optimizer, the last `memory` of them counting most:
-    F ← (1 − 1/memory) F + g² / memory. At power 1 the score orders weights as ½ F w² does, the loss that cutting one adds to
-    second order, with gradients for curvature; at power 0 it is `Magnitude`. A cut is trained out again, so that neither is what
-    matters in the end; half way between them measured best (docs/method.md). What the training has computed anyway is read:
-    gathering costs no sample.
+    F is the mean of the squared gradient over the steps of any torch optimizer, as it is given them, clipped or accumulated; the
+    last `memory` of them count most: F ← (1 − 1/memory) F + g² / memory. At power 1 the score orders weights as ½ F w² does, the
+    loss that cutting one adds to second order, with gradients for curvature; at power 0 it is `Magnitude`. A cut is trained out
+    again, so that neither is what matters in the end; half way between them measured best (docs/method.md). What the training has
+    computed anyway is read: gathering costs no sample.
 
     Before anything is gathered, as on the dense network, it is |w|; so it is relative to the others for a layer that no optimizer
     trained. Weights whose gradient was always zero, such as those of units that are never active, count as if their F were 1e-8
@@ -92,6 +93,8 @@ class Saliency:
     def gathering(self, model: nn.Module, masks: Masks, *, when: Callable[[], bool] | None = None) -> Iterator[None]:
         """Gather at every step of every torch optimizer that trains these weights, for as long as the context lasts.
 
+        Read are the gradients that a step is given, or that its closure makes.
+
         What was gathered before is kept: after a cut go on in another context, with the new masks.
 
         Args:
@@ -106,25 +109,33 @@ class Saliency:
         _check({name: one for name, one in self._squares.items() if name in weights}, weights)
         names = {id(weight): name for name, weight in weights.items()}
 
-        def before_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if not _made_within(optimizer, args, kwargs) and (when is None or when()):
+        def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Handed | None:
+            if when is not None and not when():
+                return None
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
+            if closure is None:
                 self._gather(optimizer, names)
+                return None
 
-        def after_step(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if _made_within(optimizer, args, kwargs) and (when is None or when()):
+            def made() -> Any:
+                loss = closure()
                 self._gather(optimizer, names)
+                return loss
 
-        handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
+            return ((args[0], made, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": made})
+
+        # before, not after: SGD with Nesterov's momentum of many tensors at once writes to the gradients
+        handle = register_optimizer_step_pre_hook(before_step)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     @torch.no_grad()
     def _gather(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
-        skipped = getattr(optimizer, "found_inf", None)  # a fused optimizer under a gradient scaler took no step
-        if skipped is not None and bool(skipped):
+        # under a gradient scaler a fused optimizer divides by the scale itself, and itself takes no step
+        scale, skips = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        if skips is not None and bool(skips):
             return
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -133,6 +144,7 @@ class Saliency:
                     continue
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
+                gradient = gradient if scale is None else gradient / scale.to(gradient.device)
                 known = self._squares.get(name)
                 known = torch.zeros_like(gradient) if known is None else known.to(gradient.device)
                 known.mul_(1 - 1 / self.memory).addcmul_(gradient, gradient, value=1 / self.memory)
@@ -175,15 +187,6 @@ class Saliency:
 
     def __str__(self) -> str:
         return "saliency" if self.power == 0.5 else f"saliency:{self.power:g}"
-
-
-def _made_within(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Say whether gradients are as they should be only after the step: made by a closure, or scaled until then.
-
-    All others are read before it, since a step may write to them: SGD with Nesterov's momentum of many tensors at once does.
-    """
-    handed = [*args[1:], *kwargs.values(), getattr(optimizer, "grad_scale", None)]
-    return any(one is not None for one in handed)
 
 
 def _check(gathered: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
