@@ -158,6 +158,32 @@ def test_a_shared_dense_level_and_ones_own_give_the_same_tickets():
     same(list(search(dense=shared))[1:], own[1:])
 
 
+class Bare(Notes):
+    """Moves the weights itself, without an optimizer of torch."""
+
+    def fit(self, model, masks, watch):
+        for epoch in (1, 2):
+            model.zero_grad()
+            functional.cross_entropy(model(X), Y).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+            masks.apply(model)
+            watch.stepped(len(X), epoch=epoch)
+            if watch.look().stop:
+                break
+
+
+def test_where_nothing_can_be_gathered_the_record_says_so():
+    tickets = list(search(by=Bare()))
+    told = [[notice for notice in ticket.record.notices if "gathered nothing" in notice] for ticket in tickets]
+    said = "the score 'saliency' gathered nothing in 2 steps, and the next cut goes without: no optimizer of torch trains these "
+    assert told == [[], [said + "weights themselves"], [said + "weights themselves"], []]
+    assert [t.masks for t in tickets] == [t.masks for t in search(by=Bare(), score=Magnitude())]
+    for ticket in (*search(), *search(by=Bare(), score=Magnitude())):
+        assert not any("gathered" in notice for notice in ticket.record.notices)
+
+
 # --- whose it is
 
 
