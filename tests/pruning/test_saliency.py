@@ -191,6 +191,29 @@ def test_a_step_with_a_closure_is_what_it_is_without_being_read(make):
     assert all(torch.equal(one, other) for one, other in zip(weights, plain, strict=True))
 
 
+class Told(torch.optim.SGD):
+    """An optimizer of the user's whose step takes something else first."""
+
+    def step(self, loss, batch_size=1):
+        assert isinstance(loss, torch.Tensor)
+        for group in self.param_groups:
+            group["lr"] = 0.01 * float(loss.detach()) * batch_size
+        super().step()
+
+
+def test_what_a_step_takes_that_is_no_closure_is_left_as_it_is():
+    net, score = network(), Saliency(memory=4)
+    told, recorder = Told(net.parameters(), 0.1), Recorder(net)
+    with score.gathering(net, Masks.full(net)):
+        told.zero_grad()
+        loss = loss_of(net)
+        loss.backward()
+        recorder.note()
+        told.step(loss, batch_size=2)
+    assert told.param_groups[0]["lr"] == pytest.approx(0.02 * loss.item())
+    assert score.state().keys() == recorder.seen.keys()
+
+
 def test_several_optimizers_train_parts_of_one_network():
     net, score = network(), Saliency(memory=5)
     recorder = Recorder(net)

@@ -113,7 +113,7 @@ class Saliency:
             if when is not None and not when():
                 return None
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
-            if closure is None:
+            if not callable(closure):  # none, or something of the optimizer's own
                 self._gather(optimizer, names)
                 return None
 
