@@ -86,6 +86,7 @@ def loss_of(model, number=0):
 def _hooks_are_gone():
     yield
     assert not hooks._global_optimizer_pre_hooks
+    assert not hooks._global_optimizer_post_hooks
 
 
 # --- the mean of squared gradients
@@ -211,7 +212,62 @@ def test_what_a_step_takes_that_is_no_closure_is_left_as_it_is():
         recorder.note()
         told.step(loss, batch_size=2)
     assert told.param_groups[0]["lr"] == pytest.approx(0.02 * loss.item())
-    assert score.state().keys() == recorder.seen.keys()
+    recorder.agrees_with(score)  # once, though SGD's own step is told of as well
+
+
+class Ahead(torch.optim.Optimizer):
+    """An optimizer around another, as those that look ahead or share their state among processes."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        self.inner.step()
+        return loss
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["", "closure"])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_an_optimizer_within_another_is_read_once(to_none, closed):
+    net, score = network(), Saliency(memory=4)
+    ahead, recorder = Ahead(SGD(net.parameters(), **NESTEROV, foreach=True)), Recorder(net)
+
+    def backward():
+        ahead.inner.zero_grad(set_to_none=to_none)
+        loss_of(net, len(recorder.seen.get("0.weight", ()))).backward()
+        recorder.note()
+
+    with score.gathering(net, Masks.full(net)):
+        for _ in range(4):
+            if closed:
+                ahead.step(backward)
+            else:
+                backward()
+                ahead.step()
+    assert len(recorder.seen["0.weight"]) == 4
+    recorder.agrees_with(score)
+
+
+def test_a_step_that_threw_is_no_step_and_the_next_is_one():
+    net, score = network(), Saliency(memory=4)
+    sgd, recorder = SGD(net.parameters(), 0.05), Recorder(net)
+
+    def fail():
+        raise ValueError
+
+    with score.gathering(net, Masks.full(net)):
+        for number in range(4):
+            with pytest.raises(ValueError, match=r"^$"):
+                sgd.step(fail)
+            sgd.zero_grad(set_to_none=False)
+            loss_of(net, number).backward()
+            recorder.note()
+            sgd.step()
+        recorder.note()
+        sgd.step()  # once more with the same gradients
+    recorder.agrees_with(score)
 
 
 def test_several_optimizers_train_parts_of_one_network():

@@ -52,6 +52,7 @@ def equal(ours, theirs):
 def _hooks_are_gone():
     yield
     assert not hooks._global_optimizer_pre_hooks
+    assert not hooks._global_optimizer_post_hooks
 
 
 class Notes:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from incop.errors import InputError
 from incop.masks import Masks
@@ -18,6 +18,7 @@ from incop.states import State
 __all__ = ["Gathers", "Saliency"]
 
 Handed = tuple[tuple[Any, ...], dict[str, Any]]  # a step's arguments
+Read = dict[str, tuple[Tensor, int]]  # gradients that were read in this step, by name, each with its version
 FAINT = 1e-8  # of the mean squared gradient: weights of no gradient at all still go by their size
 
 
@@ -108,31 +109,34 @@ class Saliency:
         weights = masks.weights(model)  # held to the end: an id belongs to whoever lives
         _check({name: one for name, one in self._squares.items() if name in weights}, weights)
         names = {id(weight): name for name, weight in weights.items()}
+        read: Read = {}
 
         def before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Handed | None:
             if when is not None and not when():
                 return None
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if not callable(closure):  # none, or something of the optimizer's own
-                self._gather(optimizer, names)
+                self._gather(optimizer, names, read)
                 return None
 
             def made() -> Any:
                 loss = closure()
-                self._gather(optimizer, names)
+                self._gather(optimizer, names, read)
                 return loss
 
             return ((args[0], made, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": made})
 
         # before, not after: SGD with Nesterov's momentum of many tensors at once writes to the gradients
-        handle = register_optimizer_step_pre_hook(before_step)
+        before = register_optimizer_step_pre_hook(before_step)
+        after = register_optimizer_step_post_hook(lambda *step: read.clear())
         try:
             yield
         finally:
-            handle.remove()
+            before.remove()
+            after.remove()
 
     @torch.no_grad()
-    def _gather(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> None:
+    def _gather(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str], read: Read) -> None:
         # under a gradient scaler a fused optimizer divides by the scale itself, and itself takes no step
         scale, skips = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
         if skips is not None and bool(skips):
@@ -142,6 +146,10 @@ class Saliency:
                 name, gradient = names.get(id(weight)), weight.grad
                 if name is None or gradient is None:
                     continue
+                last = read.get(name)
+                if last is not None and last[0] is gradient and last[1] == gradient._version:
+                    continue  # an optimizer within another is given the same
+                read[name] = gradient, gradient._version
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
                 gradient = gradient if scale is None else gradient / scale.to(gradient.device)
