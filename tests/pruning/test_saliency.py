@@ -152,12 +152,13 @@ def test_a_closure_makes_the_gradients_within_the_step(make):
     recorder.agrees_with(score)
 
 
-def test_of_a_step_that_asks_its_closure_many_times_every_answer_counts():
+@pytest.mark.parametrize("to_none", [True, False])
+def test_of_a_step_that_asks_its_closure_many_times_every_answer_counts(to_none):
     net, score = network(), Saliency(memory=4)
     lbfgs, recorder = torch.optim.LBFGS(net.parameters(), 0.5, max_iter=6), Recorder(net)
 
     def closure():
-        lbfgs.zero_grad()
+        lbfgs.zero_grad(set_to_none=to_none)
         loss = loss_of(net)
         loss.backward()
         recorder.note()
