@@ -8,7 +8,19 @@ from incop import stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.plan import Plan
-from incop.pruning import EvenDamage, Fraction, Global, Layerwise, Magnitude, NofM, PQIndex, Random, Target, Units
+from incop.pruning import (
+    EvenDamage,
+    Fraction,
+    Global,
+    Layerwise,
+    Magnitude,
+    NofM,
+    PQIndex,
+    Random,
+    Saliency,
+    Target,
+    Units,
+)
 from incop.records import Interval
 
 
@@ -73,7 +85,12 @@ def test_selections_there_and_back(text, wanted):
 def test_scores():
     assert methods.score("magnitude", batches=[], seed=3) == Magnitude()
     assert methods.score("random", batches=[], seed=3) == Random(3)
-    for text, power in (("saliency", 0.5), ("saliency:0.25", 0.25), ("saliency:1", 1.0), ("saliency:.5", 0.5)):
+    for text, power in (
+        ("saliency", Saliency().power),
+        ("saliency:0.25", 0.25),
+        ("saliency:1", 1.0),
+        ("saliency:.5", 0.5),
+    ):
         score = methods.score(text, batches=[], seed=3)
         assert (score.power, score.memory) == (power, 1000)
         assert methods.score(str(score), batches=[], seed=3).power == power

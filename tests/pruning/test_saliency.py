@@ -128,7 +128,7 @@ def test_of_every_optimizer_it_is_the_mean_of_what_backward_left(make, clip):
             optimizer.step()
     recorder.agrees_with(score)
     means = {name: mean_of(seen, 7) for name, seen in recorder.seen.items()}
-    agree(score(net, weights_of(net)), scored(weights_of(net), means, 0.5))
+    agree(score(net, weights_of(net)), scored(weights_of(net), means, score.power))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_several_optimizers_train_parts_of_one_network():
     }
     agree(squares(score), wanted)
     # the last layer is trained by none: its weights go by their size, as if their gradients were the mean
-    agree(score(net, weights_of(net)), scored(weights_of(net), wanted, 0.5))
+    agree(score(net, weights_of(net)), scored(weights_of(net), wanted, score.power))
 
 
 def test_another_networks_steps_are_not_read():
@@ -431,7 +431,7 @@ def test_of_half_precision_squares_and_scores_are_in_float32(kind):
     found = score(net, weights_of(net))
     assert all(one.dtype == torch.float32 for one in found.values())
     means = {name: mean_of(seen, 10) for name, seen in recorder.seen.items()}
-    agree(found, scored({name: w.double() for name, w in weights_of(net).items()}, means, 0.5))
+    agree(found, scored({name: w.double() for name, w in weights_of(net).items()}, means, score.power))
 
 
 @pytest.mark.parametrize(
@@ -458,7 +458,7 @@ def test_it_is_called_by_its_power():
 
 
 def test_weights_without_gradient_count_as_a_hundredth_and_go_by_their_size():
-    net, score = network(), Saliency()
+    net, score = network(), Saliency(0.5)
     with torch.no_grad():
         net[0].bias[:4] = -100.0  # units that are never active
         for part in net[0], net[2]:
@@ -506,7 +506,7 @@ def test_frozen_weights_go_by_their_size_beside_the_others():
     weights = {name: weight.detach() for name, weight in masks.weights(net).items()}
     found = score(net, weights)
     assert torch.allclose(found["2.weight"], weights["2.weight"].abs())
-    agree(found, scored(weights, {n: mean_of(seen, 1000) for n, seen in recorder.seen.items()}, 0.5))
+    agree(found, scored(weights, {n: mean_of(seen, 1000) for n, seen in recorder.seen.items()}, score.power))
 
 
 class Words(nn.Module):
@@ -622,7 +622,7 @@ def test_a_user_trains_cuts_and_goes_on():
     for level in range(1, 4):
         trained(net, masks, score)
         means = {name: one.double().numpy() for name, one in score.state().items()}
-        scores = scored(weights_of(net), means, 0.5)
+        scores = scored(weights_of(net), means, score.power)
         left = np.concatenate([scores[name][masks[name].numpy()] for name in scores])
         cut = round(0.2 * masks.remaining)
         wanted = np.sort(left)[cut:]
@@ -657,6 +657,17 @@ def test_every_selection_takes_it(selection):
         for row, values in zip(mask.view(-1, 4), scores.view(-1, 4), strict=True):
             assert set(row.nonzero().flatten().tolist()) == set(values.topk(2).indices.tolist())
     assert masks != incop.prune(net, amount=0.4, selection=selection)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+def test_scoring_leaves_weights_and_what_was_gathered_as_they_are(kind):
+    net, score = gathered(kind=kind)
+    weights, state = {name: one.clone() for name, one in weights_of(net).items()}, squares(score)
+    first = score(net, weights_of(net))
+    again = score(net, weights_of(net))
+    assert all(torch.equal(one, again[name]) for name, one in first.items())
+    assert all(torch.equal(one, state[name]) for name, one in score.state().items())
+    assert all(torch.equal(one, weights[name]) for name, one in weights_of(net).items())
 
 
 def test_what_was_gathered_is_a_copy_and_goes_on_as_it_would_have():

@@ -33,7 +33,7 @@ def trainer(**more):
 
 
 def search(model=None, by=None, **more):
-    options = {"levels": 3, "rewind": "rate", "score": Saliency(memory=20), **more}
+    options = {"levels": 3, "rewind": "rate", "score": Saliency(0.5, memory=20), **more}
     return incop.search(model or network(), by or trainer(), **options)
 
 
@@ -178,7 +178,7 @@ class Bare(Notes):
 def test_where_nothing_can_be_gathered_the_record_says_so():
     tickets = list(search(by=Bare()))
     told = [[notice for notice in ticket.record.notices if "gathered nothing" in notice] for ticket in tickets]
-    said = "the score 'saliency' gathered nothing in 2 steps, and the next cut goes without: no optimizer of torch trains these "
+    said = "the score 'saliency:0.5' gathered nothing in 2 steps, and the next cut goes without: no optimizer of torch trains these "
     assert told == [[], [said + "weights themselves"], [said + "weights themselves"], []]
     assert [t.masks for t in tickets] == [t.masks for t in search(by=Bare(), score=Magnitude())]
     for ticket in (*search(), *search(by=Bare(), score=Magnitude())):
@@ -189,7 +189,7 @@ def test_where_nothing_can_be_gathered_the_record_says_so():
 
 
 def test_one_object_given_to_two_searches_gives_both_the_same_and_stays_as_it_was():
-    score = Saliency(memory=20)
+    score = Saliency(0.5, memory=20)
     first = list(search(score=score))
     assert not score.state()
     same(list(search(score=score)), first)

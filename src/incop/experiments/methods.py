@@ -299,7 +299,7 @@ def score(text: str, *, batches: Any, seed: int) -> Score:
 
     Example:
         >>> from incop.experiments import methods
-        >>> methods.score("saliency", batches=None, seed=0).power
+        >>> methods.score("saliency:0.5", batches=None, seed=0).power
         0.5
     """
     name, given, power = text.partition(":")
