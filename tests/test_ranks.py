@@ -1,5 +1,6 @@
 """Several processes that train one network: what they find together is what one finds alone."""
 
+import contextlib
 import functools
 import os
 import re
@@ -329,6 +330,7 @@ SEARCHES = {
     "on the way": {"ticket_at": (0.3,), "rule": stopping.AfterEpochs(0.5), "rewind": "rate", "levels": 3},
     "gradient score": {"score": pruning.GradientTimesWeight(functional.cross_entropy, [(X, Y)]), "levels": 2},
     "pq": {"rewind": "rate", "amount": pruning.PQIndex(1, 2), "selection": pruning.Layerwise(output=0.5)},
+    "saliency": {"score": pruning.Saliency(memory=20), "rewind": "rate", "levels": 3},
 }
 
 
@@ -393,6 +395,36 @@ def test_answers_that_differ_are_the_first_ones(company):
     assert all(one == found[0] for one in found)
     total = found[0][0][1]
     assert found[0][1][1] == total - total // 3
+
+
+def gathered(together, accumulate):
+    """Train by hand, two batches a step, the first of them without talking to each other; return what saliency gathered."""
+    model, score = net(), pruning.Saliency(memory=5)
+    spread = model if together is None else DistributedDataParallel(model)
+    begin, end = (0, 12) if together is None else together.share(12)
+    masks, sgd = Masks.full(model), torch.optim.SGD(model.parameters(), lr=0.05)
+    with score.gathering(spread, masks):
+        for step in range(4):
+            sgd.zero_grad()
+            for part in range(2):
+                rows = slice(12 * (2 * step + part) % 48 + begin, 12 * (2 * step + part) % 48 + end)
+                quiet = together is not None and accumulate and part == 0
+                with spread.no_sync() if quiet else contextlib.nullcontext():
+                    functional.cross_entropy(spread(X[rows]), Y[rows]).backward()
+            sgd.step()
+    return score.state(), incop.prune(spread, masks, amount=0.4, score=score).digest()
+
+
+@pytest.mark.parametrize("accumulate", [False, True], ids=["", "no_sync"])
+def test_every_process_gathers_the_squares_of_the_mean_gradient(company, accumulate):
+    wanted, _ = gathered(None, accumulate)
+    found = company(gathered, accumulate)
+    assert len({digest for _, digest in found}) == 1
+    for state, _ in found:
+        assert state.keys() == wanted.keys()
+        for name, one in wanted.items():
+            assert torch.equal(state[name], found[0][0][name])
+            assert torch.allclose(state[name], one, rtol=1e-3, atol=1e-9), name
 
 
 def normalised(together):

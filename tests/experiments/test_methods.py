@@ -8,7 +8,19 @@ from incop import stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.plan import Plan
-from incop.pruning import EvenDamage, Fraction, Global, Layerwise, Magnitude, NofM, PQIndex, Random, Target, Units
+from incop.pruning import (
+    EvenDamage,
+    Fraction,
+    Global,
+    Layerwise,
+    Magnitude,
+    NofM,
+    PQIndex,
+    Random,
+    Saliency,
+    Target,
+    Units,
+)
 from incop.records import Interval
 
 
@@ -73,6 +85,15 @@ def test_selections_there_and_back(text, wanted):
 def test_scores():
     assert methods.score("magnitude", batches=[], seed=3) == Magnitude()
     assert methods.score("random", batches=[], seed=3) == Random(3)
+    for text, power in (
+        ("saliency", Saliency().power),
+        ("saliency:0.25", 0.25),
+        ("saliency:1", 1.0),
+        ("saliency:.5", 0.5),
+    ):
+        score = methods.score(text, batches=[], seed=3)
+        assert (score.power, score.memory) == (power, 1000)
+        assert methods.score(str(score), batches=[], seed=3).power == power
 
 
 @pytest.mark.parametrize(
@@ -111,6 +132,12 @@ def test_words_that_mean_nothing_are_refused_in_one_sentence(read, text):
 def test_unknown_score():
     with pytest.raises(InputError, match="did you mean 'magnitude'"):
         methods.score("magnitud", batches=[], seed=0)
+
+
+@pytest.mark.parametrize("power", ["", "x", "2", "-0.5", "nan", "inf", "0,5"])
+def test_a_power_that_is_none(power):
+    with pytest.raises(InputError, match=r"power .*\[0, 1\]"):
+        methods.score(f"saliency:{power}", batches=[], seed=0)
 
 
 # --- methods that plan their cuts

@@ -308,8 +308,16 @@ def score(text: str, *, batches: Any, seed: int) -> Score:
         >>> methods.score("saliency:0.5", batches=None, seed=0).power
         0.5
     """
-    if match := re.fullmatch(r"saliency(?::(\d*\.?\d+))?", text):
-        return Saliency(float(match[1])) if match[1] else Saliency()
+    name, given, power = text.partition(":")
+    if name == "saliency" and given:
+        try:
+            return Saliency(float(power))
+        except ValueError:
+            raise InputError(
+                f"the score {text!r} has no power in [0, 1] after its colon: 'saliency:0.25' has"
+            ) from None
+    if text == "saliency":
+        return Saliency()
     if text == "gradient":
         return GradientTimesWeight(_cross_entropy, batches)
     if text not in ("magnitude", "random"):

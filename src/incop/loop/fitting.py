@@ -43,6 +43,7 @@ def fit_level(parts: Search, at: Standing, watch: Watch) -> None:
             with ranks.linked(ranks.of(parts.model)), _gathering(parts, at, watch):
                 parts.trainer.fit(parts.model, parts.masks, watch)
             _ended(parts, watch)
+            at.notices += _missed(parts, at, watch)
             return
         except Diverged as error:
             _go_back(parts, at, watch, error)
@@ -53,6 +54,17 @@ def _gathering(parts: Search, at: Standing, watch: Watch) -> contextlib.Abstract
     if at.number == 0 or at.last or not isinstance(parts.score, Gathers):
         return contextlib.nullcontext()
     return parts.score.gathering(parts.model, parts.masks, when=lambda: watch.stopped is None)
+
+
+def _missed(parts: Search, at: Standing, watch: Watch) -> list[str]:
+    """Say if a score that should have gathered could not."""
+    # once is enough, and what it gathered is as large as the network
+    if at.number != 1 or at.last or watch.step == 0 or not isinstance(parts.score, Gathers) or parts.score.state():
+        return []
+    return [
+        f"the score '{parts.score}' gathered nothing in {watch.step} steps, and the next cut goes without: no optimizer of torch "
+        "trains these weights themselves"
+    ]
 
 
 def _ended(parts: Search, watch: Watch) -> None:
@@ -95,7 +107,7 @@ def _go_back(parts: Search, at: Standing, watch: Watch, error: Diverged) -> None
         if callable(restore):
             restore(part("trainer", at.beginning))
         if isinstance(parts.score, Gathers):
-            parts.score.restore(part("score", at.beginning))
+            parts.score.restore(part("score", at.beginning), parts.masks.weights(parts.model))
         at.beginning["notices"] = at.notices = [*map(str, at.beginning["notices"]), told]
     at.stopped = None
     if at.number == 0:

@@ -81,9 +81,9 @@ def restored(parts: Search, state: State) -> Standing:
         at = Standing(int(state["level"]), list(map(str, state["notices"])), bool(state["last"]), bool(state["report"]))
         Snapshot(part("model", state)).rewind(parts.model)
         parts.masks = Masks(part("masks", state))
-        parts.masks.weights(parts.model)
+        weights = parts.masks.weights(parts.model)
         if isinstance(parts.score, Gathers):
-            parts.score.restore(part("score", state))
+            parts.score.restore(part("score", state), weights)
         parts.lr_share, parts.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
         at.beginning = part("beginning", state) | part(f"points/beginning {at.number}", state)
         parts.points = {

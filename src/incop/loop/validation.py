@@ -16,6 +16,7 @@ from incop.loop.parts import Search
 from incop.loop.tickets import budget_of
 from incop.pruning import EvenDamage
 from incop.pruning.cut import reach
+from incop.pruning.saliency import Gathers
 from incop.records import Metric
 from incop.stopping import Rule
 from incop.wrappers import unwrapped
@@ -41,6 +42,11 @@ def validate(parts: Search) -> None:
         )
     _validate_metric(parts)
     _validate_selection(parts)
+    if callable(getattr(parts.score, "gathering", None)) and not isinstance(parts.score, Gathers):
+        raise InputError(
+            f"the score ({type(parts.score).__name__}) has gathering(), and not all that goes with it: fresh(), state() and "
+            "restore(state, weights)"
+        )
     budget = budget_of(parts.trainer)
     after = parts.rewind.after
     if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
