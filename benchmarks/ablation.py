@@ -43,7 +43,7 @@ def variants(sparsity: float, batch_size: int, epochs: float) -> dict[str, Plan]
     return {
         "incop": Plan(),
         "the smallest weights cut, whatever their gradients": Plan(score="magnitude"),
-        "the saliency in full (power 1), not half way to it": Plan(score="saliency:1"),
+        "the saliency in full (power 1), not a third of the way": Plan(score="saliency:1"),
         "cuts even in the logarithm of the density, not by the flow": even,
         "levels of a fifth, not many small cuts": Plan(**blind, check_every=f"{stretch:.4g}"),
         "the recipe's batches in the search": Plan(search_batch_size=batch_size),
