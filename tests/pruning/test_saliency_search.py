@@ -179,7 +179,7 @@ def test_where_nothing_can_be_gathered_the_record_says_so():
     tickets = list(search(by=Bare()))
     told = [[notice for notice in ticket.record.notices if "gathered nothing" in notice] for ticket in tickets]
     said = "the score 'saliency:0.5' gathered nothing in 2 steps, and the next cut goes without: "
-    assert [[one.partition("no optimizer")[0] for one in level] for level in told] == [[], [said], [], []]  # once is enough
+    assert [[one.partition("no optimizer")[0] for one in level] for level in told] == [[], [said], [], []]
     assert [t.masks for t in tickets] == [t.masks for t in search(by=Bare(), score=Magnitude())]
     for ticket in (*search(), *search(by=Bare(), score=Magnitude())):
         assert not any("gathered" in notice for notice in ticket.record.notices)
