@@ -57,6 +57,19 @@ SEARCH_SHARE = (
 CUTS_PER_FIFTH = 2.5
 BATCH_SHARE = 3  # the search's batches are a third of the recipe's: at as many samples, three times the steps
 
+PLANNED_ROW: Mapping[str, Any] = {
+    "meter": "none",
+    "rule": PLANNED,
+    "amount": PLANNED,
+    "selection": "global",
+    "rewind": "rate",
+    "check_every": PLANNED,
+    "search_batch_size": PLANNED,
+    "search_lr": 2.0,
+    "keep_optimizer": True,
+    "test_levels": False,
+}
+
 # A method is a row. Every argument can be overridden, so that a comparison changes one thing.
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "dense": {
@@ -107,30 +120,12 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
     },
     "incop": {
         "about": "many cuts, each as harmful to the flow as the next, with a little training after each; last level in full",
-        "meter": "none",
-        "rule": PLANNED,
-        "amount": PLANNED,
-        "selection": "global",
-        "rewind": "rate",
-        "check_every": PLANNED,
-        "search_batch_size": PLANNED,
-        "search_lr": 2.0,
-        "keep_optimizer": True,
-        "test_levels": False,
+        **PLANNED_ROW,
         "score": "saliency",
     },
     "incop-magnitude": {
         "about": "incop with the smallest weights cut, whatever their gradients: no label is read in any decision",
-        "meter": "none",
-        "rule": PLANNED,
-        "amount": PLANNED,
-        "selection": "global",
-        "rewind": "rate",
-        "check_every": PLANNED,
-        "search_batch_size": PLANNED,
-        "search_lr": 2.0,
-        "keep_optimizer": True,
-        "test_levels": False,
+        **PLANNED_ROW,
         "score": "magnitude",
     },
     "incop-if": {
