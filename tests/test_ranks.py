@@ -690,6 +690,29 @@ def test_a_comparison_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_command_of_several_leaves_before_the_interpreter_ends(size):
+    """Torch's threads abort a process that ends while they let go of a tensor; what is to be done at the end is done."""
+    script = """
+import atexit, sys
+from incop.cli import main
+atexit.register(print, "at the end", end=" ")
+sys.argv[1:] = ["--version"]
+status = main()
+print("returned", end=" ")
+sys.exit(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RANK": "0", "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = ["at the end "] if size == "2" else ["returned at the end "]
+    assert (done.returncode, done.stdout.splitlines()[1:], done.stderr) == (0, ours, "")
+
+
 @pytest.mark.parametrize("said", ["soon", "0", "nan", "1e9"])
 def test_a_patience_that_is_none(said, monkeypatch):
     monkeypatch.setenv("INCOP_RANK_TIMEOUT", said)

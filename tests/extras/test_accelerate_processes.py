@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -68,6 +68,7 @@ with open(f"{sys.argv[1]}/told-{accelerator.process_index}.json", "w") as stream
     json.dump(told, stream)
 accelerator.wait_for_everyone()
 accelerator.end_training()
+os._exit(0)  # a thread of gloo that lets go of a tensor while the interpreter ends aborts the process
 """
 
 

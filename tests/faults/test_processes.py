@@ -48,7 +48,7 @@ SCRIPT = """
     distributed.barrier()  # who leaves first may break the other off
     sys.stdout.flush()
     time.sleep(0.5)
-    os._exit(0)  # torch's threads have been seen to abort, once in some hundred runs, when a process group is taken apart
+    os._exit(0)  # a thread of gloo that lets go of a tensor while the interpreter ends aborts the process
 """
 
 
