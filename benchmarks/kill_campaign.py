@@ -8,6 +8,7 @@ while a checkpoint or a level is being written, or between the two.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -82,8 +83,11 @@ def content(folder):
 
 
 def main():
-    wanted = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-    result = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("kills", nargs="?", type=int, default=100)
+    options.add_argument("result", nargs="?", type=Path)
+    told = options.parse_args()
+    wanted, result = told.kills, told.result
     PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
     home, rng, started = Path(tempfile.mkdtemp()), random.Random(0), time.monotonic()
     rows, where, kills, turn = [], Counter(), 0, 0

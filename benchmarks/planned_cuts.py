@@ -147,7 +147,13 @@ def summary(files: dict[str, Path]) -> str:
 
 def overview(cells: Sequence[Cell]) -> str:
     """Return one line a cell: incop beside full retraining, blind levels, one-shot and gradual pruning."""
-    against = [FULL, "oneshot=incop-magnitude", "fixed:match=incop-magnitude", "fixed:match=incop", "gradual=incop"]
+    against = {
+        FULL: "full retraining",
+        "oneshot=incop-magnitude": "one-shot",
+        "fixed:match=incop-magnitude": "blind, by magnitude",
+        "fixed:match=incop": "blind, same score",
+        "gradual=incop": "gradual, same score",
+    }
     names = [
         "pair",
         "sparsity",
@@ -155,7 +161,7 @@ def overview(cells: Sequence[Cell]) -> str:
         "dense",
         FULL,
         OWN,
-        *(f"less {label}" for label in against),
+        *(f"less {name}" for name in against.values()),
         "search",
         "all",
         "search, s",

@@ -9,6 +9,7 @@ must notice and tell; and that one gone on with after the cable is back, which m
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import platform
@@ -123,7 +124,9 @@ def sentences(folder):
 
 
 def main():
-    result = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("result", nargs="?", type=Path)
+    result = options.parse_args().result
     if os.geteuid() != 0 or not all(shutil.which(tool) for tool in ("ip", "unshare")):
         sys.exit("this needs root, `ip` (iproute2) and `unshare` (util-linux): namespaces cannot be made otherwise")
     home = Path(tempfile.mkdtemp())

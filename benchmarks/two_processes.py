@@ -9,6 +9,7 @@ one again, and which is gone on with to the end, against the one that was not ki
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -137,9 +138,13 @@ def searches(home):
 
 
 def main():
-    if sys.argv[1:2] == ["--measure"]:
-        return measured(sys.argv[2])
-    result = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("result", nargs="?", type=Path)
+    options.add_argument("--measure", help=argparse.SUPPRESS)  # how it starts itself, by torchrun
+    told = options.parse_args()
+    if told.measure is not None:
+        return measured(told.measure)
+    result = told.result
     home, began = Path(tempfile.mkdtemp()), time.monotonic()
     rows, right = searches(home)
     whole, folder = home / f"{KILLED} by two", home / "killed"
