@@ -140,7 +140,7 @@ class Saliency:
     def _gather(self, optimizer: torch.optim.Optimizer, names: Mapping[int, str], read: Read) -> None:
         # under a gradient scaler a fused optimizer divides by the scale itself, and itself takes no step
         scale, skips = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
-        if skips is not None and bool(skips):
+        if isinstance(skips, Tensor) and bool(skips):
             return
         for group in optimizer.param_groups:
             for weight in group["params"]:
@@ -153,7 +153,7 @@ class Saliency:
                 read[name] = gradient, gradient._version
                 gradient = gradient.to_dense() if gradient.is_sparse else gradient
                 gradient = gradient.float() if gradient.dtype.itemsize < 4 else gradient
-                gradient = gradient if scale is None else gradient / scale.to(gradient.device)
+                gradient = gradient / scale.to(gradient.device) if isinstance(scale, Tensor) else gradient
                 known = self._squares.get(name)
                 known = torch.zeros_like(gradient) if known is None else known.to(gradient.device)
                 known.mul_(1 - 1 / self.memory).addcmul_(gradient, gradient, value=1 / self.memory)
