@@ -304,6 +304,34 @@ def test_a_cut_that_leaves_nothing_is_refused():
         run(amount=1.0)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"sparsity": 0.9995}, {"ticket_at": (0.9995,)}, {"amount": pruning.EvenDamage(0.9995, 3)}]
+)
+def test_a_sparsity_that_leaves_nothing_is_refused_before_training(asked):
+    trained = []
+    with pytest.raises(InputError, match="would leave none of the 624 weights"):
+        run(probe=data()[0], on_step=lambda *at: trained.append(at), **asked)
+    assert not trained
+
+
+def test_a_path_that_is_longer_than_the_search_is_noted():
+    ends = [run(amount=pruning.Path((0.5, 0.7, 0.9)), levels=levels)[1][-1].record.notices for levels in (2, 3)]
+    assert ends == [
+        ("the sparsity 0.9 was not reached: 2 levels led to 0.7003; search more levels or cut more per level",),
+        (),
+    ]
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_a_probe_on_which_nothing_varies_is_noted_since_the_flow_chooses_nothing(levels):
+    amount = pruning.EvenDamage(0.8, levels)
+    x = data()[0]
+    for probe, said in ((torch.ones_like(x), 1), (x, 0)):
+        _, tickets = run(probe=probe, amount=amount, levels=levels, rewind="rate")
+        notices = [notice for ticket in tickets for notice in ticket.record.notices]
+        assert sum("the flow could not choose the cuts" in notice for notice in notices) == said
+
+
 def test_a_cut_of_nothing_is_noted():
     _, tickets = run(amount=0.0, levels=1)
     assert "nothing was cut" in tickets[1].record.notices[0]

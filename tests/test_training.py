@@ -9,6 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import incop
 from incop import Masks, Watch, flow, pruning, stopping
 from incop.errors import InputError, TrainingError
+from incop.records import Interval
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(50, 6, generator=GENERATOR)
@@ -495,3 +496,56 @@ def test_accuracy_of_a_language_model_is_of_the_token_that_its_loss_asks_for():
     }
     # foretold: 1, 2, 3 of the first (its last has no label), 6 and 0 of the second; of the words themselves none
     assert told == {True: 5 / 7, False: 0.0}
+
+
+# --- batches of one sample
+
+NORMED = {
+    "over samples": lambda: nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)),
+    "over samples and places": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 2, 3), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(8, 3)
+    ),
+    "not": net,
+}
+ONE = "leaves a batch of one sample of the train split's 50, and Sequential normalises over batches"
+
+
+@pytest.mark.parametrize("kind", NORMED)
+@pytest.mark.parametrize(
+    ("sizes", "stretch", "wrong"),
+    [
+        ({"batch_size": 7}, 1, "batch_size=7 "),
+        ({"batch_size": 7, "epochs": 0.5}, 1, None),
+        ({"search_batch_size": 7}, 1, "search_batch_size=7 "),
+        ({"search_batch_size": 7}, 0.5, None),  # its last batch is never come to
+        ({"search_batch_size": 1}, 0.1, "search_batch_size=1 "),
+        ({"search_batch_size": 6}, 1, None),
+    ],
+)
+def test_a_batch_of_one_that_cannot_be_trained_on_is_refused_before_training(kind, sizes, stretch, wrong):
+    torch.manual_seed(0)
+    model, steps = NORMED[kind](), []
+    tickets = incop.search(
+        model,
+        trainer(**sizes),
+        levels=2,
+        rule=stopping.AfterEpochs(stretch),
+        check_every=stretch,
+        rewind="rate",
+        on_step=lambda *at: steps.append(at),
+    )
+    if wrong is None or kind != "over samples":
+        assert len(list(tickets)) == 3
+        return
+    with pytest.raises(InputError, match=wrong + ONE):
+        list(tickets)
+    assert not steps
+
+
+def test_asking_whether_one_sample_will_do_leaves_no_trace():
+    torch.manual_seed(0)
+    model = NORMED["over samples and places"]()
+    before, random = {name: one.clone() for name, one in model.state_dict().items()}, torch.get_rng_state()
+    trainer(batch_size=7).check_batches(model, Interval.parse(1.0))
+    assert all(torch.equal(one, before[name]) for name, one in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)

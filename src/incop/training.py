@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from incop import observing, ranks
 from incop.batches import Batch, call, output_tensor
@@ -19,7 +20,7 @@ from incop.flow.losses import TokenLoss
 from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
 from incop.ranks import ALONE, Ranks
-from incop.records import Metric
+from incop.records import Interval, Metric
 from incop.scoring import Scoring, in_memory, refuse_broadcast
 from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
 from incop.watch import Watch
@@ -254,6 +255,7 @@ class Trainer:
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
         was = model.training
         self._check_divided(ranks.of(model))
+        self.check_batches(model, watch.every)
         self._outside = self._callers(devices)
         try:
             with torch.random.fork_rng(devices=devices):
@@ -361,6 +363,46 @@ class Trainer:
                 f"the model is trained by {together.size} processes, and the train loader gives each all samples: make it with "
                 "sampler=torch.utils.data.DistributedSampler(dataset), or give two tensors, which are divided here"
             )
+
+    def check_batches(self, model: nn.Module, every: Interval) -> None:
+        """Refuse an epoch that ends with a batch of one sample, where the model cannot be trained on one (BatchNorm).
+
+        It may be that of search levels only, which would be found out when the dense network has been trained; `fit` calls this.
+
+        Args:
+            model: the network.
+            every: when the rule is asked; search levels that may end within an epoch are let through.
+
+        Raises:
+            InputError: it does.
+        """
+        if self._loader is not None or not any(isinstance(one, _BatchNorm) for one in model.modules()):
+            return
+        for name in ("batch_size", "search_batch_size"):
+            size, samples = getattr(self, name), len(self.train[0])
+            if size is None:
+                continue
+            if name == "batch_size":
+                to_the_end = max(self.epochs, self.level_epochs or 0.0) >= 1
+            else:
+                to_the_end = not every.passed(epoch=1 - 1e-6, step=self._steps_of(size) - 1)
+            one = size == 1 or (samples % size == 1 and to_the_end)
+            if not one or self._trains_on_one(model):
+                continue
+            raise InputError(
+                f"{name}={size} leaves a batch of one sample of the train split's {samples}, and {type(model).__name__} normalises "
+                f"over batches and cannot be trained on one: choose another {name}"
+            )
+
+    def _trains_on_one(self, model: nn.Module) -> bool:
+        one = self.train[0][:1]
+        with observing.undisturbed(model), torch.no_grad():
+            model.train()
+            try:
+                self._output(ranks.within(model), one if self.prepare is None else self.prepare(one))
+            except ValueError as error:
+                return "more than 1 value per channel" not in str(error)
+        return True
 
     def _samples(self, model: nn.Module, seed: int, level: int = 0) -> _Samples | Place:
         if self._loader is not None:

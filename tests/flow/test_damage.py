@@ -282,3 +282,19 @@ def test_outputs_that_are_not_finite_are_told(bad, where):
             net[2].weight[0, 0] = bad
     with pytest.raises(TrainingError, match=r"outputs of layer '\d' are not finite on the probe"):
         (damage or Damage(net, x))(Masks.full(net))
+
+
+def test_of_one_layer_it_is_that_layers():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), torch.randn(40, 6)
+    damage, masks = Damage(net, x), prune(net, amount=0.5)
+    whole = net(x).detach().double().numpy()
+    left = (x @ (net[1].weight * masks["1.weight"]).T + net[1].bias).detach().double().numpy()
+    kept = np.mean([np.corrcoef(whole[:, i], left[:, i])[0, 1] for i in range(4)])
+    assert damage(masks) == pytest.approx(1 - kept, abs=1e-6)
+    assert damage(Masks.full(net)) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_network_that_is_a_layer_itself_is_told_what_is_missing():
+    with pytest.raises(InputError, match=r"at least one Linear.* within the model, and Linear runs 0"):
+        Damage(nn.Linear(6, 4), torch.randn(40, 6))

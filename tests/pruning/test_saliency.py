@@ -216,6 +216,33 @@ def test_what_a_step_takes_that_is_no_closure_is_left_as_it_is():
     recorder.agrees_with(score)  # once, though SGD's own step is told of as well
 
 
+class Named(torch.optim.Optimizer):
+    """An optimizer of the user's with things of its own under the names by which torch's fused ones are told of a scaler."""
+
+    grad_scale = 0.5
+
+    def found_inf(self):
+        return False
+
+    @torch.no_grad()
+    def step(self):
+        for weight in self.param_groups[0]["params"]:
+            weight -= 0.1 * self.grad_scale * weight.grad
+
+
+def test_what_an_optimizer_calls_by_a_scalers_names_is_its_own():
+    net, score = network(), Saliency(memory=4)
+    named, recorder = Named(net.parameters(), {}), Recorder(net)
+    with score.gathering(net, Masks.full(net)):
+        for number in range(3):
+            named.zero_grad()
+            loss_of(net, number).backward()
+            recorder.note()
+            named.step()
+    assert score.state()
+    recorder.agrees_with(score)
+
+
 class Ahead(torch.optim.Optimizer):
     """An optimizer around another, as those that look ahead or share their state among processes."""
 

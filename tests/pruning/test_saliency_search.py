@@ -185,6 +185,16 @@ def test_where_nothing_can_be_gathered_the_record_says_so():
         assert not any("gathered" in notice for notice in ticket.record.notices)
 
 
+def test_it_says_so_also_of_a_loop_that_tells_no_steps():
+    class Silent(Bare):
+        def fit(self, model, masks, watch):
+            watch.stepped = lambda *told, **more: None
+            super().fit(model, masks, watch)
+
+    said = [n for ticket in search(by=Silent()) for n in ticket.record.notices if "gathered nothing" in n]
+    assert [one.partition(", and")[0] for one in said] == ["the score 'saliency:0.5' gathered nothing in 2 epochs"]
+
+
 # --- whose it is
 
 

@@ -101,6 +101,7 @@ def prepare(plan: Plan) -> Parts:
     made = _model(plan, data, device)
     model = made.model
     trainer, test, prepared = _trainer(plan, data, device)
+    trainer.check_batches(model, words["check_every"])
     probe = _probe(plan, data, prepared, device)
     score = methods.score(said(plan.score), batches=probe, seed=plan.seed or 0)
     selection = methods.selection(said(plan.selection), batches=probe)

@@ -58,8 +58,14 @@ class Damage:
             self._batches = list(meter_room.placed_batches(model, probe))
             if sum(batch.samples for batch in self._batches) < 2:
                 raise InputError("damage needs a probe of at least 2 samples; some 128 rank cuts well")
-            self._chain = meter_room.trace(model, self._batches[0], meter_room.by_hand(chain), each_sample=True)
+            places = meter_room.by_hand(chain)  # one layer will do: each is held against itself
+            self._chain = meter_room.trace(model, self._batches[0], places, each_sample=True, least=1)
         self._whole = {name: _standardised(rows) for name, rows in self._outputs({}).items()}
+
+    @property
+    def blind(self) -> bool:
+        """Whether no unit of any layer varies over the probe, so that no cut does damage that could be seen."""
+        return not any(bool(varied_M.any()) for _, varied_M in self._whole.values())
 
     def __call__(self, masks: Mapping[str, Tensor]) -> float:
         """Return the damage of leaving only these weights, in [0, 1]."""
@@ -96,7 +102,10 @@ class Damage:
         outputs = {name: torch.cat([block[name] for block in blocks]) for name in self._chain}
         for name, rows in outputs.items():
             if not bool(rows.isfinite().all()):
-                raise TrainingError(f"the outputs of layer {name!r} are not finite on the probe: the training diverged")
+                raise TrainingError(
+                    f"the outputs of layer {name!r} are not finite on the probe: the training diverged or the probe holds NaN "
+                    "or infinite values; lower the learning rate, or check the data"
+                )
         return outputs
 
 

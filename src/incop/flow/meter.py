@@ -247,7 +247,7 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".rstrip(": ")
 
 
-def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: bool = False) -> Chain:
+def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: bool = False, least: int = 2) -> Chain:
     """Return the chain of a model, found on the batch's first two samples (on all when two do not do).
 
     Raises:
@@ -260,7 +260,7 @@ def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: 
     small = batches_room.first_samples(batch, 2)
     for part in (small,) if small is batch else (small, batch):  # a model may insist on its batch size
         try:
-            found = layers.chain(model, part, given=given, forward=run, each_sample=each_sample)
+            found = layers.chain(model, part, given=given, forward=run, each_sample=each_sample, least=least)
             return _masked(model, part, found) if each_sample else found
         except (IncopError, torch.OutOfMemoryError):
             raise

@@ -67,6 +67,7 @@ def chain(
     given: Sequence[str | Sequence[str]] | None = None,
     forward: Callable[[Batch], Any] | None = None,
     each_sample: bool = False,
+    least: int = 2,
 ) -> Chain:
     """Return the layers of a flow, in the order in which the forward pass runs them, and which are neighbours.
 
@@ -83,9 +84,10 @@ def chain(
             next. Several names in a tuple are one place of the chain.
         forward: how to run the model on a batch, when it is not by calling it.
         each_sample: refuse a layer whose output does not have one row per sample.
+        least: how many layers must run, 1 or 2.
 
     Raises:
-        InputError: fewer than two layers run, a given name is no module of the model, or the rows of a layer's
+        InputError: fewer layers run than must, a given name is no module of the model, or the rows of a layer's
             output are not the samples.
     """
     if given is not None:
@@ -93,9 +95,10 @@ def chain(
     run = calls(model, batch, forward)
     shortcuts = _shortcuts(run)
     steps = [call for call in run if call.name and call.name not in shortcuts]
-    if len(steps) < 2:
+    if len(steps) < least:
+        number, run_in = ("two", "layers that run") if least > 1 else ("one", "layer that runs within the model")
         raise InputError(
-            f"a flow needs at least two Linear, Conv, ConvTranspose, recurrent or attention layers that run, and "
+            f"a flow needs at least {number} Linear, Conv, ConvTranspose, recurrent or attention {run_in}, and "
             f"{type(model).__name__} runs {len(steps)}{f' ({steps[0].name})' if steps else ''}: name the modules to pair "
             "with chain=[…]"
         )

@@ -26,10 +26,10 @@ def planned_path(parts: Search, amount: Any, damage: Damage) -> Path:
     return planned(parts.model, parts.masks, amount, score=parts.score, selection=parts.selection, damage=damage)
 
 
-def plan_cuts(parts: Search) -> None:
+def plan_cuts(parts: Search) -> list[str]:
     """Let an amount that tries cuts do so once, on the dense network; the first level is charged for it."""
     if not isinstance(parts.amount, EvenDamage):
-        return
+        return []
     probe, left = [], PLAN_PROBE
     for batch in map(unpack, parts.probe):
         probe.append(first_samples(batch, left))
@@ -37,18 +37,22 @@ def plan_cuts(parts: Search) -> None:
         if left <= 0:
             break
 
-    def tried() -> tuple[Path, int, float]:
+    def tried() -> tuple[Path, int, float, bool]:
         damage = Damage(parts.model, probe)
-        return planned_path(parts, parts.amount, damage), damage.samples, damage.seconds
+        return planned_path(parts, parts.amount, damage), damage.samples, damage.seconds, damage.blind
 
-    parts.amount, samples, seconds = ranks.of(parts.model).once(tried)
+    parts.amount, samples, seconds, blind = ranks.of(parts.model).once(tried)
     parts.planning = samples, seconds
+    if not blind:
+        return []
+    return [
+        "no layer's output varies over the probe, so that the flow could not choose the cuts: they go evenly; check the probe"
+    ]
 
 
 def cut_at(parts: Search, level: int, *, at_most: float | None) -> list[str]:
     """Cut the weights that a level begins without, and return what a reader of its record should know."""
-    if level == 1:
-        plan_cuts(parts)
+    told = plan_cuts(parts) if level == 1 else []
     masks = next_masks(parts, level, at_most=at_most)
     if masks.remaining == 0:
         raise TrainingError(f"level {level} would leave no weights at all: cut less per level, or search fewer levels")
@@ -62,6 +66,7 @@ def cut_at(parts: Search, level: int, *, at_most: float | None) -> list[str]:
             f"level {level} would begin with a collapse ({notices[0]}): cut less per level or layer by layer, skip the layer, "
             "or let on_collapse tell it"
         )
+    notices += told
     if masks.remaining == parts.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
     notices += _prove_agreement(parts.model, masks, level)

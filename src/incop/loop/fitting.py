@@ -59,11 +59,13 @@ def _gathering(parts: Search, at: Standing, watch: Watch) -> contextlib.Abstract
 def _missed(parts: Search, at: Standing, watch: Watch) -> list[str]:
     """Say if a score that should have gathered could not."""
     # once is enough, and what it gathered is as large as the network
-    if at.number != 1 or at.last or watch.step == 0 or not isinstance(parts.score, Gathers) or parts.score.state():
+    trained = watch.step > 0 or watch.epoch > 0  # a loop need not tell its steps
+    if at.number != 1 or at.last or not trained or not isinstance(parts.score, Gathers) or parts.score.state():
         return []
+    seen = f"{watch.step} steps" if watch.step else f"{watch.epoch:g} epochs"
     return [
-        f"the score '{parts.score}' gathered nothing in {watch.step} steps, and the next cut goes without: no optimizer of torch "
-        "trains these weights themselves"
+        f"the score '{parts.score}' gathered nothing in {seen}, and the next cut goes without: no optimizer of torch trains these "
+        "weights themselves"
     ]
 
 

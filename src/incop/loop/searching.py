@@ -25,7 +25,7 @@ from incop.loop.tickets import Dense, Ticket, Trains, budget_of
 from incop.loop.validation import validate
 from incop.masks import Masks
 from incop.offload import Offload
-from incop.pruning import Amount, Fraction, Score, Selection
+from incop.pruning import Amount, Fraction, Path, Score, Selection
 from incop.pruning.saliency import Gathers
 from incop.records import Check, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
@@ -195,6 +195,8 @@ def _begun(parts: Search, number: int) -> Standing:
     arrived = [end for end in ahead if reached(parts.masks, end)]
     last = number == parts.levels or (parts.sparsity is not None and reached(parts.masks, parts.sparsity))
     if last:
+        if not ends and isinstance(parts.amount, Path):  # given more cuts than there are levels
+            ahead = [end for end in parts.amount.sparsities[-1:] if not reached(parts.masks, end)]
         notices += [
             f"the sparsity {end:g} was not reached: {number} levels led to {parts.masks.sparsity:.4f}; search more levels or "
             "cut more per level"

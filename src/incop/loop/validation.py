@@ -41,6 +41,7 @@ def validate(parts: Search) -> None:
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
         )
     _validate_metric(parts)
+    _validate_rest(parts)
     _validate_selection(parts)
     if callable(getattr(parts.score, "gathering", None)) and not isinstance(parts.score, Gathers):
         raise InputError(
@@ -75,6 +76,17 @@ def _validate_selection(parts: Search) -> None:
                 f"{name}={value!r} cannot be reached: the selection '{parts.selection}' leads to a sparsity of {most:.4f} at most "
                 "for this network; ask for less, or select single weights"
             )
+
+
+def _validate_rest(parts: Search) -> None:
+    """Refuse to search for a network of no weights, as a high sparsity of a small network is."""
+    total = parts.masks.total
+    wanted = [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]
+    if isinstance(parts.amount, EvenDamage):
+        wanted.append(("sparsity", parts.amount.sparsity))
+    for name, value in wanted:
+        if value is not None and round(value * total) >= total:
+            raise InputError(f"{name}={value!r} would leave none of the {total} weights of this network: ask for less")
 
 
 def _validate_answers(parts: Search) -> None:
