@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import planned_cuts
+
 ROOT = Path(__file__).parents[2]
 RESULT = max((ROOT / "benchmarks" / "results").glob("*-planned-cuts"))
-sys.path.append(str(ROOT / "benchmarks"))
-import planned_cuts
 
 
 def files():
@@ -36,11 +38,12 @@ def test_the_summary_is_made_from_the_data_beside_it(summary):
     assert (RESULT / "summary.md").read_text() == summary
 
 
-@pytest.mark.parametrize("page", ["method.md"])
-def test_the_page_shows_the_overview_and_the_counts(summary, page):
-    shown = (ROOT / "docs" / page).read_text().splitlines()
+def test_the_method_page_shows_the_overview_the_counts_and_the_ablation(summary):
+    shown = (ROOT / "docs" / "method.md").read_text().splitlines()
     overview, converged = (summary.split("\n\n")[part] for part in (1, 3))
-    assert [line for line in (*overview.splitlines(), *converged.splitlines()) if line not in shown] == []
+    ablation = max((ROOT / "benchmarks" / "results").glob("*-ablation.md")).read_text()
+    rows = [line for text in (overview, converged, ablation) for line in text.splitlines() if line.startswith("|")]
+    assert [line for line in rows if line not in shown] == []
 
 
 def test_means_and_counts_by_other_arithmetic(summary):
