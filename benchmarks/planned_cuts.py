@@ -59,6 +59,10 @@ def main() -> None:
         "--out", type=Path, default=Path(f"benchmarks/results/{time.strftime('%Y-%m-%d')}-planned-cuts")
     )
     told = options.parse_args()
+    if told.runs is None and not told.out.is_dir():
+        options.error(
+            f"there is no result in {told.out}: name --runs, or by --out the result whose summary is to be written anew"
+        )
     told.out.mkdir(parents=True, exist_ok=True)
     for name in told.pair if told.runs is not None else []:
         pair, sparsities, budget = PAIRS[name]

@@ -375,6 +375,14 @@ class Trainer:
 
         Raises:
             InputError: it does.
+
+        Example:
+            >>> import torch
+            >>> from incop import Trainer
+            >>> from incop.records import Interval
+            >>> x, y = torch.randn(21, 4), torch.randint(2, (21,))
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+            >>> Trainer((x, y), (x, y), epochs=2, batch_size=7).check_batches(net, Interval.parse(1.0))
         """
         if self._loader is not None or not any(isinstance(one, _BatchNorm) for one in model.modules()):
             return

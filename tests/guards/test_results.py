@@ -55,11 +55,11 @@ def test_means_and_counts_by_other_arithmetic(summary):
         own = by_label["incop"]
         for label, column in (("lth-rate", 4), ("incop", 5)):
             assert row[column] == f"{100 * np.mean([one['test_accuracy'] for one in by_label[label].values()]):.2f}"
-        full = np.mean([one["search_epochs"] + one["search_probe_epochs"] for one in by_label["lth-rate"].values()])
-        assert (
-            row[11]
-            == f"1/{full / np.mean([one['search_epochs'] + one['search_probe_epochs'] for one in own.values()]):.1f}"
+        full, search = (
+            np.mean([one["search_epochs"] + one["search_probe_epochs"] for one in by_label[label].values()])
+            for label in ("lth-rate", "incop")
         )
+        assert row[11] == f"1/{full / search:.1f}"
         for label, column in (("lth-rate", 6), ("fixed:match=incop-magnitude", 8), ("gradual=incop", 10)):
             pairs = np.array(
                 [[100 * one[seed]["test_accuracy"] for seed in sorted(own)] for one in (own, by_label[label])]

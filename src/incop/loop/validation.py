@@ -41,7 +41,7 @@ def validate(parts: Search) -> None:
             f"the rule is a {type(parts.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
         )
     _validate_metric(parts)
-    _validate_rest(parts)
+    _validate_left(parts)
     _validate_selection(parts)
     if callable(getattr(parts.score, "gathering", None)) and not isinstance(parts.score, Gathers):
         raise InputError(
@@ -78,7 +78,7 @@ def _validate_selection(parts: Search) -> None:
             )
 
 
-def _validate_rest(parts: Search) -> None:
+def _validate_left(parts: Search) -> None:
     """Refuse to search for a network of no weights, as a high sparsity of a small network is."""
     total = parts.masks.total
     wanted = [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]

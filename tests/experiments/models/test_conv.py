@@ -42,3 +42,15 @@ def test_small_images_leave_out_the_first_poolings():
 def test_unknown_depth():
     with pytest.raises(InputError, match="there is no conv-8: choose conv-2, conv-4 or conv-6"):
         conv(8)
+
+
+@pytest.mark.parametrize("depth", [2, 4, 6])
+def test_width_is_of_all_layers_in_proportion(depth):
+    whole, narrow = conv(depth), conv(depth, width=16)
+    for one, other in zip(whole.modules(), narrow.modules(), strict=True):
+        if isinstance(one, nn.Conv2d):
+            assert one.out_channels == 4 * other.out_channels
+        elif isinstance(one, nn.Linear) and one.out_features != 10:
+            assert (one.in_features, one.out_features) == (4 * other.in_features, 4 * other.out_features)
+    with pytest.raises(InputError, match="width=0"):
+        conv(depth, width=0)

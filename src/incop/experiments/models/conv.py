@@ -13,10 +13,12 @@ from incop.experiments.models.weights import glorot
 __all__ = ["conv"]
 
 DEPTHS = (2, 4, 6)
-WIDTHS = (64, 128, 256)  # one pair of convolutions each, then a pooling
+WIDTH = 64  # of the first pair of convolutions; each pair is pooled, and the next is twice as wide
 
 
-def conv(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), classes: int = 10) -> nn.Sequential:
+def conv(
+    depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), classes: int = 10, width: int = WIDTH
+) -> nn.Sequential:
     """Pairs of 3×3 convolutions of 64, 128 and 256 maps, each pair pooled, then 256 and 256 units.
 
     | network | parameters on 3×32×32, 10 classes | published | of these in convolutions | published |
@@ -36,6 +38,7 @@ def conv(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), cla
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
+        width: maps of the first pair, in [1, ∞); all other widths in proportion. 64 as published.
 
     Returns:
         Layers `conv1` … `conv6`, `fc1`, `fc2`, `fc3`.
@@ -53,22 +56,24 @@ def conv(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), cla
     if depth not in DEPTHS:
         raise InputError(f"there is no conv-{depth}: choose conv-2, conv-4 or conv-6")
     check(f"conv-{depth}", channels=channels, size=size, classes=classes)
-    widths = WIDTHS[: depth // 2]
+    if width < 1:
+        raise InputError(f"conv-{depth} with width={width!r}: the first pair of convolutions needs at least one map")
+    widths = [width * 2**pair for pair in range(depth // 2)]
     pools = halvings(size, most=len(widths))
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     number, before = 0, channels
-    for pair, width in enumerate(widths):
+    for pair, maps in enumerate(widths):
         for _ in range(2):
             number += 1
-            layers[f"conv{number}"] = nn.Conv2d(before, width, 3, padding=1)
+            layers[f"conv{number}"] = nn.Conv2d(before, maps, 3, padding=1)
             layers[f"relu{number}"] = nn.ReLU()
-            before = width
+            before = maps
         if pair >= len(widths) - pools:
             layers[f"pool{pair + 1}"] = nn.MaxPool2d(2, ceil_mode=True)
     layers["flatten"] = nn.Flatten()
-    layers["fc1"] = nn.Linear(before * halved(size, pools), 256)
+    layers["fc1"] = nn.Linear(before * halved(size, pools), 4 * width)
     layers[f"relu{number + 1}"] = nn.ReLU()
-    layers["fc2"] = nn.Linear(256, 256)
+    layers["fc2"] = nn.Linear(4 * width, 4 * width)
     layers[f"relu{number + 2}"] = nn.ReLU()
-    layers["fc3"] = nn.Linear(256, classes)
+    layers["fc3"] = nn.Linear(4 * width, classes)
     return glorot(nn.Sequential(layers))
