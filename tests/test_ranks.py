@@ -412,7 +412,7 @@ def gathered(together, accumulate):
                 with spread.no_sync() if quiet else contextlib.nullcontext():
                     functional.cross_entropy(spread(X[rows]), Y[rows]).backward()
             sgd.step()
-    return score.state(), incop.prune(spread, masks, amount=0.4, score=score).digest()
+    return score.state(), incop.prune(spread, masks=masks, amount=0.4, score=score).digest()
 
 
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "no_sync"])
