@@ -1,8 +1,9 @@
-"""Fitting: a level is trained, begun again where it diverged, and proven."""
+"""Fitting: a level is trained, begun again where it diverged, proven and recorded."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 
 from torch import nn
 
@@ -11,8 +12,10 @@ from incop.errors import Diverged, InputError, TrainingError
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.states import beginning_of, random_of
+from incop.loop.tickets import budget_of
 from incop.masks import Masks
 from incop.pruning.saliency import Gathers
+from incop.records import Level
 from incop.snapshots import Snapshot
 from incop.states import part, random_states, restore_random, restoring
 from incop.watch import Watch
@@ -134,3 +137,44 @@ def prove_zero(model: nn.Module, masks: Masks, level: int) -> None:
                 f"pruned weights of {name!r} are no longer zero after level {level}: the trainer must keep them there "
                 "with incop.hold(masks, model, optimizer)"
             )
+
+
+def level_record(
+    settings: SearchSettings, progress: SearchProgress, watch: Watch, *, rewind: str, stop_reason: str
+) -> Level:
+    """Return the record of a level that was trained."""
+    end = watch.checks[-1]
+    measured = end.accuracy if settings.metric is None else end.score
+    if measured is None:
+        measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
+    spent = watch.spent
+    budget = budget_of(settings.trainer, watch.level)
+    if budget is not None and math.isfinite(watch.schedule_from):
+        budget = max(budget - watch.schedule_from, 0.0)
+    return Level(
+        level=watch.level,
+        sparsity=progress.masks.sparsity,
+        model_sparsity=progress.masks.model_sparsity(settings.model),
+        remaining=progress.masks.remaining,
+        epochs=spent.epochs,
+        steps=spent.steps,
+        samples=spent.samples,
+        seconds=spent.seconds,
+        probe_seconds=spent.probe_seconds,
+        probe_samples=spent.probe_samples,
+        record_seconds=spent.record_seconds,
+        record_samples=spent.record_samples,
+        search=watch.stopped,
+        val_accuracy=measured if settings.metric is None else None,
+        stop_reason=stop_reason,
+        rewind=rewind,
+        max_epochs=budget,
+        distance=end.distance,
+        flow=end.flow,
+        layers=progress.masks.layer_sparsity(),
+        notices=tuple(progress.level.notices),
+        lr_share=progress.lr_share,
+        abandoned=watch.abandoned,
+        metric=settings.metric,
+        score=None if settings.metric is None else measured,
+    )

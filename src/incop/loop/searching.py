@@ -19,17 +19,17 @@ from incop.batches import reusable
 from incop.errors import InputError
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
-from incop.loop.fitting import fit_level, prove_zero
+from incop.loop.fitting import fit_level, level_record, prove_zero
 from incop.loop.progress import LevelProgress, SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.states import offer, restore
-from incop.loop.tickets import Dense, Ticket, Trains, budget_of
+from incop.loop.tickets import Dense, Ticket, Trains
 from incop.loop.validation import validate
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
-from incop.records import Check, Interval, Level
+from incop.records import Check, Interval
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
 from incop.stopping import Rule
@@ -81,10 +81,10 @@ def search(
         model: the network; it is trained and pruned in place.
         trainer: anything with `fit(model, masks, watch)` and `evaluate(model)`; see `Trains`.
         levels: pruning levels after level 0, at least 1 (0: the dense network only).
-        probe: batches of the training split that the meter sees; needed with a meter.
+        probe: batches of the training split that the meter and trial cuts see; needed with a meter.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
         rule: ends a level's retraining; None retrains every level in full.
-        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning`.
+        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning` or of your own.
         rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`.
         score: which weights go, by default the smallest.
         selection: who competes with whom, by default all with all.
@@ -239,7 +239,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
                 "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
             )
     progress.reference = watch.checks[-1].flow
-    record = _record(settings, progress, watch, rewind="none", stop_reason="dense network, full training")
+    record = level_record(settings, progress, watch, rewind="none", stop_reason="dense network, full training")
     progress.reference_accuracy, progress.reference_score = record.val_accuracy, record.score
     ticket = Ticket(record, progress.masks, end.tensors, watch.checks, dict(progress.points))
     del watch  # as in `_sparse`
@@ -318,50 +318,10 @@ def _sparse(settings: SearchSettings, progress: SearchProgress) -> Ticket:
     prove_zero(settings.model, masks, level.number)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
-    record = _record(settings, progress, watch, rewind=str(settings.rewind), stop_reason=reason)
+    record = level_record(settings, progress, watch, rewind=str(settings.rewind), stop_reason=reason)
     weights = _copy(settings).tensors
     if level.stopped is not None:
         level.stopped.rewind(settings.model)  # the search goes on from where the rule stopped
     ticket = Ticket(record, masks, weights, watch.checks)
     del watch  # it holds the function that holds it, and with both the masks, until Python looks for such rings
     return ticket
-
-
-def _record(
-    settings: SearchSettings, progress: SearchProgress, watch: Watch, *, rewind: str, stop_reason: str
-) -> Level:
-    end = watch.checks[-1]
-    measured = end.accuracy if settings.metric is None else end.score
-    if measured is None:
-        measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
-    spent = watch.spent
-    budget = budget_of(settings.trainer, watch.level)
-    if budget is not None and math.isfinite(watch.schedule_from):
-        budget = max(budget - watch.schedule_from, 0.0)
-    return Level(
-        level=watch.level,
-        sparsity=progress.masks.sparsity,
-        model_sparsity=progress.masks.model_sparsity(settings.model),
-        remaining=progress.masks.remaining,
-        epochs=spent.epochs,
-        steps=spent.steps,
-        samples=spent.samples,
-        seconds=spent.seconds,
-        probe_seconds=spent.probe_seconds,
-        probe_samples=spent.probe_samples,
-        record_seconds=spent.record_seconds,
-        record_samples=spent.record_samples,
-        search=watch.stopped,
-        val_accuracy=measured if settings.metric is None else None,
-        stop_reason=stop_reason,
-        rewind=rewind,
-        max_epochs=budget,
-        distance=end.distance,
-        flow=end.flow,
-        layers=progress.masks.layer_sparsity(),
-        notices=tuple(progress.level.notices),
-        lr_share=progress.lr_share,
-        abandoned=watch.abandoned,
-        metric=settings.metric,
-        score=None if settings.metric is None else measured,
-    )
