@@ -404,7 +404,7 @@ def test_the_search_repeats_itself_also_with_the_same_trainer(last_full):
 def test_reporting_a_ticket_on_the_way_does_not_turn_the_search_aside():
     def tickets(**more):
         made = trainer(keep_optimizer=True, seed=3, **SEARCH)
-        amount = pruning.Path((0.2, 0.5, 0.6, 0.8))
+        amount = pruning.SparsityPath((0.2, 0.5, 0.6, 0.8))
         return levels_of(made, stopping.AfterEpochs(0.5), amount=amount, **more)
 
     (plain_diary, plain), (diary, reported) = tickets(), tickets(ticket_at=(0.5,))
