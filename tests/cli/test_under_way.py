@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from incop.cli.under_way import MOST_LINES, standing, watch_comparison
-from incop.experiments.comparisons import Job
+from incop.experiments.comparison import Job
 from incop.experiments.controls import Label
 from incop.experiments.engines import Task
 from incop.experiments.plan import Plan

@@ -34,7 +34,7 @@ WITHOUT_TORCH = [
     "experiments.plan",
     "experiments.engines",
     "experiments.engines.worker",
-    "experiments.schedule",
+    "experiments.dispatch",
     "experiments.replays",
     "cli",
     "cli.app",

@@ -25,12 +25,17 @@ def test_every_promise_names_one():
 
 def test_the_limits_said_are_the_limits_kept():
     from incop import checkpoints, rundir
-    from incop.experiments.datasets import parts, pictures
+    from incop.experiments.datasets import pictures, stored_parts
     from incop.experiments.models import MOST_PARAMETERS
     from incop.records import DEEPEST, MOST
-    from incop.reports.compare import MOST_JOBS
+    from incop.reports.recorded import MOST_JOBS
 
-    assert (parts.MAX_BYTES, parts.MAX_EXAMPLES, parts.MAX_RATIO, parts.SMALL) == (8 << 30, 10_000_000, 100, 32 << 20)
+    assert (stored_parts.MAX_BYTES, stored_parts.MAX_EXAMPLES, stored_parts.MAX_RATIO, stored_parts.SMALL) == (
+        8 << 30,
+        10_000_000,
+        100,
+        32 << 20,
+    )
     assert (rundir.MOST_TOML, rundir.MOST_JSON, rundir.MOST_RECORDS, rundir.MOST_LINE) == (
         1 << 16,
         1 << 24,

@@ -16,7 +16,7 @@ from incop.locks import holder
 from incop.rundir import RunDir
 
 if TYPE_CHECKING:
-    from incop.experiments.comparisons import Job
+    from incop.experiments.comparison import Job
     from incop.experiments.engines import Task
 
 __all__ = ["Listeners", "standing", "watch_comparison"]
