@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -23,7 +24,7 @@ from incop.errors import InputError
 from incop.ranks import Ranks, divides_itself
 from incop.states import State, part, random_states, restore_random, under
 
-__all__ = ["Loader", "Place"]
+__all__ = ["Loader", "Place", "SampleOrder"]
 
 # Samplers whose order is known from torch's random state, or a generator of theirs, when a pass begins.
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, BatchSampler, type(None))
@@ -215,6 +216,42 @@ class Place:
         self.at = int(state["at"])
         self.loader.restore(part("now", state))
         restore_random(random)
+
+
+@dataclass
+class SampleOrder:
+    """The order in which samples in memory are drawn, and how many of them have been.
+
+    Args:
+        generator: what draws it.
+        order: the places of all samples of the epoch; empty before the first.
+        at: how many are behind.
+    """
+
+    generator: torch.Generator
+    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    at: int = 0
+
+    def afresh(self) -> SampleOrder:
+        """Return an order that is yet to be drawn."""
+        return SampleOrder(self.generator)
+
+    def state(self) -> State:
+        """Return what `restore` needs."""
+        return {"generator": self.generator.get_state(), "order": self.order, "at": self.at}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on in the same order from the same place."""
+        self.order, self.at = state["order"].to(self.order.device), int(state["at"])
+        self.generator.set_state(state["generator"])
+
+    def next(self, labels: Tensor, batch_size: int) -> Tensor:
+        """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
+        if self.at >= len(self.order):
+            self.order, self.at = torch.randperm(len(labels), generator=self.generator).to(labels.device), 0
+        index = self.order[self.at : self.at + batch_size]
+        self.at += len(index)
+        return index
 
 
 def _holders(batches: Any) -> list[Any]:

@@ -17,12 +17,13 @@ from incop.batches import Batch, call, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
 from incop.flow.losses import TokenLoss
-from incop.loaders import Loader, Place
+from incop.loaders import Loader, Place, SampleOrder
 from incop.masks import Masks, hold
 from incop.ranks import ALONE, Ranks
 from incop.records import Interval, Metric
-from incop.scoring import Scoring, in_memory, refuse_broadcast
-from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
+from incop.states import State
+from incop.training_state import Carried, Stretch
+from incop.validation_metric import ValidationMetric, in_memory, refuse_broadcast
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -30,51 +31,20 @@ __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("float32", "bfloat16")
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+LIMITS = {  # the least and the largest value of a setting
+    "epochs": (1e-6, math.inf),
+    "level_epochs": (1e-6, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (1e-12, math.inf),
+    "momentum": (0.0, 1.0 - 1e-12),
+    "weight_decay": (0.0, math.inf),
+    "clip": (1e-12, math.inf),
+    "search_batch_size": (1, math.inf),
+    "search_lr": (1e-12, math.inf),
+}
+OPTIONAL = ("level_epochs", "clip", "search_batch_size")
 FLOOR = 0.01  # where the cosine schedule ends, as a share of the rate: "rewind none" goes on at the end, which must not be 0
-
-
-@dataclass
-class _Samples:
-    """The order in which samples are drawn, and how many of it have been."""
-
-    generator: torch.Generator
-    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    at: int = 0
-
-    def afresh(self) -> _Samples:
-        """Return an order that is yet to be drawn."""
-        return _Samples(self.generator)
-
-    def state(self) -> State:
-        """Return what `restore` needs."""
-        return {"generator": self.generator.get_state(), "order": self.order, "at": self.at}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on in the same order from the same place."""
-        self.order, self.at = state["order"].to(self.order.device), int(state["at"])
-        self.generator.set_state(state["generator"])
-
-    def next(self, labels: Tensor, batch_size: int) -> Tensor:
-        """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
-        if self.at >= len(self.order):
-            self.order, self.at = torch.randperm(len(labels), generator=self.generator).to(labels.device), 0
-        index = self.order[self.at : self.at + batch_size]
-        self.at += len(index)
-        return index
-
-
-@dataclass
-class _Stretch:
-    """A stretch of training with one optimizer and one batch size: a level, or what a rule's stop divides it into."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    samples: _Samples | Place
-    begin: float  # epochs of the level before it
-    searching: bool
-    step: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last look
-    ranks: Ranks = ALONE
 
 
 @dataclass
@@ -154,39 +124,21 @@ class Trainer:
     unpack: Callable[[Any], Any] | None = None
     _loader: Loader | None = field(default=None, init=False, repr=False, compare=False)
     _validating: Loader | None = field(default=None, init=False, repr=False, compare=False)
-    _scoring: Scoring = field(default_factory=Scoring, init=False, repr=False, compare=False)
-    _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
-    _now: _Stretch | None = field(default=None, init=False, repr=False, compare=False)
-    _restored: State | None = field(default=None, init=False, repr=False, compare=False)
-    _outside: State = field(default_factory=dict, init=False, repr=False, compare=False)
+    _judge: ValidationMetric = field(default_factory=ValidationMetric, init=False, repr=False, compare=False)
+    _carried: Carried = field(default_factory=Carried, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        limits: list[tuple[str, Any, float, float]] = [
-            ("epochs", self.epochs, 1e-6, math.inf),
-            ("level_epochs", self.level_epochs if self.level_epochs is not None else 1.0, 1e-6, math.inf),
-            ("batch_size", self.batch_size, 1, math.inf),
-            ("lr", self.lr, 1e-12, math.inf),
-            ("momentum", self.momentum, 0.0, 1.0 - 1e-12),
-            ("weight_decay", self.weight_decay, 0.0, math.inf),
-            ("clip", self.clip if self.clip is not None else 1.0, 1e-12, math.inf),
-            ("search_batch_size", self.search_batch_size if self.search_batch_size is not None else 1, 1, math.inf),
-            ("search_lr", self.search_lr, 1e-12, math.inf),
-        ]
-        for name, value, least, most in limits:
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not least <= value <= most
-                or value == math.inf
-            ):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most or value == math.inf:
                 raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
-        self._scoring = Scoring.of(self.metric, self.higher_is_better)
+        self._judge = ValidationMetric.of(self.metric, self.higher_is_better)
         for name in ("train", "validation"):
             split = getattr(self, name)
             if in_memory(split):
@@ -199,7 +151,7 @@ class Trainer:
                 loader = Loader(split, unpack=self.unpack, what=f"the {name} split")
                 target = loader.first.target
                 self._loader, self._validating = (loader, None) if name == "train" else (self._loader, loader)
-            self._scoring.check(target, name)
+            self._judge.check(target, name)
         self._check_loader()
 
     def _check_loader(self) -> None:
@@ -215,9 +167,9 @@ class Trainer:
                 raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
 
     @property
-    def measures(self) -> Metric | None:
-        """The metric and its direction; None where it is accuracy."""
-        return self._scoring.metric
+    def measures(self) -> Metric:
+        """The metric and its direction; `incop.records.ACCURACY` where no other was given."""
+        return self._judge.metric
 
     @property
     def inexact(self) -> str | None:
@@ -253,25 +205,30 @@ class Trainer:
         whole = self._whole(watch)
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
         devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
-        was = model.training
-        self._check_divided(ranks.of(model))
+        was, together, carried = model.training, ranks.of(model), self._carried
+        self._check_divided(together)
         self.check_batches(model, watch.every)
-        self._outside = self._callers(devices)
+        carried.enter(devices)
         try:
             with torch.random.fork_rng(devices=devices):
-                self._now = self._resumed(model)
-                if self._now is None:
-                    seed = self.seed * 1_000_003 + watch.level
+                carried.now = carried.resumed(
+                    model,
+                    self._samples(model, 0),
+                    lambda: self._fresh(model),
+                    lambda n: self._seed(n, together),
+                    together,
+                )
+                if carried.now is None:
                     # dropout, each process its own; the caller's own random state comes back afterwards
-                    torch.manual_seed(_own(seed, ranks.of(model)))
-                    samples = self._samples(model, seed, watch.level)
+                    torch.manual_seed(self._seed(watch.level, together))
+                    samples = self._samples(model, watch.level)
                     if watch.due() and watch.look(**self._looked(model, watch), epoch=0.0).stop:
                         return
-                    self._now = self._begun(model, watch, samples)
-                while self._train(model, masks, watch, self._now, budget):
-                    self._now = self._begun(model, watch, self._now.samples.afresh())
+                    carried.now = self._begun(model, watch, samples)
+                while self._train(model, masks, watch, carried.now, budget):
+                    carried.now = self._begun(model, watch, carried.now.samples.afresh())
         finally:
-            self._now = None
+            carried.now = None
             model.train(was)
 
     def state(self) -> State:
@@ -279,82 +236,15 @@ class Trainer:
 
         The optimizer and what it has gathered, the order of samples, where it stands in it, and torch's random state.
         """
-        now = self._now
-        kept = None if self._kept is None else self._kept[1]
-        apart = {} if kept is None or (now is not None and kept is now.optimizer) else optimizer_state(kept)
-        own = {} if self._loader is None else under("loader", self._loader.state())
-        if now is None:
-            return {"keeps": kept is not None, **under("kept", apart), **own}
-        state: State = {
-            "begin": now.begin,
-            "step": now.step,
-            "searching": now.searching,
-            "losses": torch.tensor(now.losses, dtype=torch.float64),
-            "keeps": kept is not None,
-            "apart": kept is not None and kept is not now.optimizer,
-            **now.samples.state(),
-            **{_torch_of(n): one for n, one in enumerate(now.ranks.all(torch.get_rng_state()))},
-            **under("outside", self._outside),
-            **under("optimizer", optimizer_state(now.optimizer)),
-            **under("kept", apart),
-        }
-        if observing.device_of(now.model).type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(observing.device_of(now.model))
-        return state
+        return self._carried.state(self._loader)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state in the next `fit`, of the same network at the same level."""
-        self._restored = dict(state)
+        self._carried.pending = dict(state)
 
-    def _callers(self, devices: list[torch.device]) -> State:
-        """Return the caller's random states, which come back after the level; of a resumed level, those at its beginning."""
-        outside = part("outside", self._restored or {})
-        with restoring("training"):
-            if "torch" in outside:
-                torch.set_rng_state(outside["torch"])
-            for device in devices:
-                if "cuda" in outside:
-                    torch.cuda.set_rng_state(outside["cuda"], device)
-        found: State = {"torch": torch.get_rng_state()}
-        for device in devices:
-            found["cuda"] = torch.cuda.get_rng_state(device)
-        return found
-
-    def _resumed(self, model: nn.Module) -> _Stretch | None:
-        """Return the stretch of training that was restored; None where the level begins."""
-        state, self._restored = self._restored, None
-        if state is None:
-            return None
-        self._kept = None  # of a level that diverged
-        with restoring("training"):
-            return self._stretch_of(model, state)
-
-    def _stretch_of(self, model: nn.Module, state: State) -> _Stretch | None:
-        if self._loader is not None and "step" not in state:
-            self._loader.restore(part("loader", state))
-        if state.get("keeps"):
-            kept = self._fresh(model)
-            restore_optimizer(kept, part("kept", state))
-            self._kept = model, kept
-        if "step" not in state:
-            return None
-        optimizer = self._fresh(model)
-        if self._kept is not None and not state["apart"]:
-            optimizer = self._kept[1]
-        restore_optimizer(optimizer, part("optimizer", state))
-        samples, together = self._samples(model, 0), ranks.of(model)
-        samples.restore(state)
-        torch.set_rng_state(state["torch"])
-        if (mine := state.get(_torch_of(together.rank))) is not None:
-            torch.set_rng_state(mine)
-        else:  # there were fewer processes
-            torch.manual_seed(_own(self.seed * 1_000_003 + int(state["step"]), together))
-        if "cuda" in state and observing.device_of(model).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
-        begin, searching, step = float(state["begin"]), bool(state["searching"]), int(state["step"])
-        if not (0.0 <= begin < 1e9 and step >= 0):
-            raise ValueError(f"it stands at epoch {begin}, step {step}")
-        return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist(), together)
+    def _seed(self, number: int, together: Ranks) -> int:
+        """Return the seed of a level, or of a step that is gone on from; each process has its own."""
+        return self.seed * 1_000_003 + number + (together.rank << 40)
 
     def _check_divided(self, together: Ranks) -> None:
         """Refuse a data loader that gives all processes the same samples."""
@@ -412,21 +302,20 @@ class Trainer:
                 return "more than 1 value per channel" not in str(error)
         return True
 
-    def _samples(self, model: nn.Module, seed: int, level: int = 0) -> _Samples | Place:
+    def _samples(self, model: nn.Module, level: int) -> SampleOrder | Place:
         if self._loader is not None:
             return Place(self._loader, observing.device_of(model), level * 100_000)
-        return _Samples(
-            torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64, device=self.train[1].device)
-        )
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + level)
+        return SampleOrder(generator, torch.empty(0, dtype=torch.int64, device=self.train[1].device))
 
-    def _begun(self, model: nn.Module, watch: Watch, samples: _Samples | Place) -> _Stretch:
+    def _begun(self, model: nn.Module, watch: Watch, samples: SampleOrder | Place) -> Stretch:
         optimizer = self._optimizer(model, watch)
-        return _Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
+        return Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
 
-    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: _Stretch, budget: float) -> bool:
+    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: Stretch, budget: float) -> bool:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
         size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
@@ -460,7 +349,7 @@ class Trainer:
     def _step(
         self,
         model: nn.Module,
-        now: _Stretch,
+        now: Stretch,
         inputs: Tensor | Batch,
         labels: Any,
         watch: Watch,
@@ -496,7 +385,7 @@ class Trainer:
         with torch.autocast(observing.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
-    def _batch(self, samples: _Samples | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
+    def _batch(self, samples: SampleOrder | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
         if isinstance(samples, Place):
             found = samples.next()
             return found, found.target, sum(together.all(found.samples))
@@ -516,13 +405,15 @@ class Trainer:
 
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
-        kept, self._kept = self._kept, None
+        kept, self._carried.kept = self._carried.kept, None
         if not (self.keep_optimizer and watch.searching):
             if watch.stopped is not None:
-                self._kept = kept  # a ticket on the way is trained on to its end; the search goes on from the stop
+                self._carried.kept = (
+                    kept  # a ticket on the way is trained on to its end; the search goes on from the stop
+                )
             return self._fresh(model)
         optimizer = kept[1] if kept is not None and kept[0] is model and watch.continues else self._fresh(model)
-        self._kept = model, optimizer
+        self._carried.kept = model, optimizer
         return optimizer
 
     def _fresh(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -538,14 +429,14 @@ class Trainer:
         return kind(trained, self.lr, weight_decay=self.weight_decay, fused=fused)
 
     def _looked(self, model: nn.Module, watch: Watch) -> dict[str, Any]:
-        """Return what a look is handed: a function that measures accuracy, or the metric."""
+        """Return what a look is handed: a function that measures the metric."""
 
         def validated() -> float:
             value, samples = self._evaluated(model, self.validation)
             watch.probed(samples)
             return value
 
-        return {"accuracy" if self.measures is None else "score": validated}
+        return {"metric_value": validated}
 
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
@@ -559,14 +450,14 @@ class Trainer:
         """Return the accuracy or metric on a split, and of how many samples it was taken."""
         samples, together = 0, ranks.of(model)
         inner = ranks.within(model)
-        with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split(together) as score:
-            for inputs, target, count in self._parts(model, split, together if self._scoring.divided() else ALONE):
+        with observing.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
+            for inputs, target, count in self._parts(model, split, together if self._judge.divided() else ALONE):
                 output = _called(inner, inputs)
-                if isinstance(self.loss, TokenLoss) and self._scoring.metric is None:
+                if isinstance(self.loss, TokenLoss) and self._judge.measure is None:
                     output, target = self.loss.aligned(output, target)
-                score.add(output, target)
+                running.add(output, target)
                 samples += count
-            return score.value(), sum(together.all(samples)) if self._scoring.divided() else samples
+            return running.value(), sum(together.all(samples)) if self._judge.divided() else samples
 
     def _parts(self, model: nn.Module, split: Any, together: Ranks) -> Iterator[tuple[Tensor | Batch, Any, int]]:
         if not in_memory(split):
@@ -579,14 +470,6 @@ class Trainer:
         inputs, labels = split[0][begin:end], split[1][begin:end]
         for part_, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
             yield self.prepare(part_) if self.prepare is not None else part_, wanted, len(wanted)
-
-
-def _own(seed: int, together: Ranks) -> int:
-    return seed + (together.rank << 40)
-
-
-def _torch_of(rank: int) -> str:
-    return "torch" if rank == 0 else f"torch of {rank}"
 
 
 def _of_all(loss: Tensor, terms: float, together: Ranks) -> tuple[float, Tensor]:

@@ -13,7 +13,7 @@ from incop.loop.tickets import Dense, Trains
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
-from incop.records import Check, Flow, Interval, Metric
+from incop.records import ACCURACY, Check, Flow, Interval, Metric
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
 from incop.stopping import Rule
@@ -66,9 +66,8 @@ class Search:
     offload: Offload = field(default_factory=Offload)
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
-    reference_accuracy: float | None = None
-    metric: Metric | None = None
-    reference_score: float | None = None
+    metric: Metric = ACCURACY
+    reference_value: float | None = None  # of the metric, of the dense network
     planning: tuple[int, float] = (0, 0.0)  # samples and seconds that planning the cuts took
     lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
     retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew

@@ -27,7 +27,7 @@ from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Fraction, Path, Score, Selection
 from incop.pruning.saliency import Gathers
-from incop.records import Check, Interval, Level
+from incop.records import ACCURACY, Check, Interval, Level
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
 from incop.stopping import Rule
@@ -165,7 +165,7 @@ def search(
         on_state=on_state,
         resume=resume,
         masks=Masks.full(model, skip=skip, frozen=frozen),
-        metric=getattr(trainer, "measures", None),
+        metric=getattr(trainer, "measures", ACCURACY),
     )
     validate(parts)
     return _levels(parts)
@@ -248,7 +248,7 @@ def _dense(parts: Search, at: Standing) -> Ticket:
             )
     parts.reference = watch.checks[-1].flow
     record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
-    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
+    parts.reference_value = record.metric_value
     ticket = Ticket(record, parts.masks, end.tensors, watch.checks, dict(parts.points))
     del watch  # as in `_sparse`
     return ticket
@@ -273,11 +273,11 @@ def _given(parts: Search, dense: Dense) -> Ticket:
     record = dataclasses.replace(dense.record, flow=parts.reference)
     parts.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != parts.metric:
-        names = [one.name if one is not None else "accuracy" for one in (record.metric, parts.metric)]
         raise InputError(
-            f"the dense level given was judged by {names[0]}, and the trainer measures {names[1]}: give them one"
+            f"the dense level given was judged by {record.metric.name}, and the trainer measures {parts.metric.name}: "
+            "give them one metric"
         )
-    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
+    parts.reference_value = record.metric_value
     return Ticket(record, parts.masks, dense.weights.tensors, (), dict(parts.points))
 
 
@@ -298,9 +298,8 @@ def _sparse(parts: Search, at: Standing) -> Ticket:
         meter=parts.meter,
         rule=None if full else parts.rule,
         reference=parts.reference,
-        reference_accuracy=parts.reference_accuracy,
         metric=parts.metric,
-        reference_score=parts.reference_score,
+        reference_value=parts.reference_value,
         masks=masks,
         next_masks=lambda: next_masks(parts, level + 1),
         level=level,
@@ -337,7 +336,7 @@ def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Call
 
 def _record(parts: Search, watch: Watch, *, rewind: str, stop_reason: str, notices: list[str]) -> Level:
     end = watch.checks[-1]
-    measured = end.accuracy if parts.metric is None else end.score
+    measured = end.metric_value
     if measured is None:
         measured = ranks.of(parts.model).mean(parts.trainer.evaluate(parts.model))
     spent = watch.spent
@@ -358,7 +357,7 @@ def _record(parts: Search, watch: Watch, *, rewind: str, stop_reason: str, notic
         record_seconds=spent.record_seconds,
         record_samples=spent.record_samples,
         search=watch.stopped,
-        val_accuracy=measured if parts.metric is None else None,
+        metric_value=measured,
         stop_reason=stop_reason,
         rewind=rewind,
         max_epochs=budget,
@@ -369,5 +368,4 @@ def _record(parts: Search, watch: Watch, *, rewind: str, stop_reason: str, notic
         lr_share=parts.lr_share,
         abandoned=watch.abandoned,
         metric=parts.metric,
-        score=None if parts.metric is None else measured,
     )

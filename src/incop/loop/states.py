@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from incop import ranks
+from incop import ranks, schema_1
 from incop.loop.parts import Search, Standing
 from incop.masks import Masks
 from incop.pruning import EvenDamage, Path
@@ -59,10 +59,9 @@ def _state(parts: Search, at: Standing, watch: Watch) -> State:
         "points": {name: point.epoch for name, point in parts.points.items()},
         "path": list(parts.amount.sparsities) if isinstance(parts.amount, Path) else None,
         "reference": None if parts.reference is None else parts.reference.to_json(),
-        "reference_accuracy": parts.reference_accuracy,
+        "reference_value": parts.reference_value,
         "lr_share": parts.lr_share,
         "retaken": parts.retaken,
-        "reference_score": parts.reference_score,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
     }
 
@@ -95,10 +94,8 @@ def restored(parts: Search, state: State) -> Standing:
         if isinstance(parts.amount, EvenDamage) and state["path"] is not None:
             parts.amount = Path(tuple(state["path"]))
         parts.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
-        accuracy = state["reference_accuracy"]
-        parts.reference_accuracy = None if accuracy is None else float(accuracy)
-        score = state.get("reference_score")
-        parts.reference_score = None if score is None else float(score)
+        value = schema_1.reference_value(state)
+        parts.reference_value = None if value is None else float(value)
     return at
 
 

@@ -17,7 +17,7 @@ from incop.loop.tickets import budget_of
 from incop.pruning import EvenDamage
 from incop.pruning.cut import reach
 from incop.pruning.saliency import Gathers
-from incop.records import Metric
+from incop.records import ACCURACY, Metric
 from incop.stopping import Rule
 from incop.wrappers import unwrapped
 
@@ -99,13 +99,11 @@ def _validate_answers(parts: Search) -> None:
 
 
 def _validate_metric(parts: Search) -> None:
-    if parts.metric is None:
-        return
     if not isinstance(parts.metric, Metric):
         raise InputError(
             f"the trainer measures a {type(parts.metric).__name__}: say it by Metric(name, higher_is_better)"
         )
-    if parts.rule is not None and "accuracy" in parts.rule.wants:
+    if parts.metric != ACCURACY and parts.rule is not None and "accuracy" in parts.rule.wants:
         raise InputError(
             f"the rule {str(parts.rule)!r} asks for the accuracy, and the trainer measures {parts.metric.name}: use "
             "MetricRestored(drop), in words 'metric within X'"
