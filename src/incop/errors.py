@@ -127,16 +127,7 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
 
 
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Have a function refuse arguments by names they no longer have, and say the new one.
-
-    Example:
-        >>> from incop.errors import renamed
-        >>> @renamed(score="metric_value")
-        ... def look(metric_value): ...
-        >>> look(score=3.2)
-        Traceback (most recent call last):
-        incop.errors.InputError: score= is now called metric_value=
-    """
+    """Have a function refuse arguments by names they no longer have, and say the new one."""
 
     def refusing(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)

@@ -14,7 +14,7 @@ from incop.states import State
 
 @dataclass
 class Cost:
-    """What looks of one kind have cost.
+    """What training, or looks of one kind, have cost.
 
     Args:
         samples: that went through the network.
@@ -30,15 +30,13 @@ class Ledger:
     """A clock and counters: what passes between `start` and `pause` is training, what is `charged` is not.
 
     Args:
-        samples: training samples seen.
-        seconds: of training.
+        trained: training.
         probed: looks that a rule needed.
         recorded: looks that were made for the record only.
         abandoned: what went into training that diverged.
     """
 
-    samples: int = 0
-    seconds: float = 0.0
+    trained: Cost = field(default_factory=Cost)
     probed: Cost = field(default_factory=Cost)
     recorded: Cost = field(default_factory=Cost)
     abandoned: Spent = field(default_factory=Spent)
@@ -51,16 +49,10 @@ class Ledger:
         """Start the clock: what has passed since it stood still is not training."""
         self._mark = time.perf_counter()
 
-    def pause(self) -> None:
-        """Count the time since the clock was started, and start it again."""
-        now = time.perf_counter()
-        self.seconds += now - self._mark
-        self._mark = now
-
-    def record_pause(self) -> None:
-        """Count the time since the clock was started as recording, and start it again."""
-        now = time.perf_counter()
-        self.recorded.seconds += now - self._mark
+    def pause(self, cost: Cost | None = None) -> None:
+        """Count the time since the clock was started, by default as training, and start it again."""
+        cost, now = cost or self.trained, time.perf_counter()
+        cost.seconds += now - self._mark
         self._mark = now
 
     @contextmanager
@@ -77,8 +69,8 @@ class Ledger:
         return Spent(
             self.abandoned.epochs + epoch,
             self.abandoned.steps + step,
-            self.samples,
-            self.seconds,
+            self.trained.samples,
+            self.trained.seconds,
             self.probed.seconds,
             self.probed.samples,
             self.recorded.seconds,
@@ -88,8 +80,8 @@ class Ledger:
     def state(self) -> State:
         """Return what `restore` needs."""
         return {
-            "samples": self.samples,
-            "seconds": self.seconds,
+            "samples": self.trained.samples,
+            "seconds": self.trained.seconds,
             "probed": [self.probed.samples, self.probed.seconds],
             "recorded": [self.recorded.samples, self.recorded.seconds],
             "abandoned": self.abandoned.to_json(),
@@ -97,8 +89,10 @@ class Ledger:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from such a state."""
-        self.samples, self.seconds = int(state["samples"]), float(state["seconds"])
-        for bucket, name in ((self.probed, "probed"), (self.recorded, "recorded")):
-            samples, seconds = state[name]
-            bucket.samples, bucket.seconds = int(samples), float(seconds)
+        for cost, (samples, seconds) in (
+            (self.trained, (state["samples"], state["seconds"])),
+            (self.probed, state["probed"]),
+            (self.recorded, state["recorded"]),
+        ):
+            cost.samples, cost.seconds = int(samples), float(seconds)
         self.abandoned = Spent.from_json(state.get("abandoned", {}))

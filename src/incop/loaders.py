@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -24,7 +23,7 @@ from incop.errors import InputError
 from incop.ranks import Ranks, divides_itself
 from incop.states import State, part, random_states, restore_random, under
 
-__all__ = ["Loader", "Place", "SampleOrder"]
+__all__ = ["Loader", "Place"]
 
 # Samplers whose order is known from torch's random state, or a generator of theirs, when a pass begins.
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, BatchSampler, type(None))
@@ -80,6 +79,19 @@ class Loader:
         return self._count
 
     @property
+    def target(self) -> Any:
+        """The first batch's target."""
+        return self.first.target
+
+    def steps(self, batch_size: int) -> int:
+        """Return the batches of an epoch; a loader has a batch size of its own."""
+        return self._count
+
+    def order(self, device: torch.device, level: int, seed: int) -> Place:
+        """Return the beginning of a level's first pass."""
+        return Place(self, device, level * 100_000)
+
+    @property
     def inexact(self) -> str | None:
         """Why a pass cannot be taken up again where it was left, as a sentence; None where it can."""
         why = _unknown_order(self.batches)
@@ -106,13 +118,14 @@ class Loader:
         """Whether each of several processes is given its own share of the samples."""
         return divides_itself(self.batches)
 
-    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[Batch]:
-        """Go through all batches once, on a device; of several processes each is given every so-manieth batch."""
+    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[tuple[Batch, Any, int]]:
+        """Go through all batches once, on a device; of several processes each is given its part of the batches."""
         own, every = self.state(), 1 if self.divided else together.size
         try:
             for number, batch in enumerate(self.batches):
                 if number % every == together.rank % every:
-                    yield placed(self.unpacked(batch), device=device)
+                    found = placed(self.unpacked(batch), device=device)
+                    yield found, found.target, found.samples
         finally:
             self.restore(own)  # they may be the training split's, too
 
@@ -168,8 +181,8 @@ class Place:
         """Return the beginning of a new pass."""
         return type(self)(self.loader, self.device, self.passes)
 
-    def next(self) -> Batch:
-        """Return the next batch; a new pass begins when one is through.
+    def next(self, batch_size: int, together: Ranks) -> tuple[Batch, Any, int]:
+        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through.
 
         Raises:
             InputError: a pass holds no batch.
@@ -181,7 +194,8 @@ class Place:
             batch = next(self._pass, None)
             if batch is not None:
                 self.at += 1
-                return placed(self.loader.unpacked(batch), device=self.device)
+                found = placed(self.loader.unpacked(batch), device=self.device)
+                return found, found.target, sum(together.all(found.samples))
             self._pass = None
         raise InputError(f"{self.loader.what} held batches once and now holds none: it can be read only once")
 
@@ -216,42 +230,6 @@ class Place:
         self.at = int(state["at"])
         self.loader.restore(part("now", state))
         restore_random(random)
-
-
-@dataclass
-class SampleOrder:
-    """The order in which samples in memory are drawn, and how many of them have been.
-
-    Args:
-        generator: what draws it.
-        order: the places of all samples of the epoch; empty before the first.
-        at: how many are behind.
-    """
-
-    generator: torch.Generator
-    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    at: int = 0
-
-    def afresh(self) -> SampleOrder:
-        """Return an order that is yet to be drawn."""
-        return SampleOrder(self.generator)
-
-    def state(self) -> State:
-        """Return what `restore` needs."""
-        return {"generator": self.generator.get_state(), "order": self.order, "at": self.at}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on in the same order from the same place."""
-        self.order, self.at = state["order"].to(self.order.device), int(state["at"])
-        self.generator.set_state(state["generator"])
-
-    def next(self, labels: Tensor, batch_size: int) -> Tensor:
-        """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
-        if self.at >= len(self.order):
-            self.order, self.at = torch.randperm(len(labels), generator=self.generator).to(labels.device), 0
-        index = self.order[self.at : self.at + batch_size]
-        self.at += len(index)
-        return index
 
 
 def _holders(batches: Any) -> list[Any]:

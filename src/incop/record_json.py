@@ -71,20 +71,16 @@ class MetricRecord(Record):
     @property
     def accuracy(self) -> float | None:
         """The value, where the metric is accuracy; None otherwise."""
-        value: float | None = self.metric_value  # type: ignore[attr-defined]  # a field of every record of this kind
-        return value if self.metric_name == ACCURACY_NAME else None
+        return self._value() if self.metric_name == ACCURACY_NAME else None
 
     @property
     def judged(self) -> str:
         """The value under its name, such as "accuracy 0.939" or "rmse 3.2"; empty where nothing was measured."""
-        value: float | None = self.metric_value  # type: ignore[attr-defined]
-        if value is None:
-            return ""
-        return (
-            f"{self.metric_name} {value:.3f}"
-            if self.metric_name == ACCURACY_NAME
-            else f"{self.metric_name} {value:.4g}"
-        )
+        digits = ".3f" if self.metric_name == ACCURACY_NAME else ".4g"
+        return "" if self._value() is None else f"{self.metric_name} {self._value():{digits}}"
+
+    def _value(self) -> float | None:
+        return self.metric_value  # type: ignore[attr-defined,no-any-return]  # a field of every record of this kind
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a dictionary of JSON values."""
@@ -99,10 +95,8 @@ class MetricRecord(Record):
         """Rebuild a record, also of schema 1."""
         found = schema_1.record(data, cls.ACCURACY_KEY) if isinstance(data, Mapping) else data
         if isinstance(found, dict) and cls.ACCURACY_KEY in found:
-            value = found.pop(cls.ACCURACY_KEY)
-            found["metric_value"] = (
-                None if value is None else _number(f"{cls.__name__}.{cls.ACCURACY_KEY}", float, (0.0, 1.0), value)
-            )
+            value, where = found.pop(cls.ACCURACY_KEY), f"{cls.__name__}.{cls.ACCURACY_KEY}"
+            found["metric_value"] = None if value is None else _number(where, float, (0.0, 1.0), value)
         return super().from_json(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,14 @@ from incop.batches import Batch, call, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
 from incop.flow.losses import TokenLoss
-from incop.loaders import Loader, Place, SampleOrder
+from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
 from incop.ranks import ALONE, Ranks
 from incop.records import Interval, Metric
 from incop.states import State
+from incop.tensor_split import SampleOrder, TensorSplit, in_memory
 from incop.training_state import Carried, Stretch
-from incop.validation_metric import ValidationMetric, in_memory, refuse_broadcast
+from incop.validation_metric import ValidationMetric, refuse_broadcast
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -42,6 +43,11 @@ LIMITS = {  # the least and the largest value of a setting
     "clip": (1e-12, math.inf),
     "search_batch_size": (1, math.inf),
     "search_lr": (1e-12, math.inf),
+}
+OWN_OF_LOADERS = {  # settings that a data loader has itself
+    "search_batch_size": "it has a batch size of its own",
+    "augment": "change its samples in its data set, or a batch in unpack=",
+    "prepare": "change its samples in its data set, or a batch in unpack=",
 }
 OPTIONAL = ("level_epochs", "clip", "search_batch_size")
 FLOOR = 0.01  # where the cosine schedule ends, as a share of the rate: "rewind none" goes on at the end, which must not be 0
@@ -122,8 +128,8 @@ class Trainer:
     metric: Any = None
     higher_is_better: bool | None = None
     unpack: Callable[[Any], Any] | None = None
-    _loader: Loader | None = field(default=None, init=False, repr=False, compare=False)
-    _validating: Loader | None = field(default=None, init=False, repr=False, compare=False)
+    _split: TensorSplit | Loader = field(init=False, repr=False, compare=False)
+    _held_out: TensorSplit | Loader = field(init=False, repr=False, compare=False)
     _judge: ValidationMetric = field(default_factory=ValidationMetric, init=False, repr=False, compare=False)
     _carried: Carried = field(default_factory=Carried, init=False, repr=False, compare=False)
 
@@ -139,32 +145,19 @@ class Trainer:
             if not number or not least <= value <= most or value == math.inf:
                 raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
         self._judge = ValidationMetric.of(self.metric, self.higher_is_better)
-        for name in ("train", "validation"):
-            split = getattr(self, name)
-            if in_memory(split):
-                if len(split[0]) != len(split[1]) or len(split[0]) == 0:
-                    raise InputError(
-                        f"the {name} split has {len(split[0])} inputs and {len(split[1])} labels: it needs as many, and some"
-                    )
-                target = split[1]
-            else:
-                loader = Loader(split, unpack=self.unpack, what=f"the {name} split")
-                target = loader.first.target
-                self._loader, self._validating = (loader, None) if name == "train" else (self._loader, loader)
-            self._judge.check(target, name)
-        self._check_loader()
+        self._split = self._read(self.train, "the train split", augment=self.augment)
+        self._held_out = self._read(self.validation, "the validation split")
+        for split in (self._split, self._held_out):
+            self._judge.check(split.target, split.what)
+        if isinstance(self._split, Loader):
+            for name, remedy in OWN_OF_LOADERS.items():
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
 
-    def _check_loader(self) -> None:
-        """Refuse what a data loader does itself."""
-        if self._loader is None:
-            return
-        for name, remedy in (
-            ("search_batch_size", "it has a batch size of its own"),
-            ("augment", "change its samples in its data set, or a batch in unpack="),
-            ("prepare", "change its samples in its data set, or a batch in unpack="),
-        ):
-            if getattr(self, name) is not None:
-                raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
+    def _read(self, split: Any, what: str, **more: Any) -> TensorSplit | Loader:
+        if in_memory(split):
+            return TensorSplit(split[0], split[1], what, self.prepare, **more)
+        return Loader(split, unpack=self.unpack, what=what)
 
     @property
     def measures(self) -> Metric:
@@ -174,17 +167,12 @@ class Trainer:
     @property
     def inexact(self) -> str | None:
         """Why a search cannot be resumed within a level, as a sentence; None where it can."""
-        return None if self._loader is None else self._loader.inexact
+        return self._split.inexact
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch; the last batch may be smaller."""
-        return self._steps_of(self.batch_size)
-
-    def _steps_of(self, batch_size: int) -> int:
-        if self._loader is not None:
-            return len(self._loader)
-        return math.ceil(len(self.train[0]) / batch_size)
+        return self._split.steps(self.batch_size)
 
     def rate(self, epoch: float, *, of: float | None = None) -> float:
         """Return the learning rate at an epoch of the schedule over `of` epochs; past its end, the rate at its end."""
@@ -204,25 +192,22 @@ class Trainer:
         begin = watch.schedule_from
         whole = self._whole(watch)
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
-        devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
-        was, together, carried = model.training, ranks.of(model), self._carried
+        device, was, together, carried = observing.device_of(model), model.training, ranks.of(model), self._carried
+        devices = [device] if device.type == "cuda" else []
+        seed = self.seed * 1_000_003
+        own = seed + (together.rank << 40)  # each process's, where it draws for itself
         self._check_divided(together)
         self.check_batches(model, watch.every)
         carried.enter(devices)
         try:
             with torch.random.fork_rng(devices=devices):
-                carried.now = carried.resumed(
-                    model,
-                    self._samples(model, 0),
-                    lambda: self._fresh(model),
-                    lambda n: self._seed(n, together),
-                    together,
-                )
+                if carried.pending is not None:
+                    blank = Stretch(model, self._fresh(model), self._split.order(device, 0, 0), ranks=together)
+                    carried.now = carried.resumed(blank, self._split, lambda: self._fresh(model), own)
                 if carried.now is None:
-                    # dropout, each process its own; the caller's own random state comes back afterwards
-                    torch.manual_seed(self._seed(watch.level, together))
-                    samples = self._samples(model, watch.level)
-                    if watch.due() and watch.look(**self._looked(model, watch), epoch=0.0).stop:
+                    torch.manual_seed(own + watch.level)  # for dropout; the caller's random state comes back afterwards
+                    samples = self._split.order(device, watch.level, seed)
+                    if watch.due() and watch.look(metric_value=self._validated(model, watch), epoch=0.0).stop:
                         return
                     carried.now = self._begun(model, watch, samples)
                 while self._train(model, masks, watch, carried.now, budget):
@@ -236,19 +221,15 @@ class Trainer:
 
         The optimizer and what it has gathered, the order of samples, where it stands in it, and torch's random state.
         """
-        return self._carried.state(self._loader)
+        return self._carried.state(self._split)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state in the next `fit`, of the same network at the same level."""
         self._carried.pending = dict(state)
 
-    def _seed(self, number: int, together: Ranks) -> int:
-        """Return the seed of a level, or of a step that is gone on from; each process has its own."""
-        return self.seed * 1_000_003 + number + (together.rank << 40)
-
     def _check_divided(self, together: Ranks) -> None:
         """Refuse a data loader that gives all processes the same samples."""
-        if not together.one and self._loader is not None and not self._loader.divided:
+        if not together.one and not self._split.divided:
             raise InputError(
                 f"the model is trained by {together.size} processes, and the train loader gives each all samples: make it with "
                 "sampler=torch.utils.data.DistributedSampler(dataset), or give two tensors, which are divided here"
@@ -274,7 +255,7 @@ class Trainer:
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
             >>> Trainer((x, y), (x, y), epochs=2, batch_size=7).check_batches(net, Interval.parse(1.0))
         """
-        if self._loader is not None or not any(isinstance(one, _BatchNorm) for one in model.modules()):
+        if isinstance(self._split, Loader) or not any(isinstance(one, _BatchNorm) for one in model.modules()):
             return
         for name in ("batch_size", "search_batch_size"):
             size, samples = getattr(self, name), len(self.train[0])
@@ -283,7 +264,7 @@ class Trainer:
             if name == "batch_size":
                 to_the_end = max(self.epochs, self.level_epochs or 0.0) >= 1
             else:
-                to_the_end = not every.passed(epoch=1 - 1e-6, step=self._steps_of(size) - 1)
+                to_the_end = not every.passed(epoch=1 - 1e-6, step=self._split.steps(size) - 1)
             one = size == 1 or (samples % size == 1 and to_the_end)
             if not one or self._trains_on_one(model):
                 continue
@@ -293,20 +274,15 @@ class Trainer:
             )
 
     def _trains_on_one(self, model: nn.Module) -> bool:
-        one = self.train[0][:1]
+        assert isinstance(self._split, TensorSplit)
+        one = self._split.prepared(self._split.inputs[:1])
         with observing.undisturbed(model), torch.no_grad():
             model.train()
             try:
-                self._output(ranks.within(model), one if self.prepare is None else self.prepare(one))
+                self._output(ranks.within(model), one)
             except ValueError as error:
                 return "more than 1 value per channel" not in str(error)
         return True
-
-    def _samples(self, model: nn.Module, level: int) -> SampleOrder | Place:
-        if self._loader is not None:
-            return Place(self._loader, observing.device_of(model), level * 100_000)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + level)
-        return SampleOrder(generator, torch.empty(0, dtype=torch.int64, device=self.train[1].device))
 
     def _begun(self, model: nn.Module, watch: Watch, samples: SampleOrder | Place) -> Stretch:
         optimizer = self._optimizer(model, watch)
@@ -319,12 +295,12 @@ class Trainer:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
         size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
-        per_epoch, offset, whole = self._steps_of(size), watch.schedule_from, self._whole(watch)
+        per_epoch, offset, whole = self._split.steps(size), watch.schedule_from, self._whole(watch)
         total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
-                inputs, labels, count = self._batch(now.samples, size, now.ranks)
+                inputs, labels, count = now.samples.next(size, now.ranks)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
                 rate *= self.search_lr if searching else 1.0
                 for group in optimizer.param_groups:
@@ -335,7 +311,7 @@ class Trainer:
                 if watch.due() or step == total:
                     loss = math.fsum(now.losses) / len(now.losses)
                     now.losses = []
-                    if watch.look(**self._looked(model, watch), loss=loss).stop:
+                    if watch.look(metric_value=self._validated(model, watch), loss=loss).stop:
                         return False
                     if searching and not watch.searching and self._searches_otherwise:
                         return step < total
@@ -385,24 +361,6 @@ class Trainer:
         with torch.autocast(observing.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
-    def _batch(self, samples: SampleOrder | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
-        if isinstance(samples, Place):
-            found = samples.next()
-            return found, found.target, sum(together.all(found.samples))
-        inputs, labels = self.train
-        index = samples.next(labels, batch_size)
-        batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
-        if self.augment is not None:
-            batch = self.augment(batch, samples.generator)
-        count = len(index)
-        if (
-            not together.one and count >= 2 * together.size
-        ):  # of a batch too small to divide each process takes the whole
-            begin, end = together.share(count)
-            batch, index = batch[begin:end], index[begin:end]
-        ready = self.prepare(batch) if self.prepare is not None else batch
-        return ready, labels.index_select(0, index), count
-
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
         kept, self._carried.kept = self._carried.kept, None
@@ -428,15 +386,15 @@ class Trainer:
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(trained, self.lr, weight_decay=self.weight_decay, fused=fused)
 
-    def _looked(self, model: nn.Module, watch: Watch) -> dict[str, Any]:
-        """Return what a look is handed: a function that measures the metric."""
+    def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
+        """Return the function that measures the metric for a look."""
 
         def validated() -> float:
-            value, samples = self._evaluated(model, self.validation)
+            value, samples = self._evaluated(model, self._held_out)
             watch.probed(samples)
             return value
 
-        return {"metric_value": validated}
+        return validated
 
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
@@ -444,32 +402,21 @@ class Trainer:
         Accuracy is the share of targets, in [0, 1], that have the largest output; with the loss `flow.TokenLoss()` the share
         of tokens that the output before them foretells.
         """
-        return self._evaluated(model, split if split is not None else self.validation)[0]
+        own = split is None or split is self.validation
+        return self._evaluated(model, self._held_out if own else self._read(split, "the split to evaluate"))[0]
 
-    def _evaluated(self, model: nn.Module, split: Any) -> tuple[float, int]:
-        """Return the accuracy or metric on a split, and of how many samples it was taken."""
-        samples, together = 0, ranks.of(model)
-        inner = ranks.within(model)
+    def _evaluated(self, model: nn.Module, split: TensorSplit | Loader) -> tuple[float, int]:
+        """Return the metric on a split, and of how many samples it was taken."""
+        together, inner = ranks.of(model), ranks.within(model)
+        device, shared, seen = observing.device_of(model), self._judge.divided(), 0
         with observing.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
-            for inputs, target, count in self._parts(model, split, together if self._judge.divided() else ALONE):
+            for inputs, target, count in split.once(device, together if shared else ALONE):
                 output = _called(inner, inputs)
                 if isinstance(self.loss, TokenLoss) and self._judge.measure is None:
                     output, target = self.loss.aligned(output, target)
                 running.add(output, target)
-                samples += count
-            return running.value(), sum(together.all(samples)) if self._judge.divided() else samples
-
-    def _parts(self, model: nn.Module, split: Any, together: Ranks) -> Iterator[tuple[Tensor | Batch, Any, int]]:
-        if not in_memory(split):
-            known = self._validating if split is self.validation else None
-            loader = known or Loader(split, unpack=self.unpack, what="the split to evaluate")
-            for batch in loader.once(observing.device_of(model), together):
-                yield batch, batch.target, batch.samples
-            return
-        begin, end = together.share(len(split[0]))
-        inputs, labels = split[0][begin:end], split[1][begin:end]
-        for part_, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
-            yield self.prepare(part_) if self.prepare is not None else part_, wanted, len(wanted)
+                seen += count
+            return running.value(), sum(together.all(seen)) if shared else seen
 
 
 def _of_all(loss: Tensor, terms: float, together: Ranks) -> tuple[float, Tensor]:

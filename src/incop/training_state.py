@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
 from incop import observing
-from incop.loaders import Loader, Place, SampleOrder
+from incop.loaders import Loader, Place
 from incop.ranks import ALONE, Ranks
 from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
+from incop.tensor_split import SampleOrder, TensorSplit
 
 
 @dataclass
@@ -32,14 +34,14 @@ class Stretch:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     samples: SampleOrder | Place
-    begin: float
-    searching: bool
+    begin: float = 0.0
+    searching: bool = False
     step: int = 0
     losses: list[float] = field(default_factory=list)
     ranks: Ranks = ALONE
 
     def state(self) -> State:
-        """Return what `Carried.resumed` makes the same stretch of."""
+        """Return what `restore` needs."""
         state: State = {
             "begin": self.begin,
             "step": self.step,
@@ -52,6 +54,22 @@ class Stretch:
         if observing.device_of(self.model).type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(observing.device_of(self.model))
         return state
+
+    def restore(self, state: Mapping[str, Any], seed: int) -> None:
+        """Go on where another stretch of the same model stood; `seed` is for a process that was not there then."""
+        restore_optimizer(self.optimizer, part("optimizer", state))
+        self.begin, self.step, self.searching = float(state["begin"]), int(state["step"]), bool(state["searching"])
+        if not (0.0 <= self.begin < 1e9 and self.step >= 0):
+            raise ValueError(f"it stands at epoch {self.begin}, step {self.step}")
+        self.losses = state["losses"].tolist()
+        self.samples.restore(state)
+        torch.set_rng_state(state["torch"])
+        if (mine := state.get(_torch_of(self.ranks.rank))) is not None:
+            torch.set_rng_state(mine)
+        else:
+            torch.manual_seed(seed + self.step)
+        if "cuda" in state and observing.device_of(self.model).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], observing.device_of(self.model))
 
 
 @dataclass
@@ -70,7 +88,7 @@ class Carried:
     outside: State = field(default_factory=dict)
     pending: State | None = None
 
-    def state(self, loader: Loader | None) -> State:
+    def state(self, split: TensorSplit | Loader) -> State:
         """Return what is `pending` when it is to be gone on with."""
         kept = None if self.kept is None else self.kept[1]
         apart = kept is not None and (self.now is None or kept is not self.now.optimizer)
@@ -78,7 +96,7 @@ class Carried:
         if kept is not None and apart:
             state |= under("kept", optimizer_state(kept))
         if self.now is None:
-            return state | ({} if loader is None else under("loader", loader.state()))
+            return state | under("loader", split.state())
         return state | self.now.state() | under("outside", self.outside)
 
     def enter(self, devices: list[torch.device]) -> None:
@@ -95,65 +113,32 @@ class Carried:
             self.outside["cuda"] = torch.cuda.get_rng_state(device)
 
     def resumed(
-        self,
-        model: nn.Module,
-        samples: SampleOrder | Place,
-        fresh: Callable[[], torch.optim.Optimizer],
-        seed_of: Callable[[int], int],
-        ranks: Ranks,
+        self, blank: Stretch, split: TensorSplit | Loader, fresh: Callable[[], torch.optim.Optimizer], seed: int
     ) -> Stretch | None:
-        """Return the stretch of the pending state; None where the level begins.
+        """Return the stretch of the pending state; None where a level begins with it.
 
         Args:
-            model: the network.
-            samples: their order, which takes the state's place.
-            fresh: makes an optimizer of its weights.
-            seed_of: gives a seed for a step, where this process had no random state.
-            ranks: the processes that train the model.
+            blank: a stretch that has not begun, which becomes that of the state.
+            split: the training split.
+            fresh: makes an optimizer of the network's weights.
+            seed: of this process.
 
         Raises:
             InputError: the state is incomplete, or of another network.
         """
-        state, self.pending = self.pending, None
-        if state is None:
-            return None
+        state, self.pending = self.pending or {}, None
         self.kept = None  # of a level that diverged
         with restoring("training"):
-            return self._stretch(state, model, samples, fresh, seed_of, ranks)
-
-    def _stretch(
-        self,
-        state: State,
-        model: nn.Module,
-        samples: SampleOrder | Place,
-        fresh: Callable[[], torch.optim.Optimizer],
-        seed_of: Callable[[int], int],
-        ranks: Ranks,
-    ) -> Stretch | None:
-        if state.get("keeps"):
-            kept = fresh()
-            restore_optimizer(kept, part("kept", state))
-            self.kept = model, kept
-        if "step" not in state:
-            if isinstance(samples, Place):
-                samples.loader.restore(part("loader", state))
-            return None
-        optimizer = self.kept[1] if self.kept is not None and not state["apart"] else fresh()
-        restore_optimizer(optimizer, part("optimizer", state))
-        begin, step = float(state["begin"]), int(state["step"])
-        samples.restore(state)
-        torch.set_rng_state(state["torch"])
-        if (mine := state.get(_torch_of(ranks.rank))) is not None:
-            torch.set_rng_state(mine)
-        else:  # there were fewer processes
-            torch.manual_seed(seed_of(step))
-        if "cuda" in state and observing.device_of(model).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
-        if not (0.0 <= begin < 1e9 and step >= 0):
-            raise ValueError(f"it stands at epoch {begin}, step {step}")
-        return Stretch(
-            model, optimizer, samples, begin, bool(state["searching"]), step, state["losses"].tolist(), ranks
-        )
+            if state.get("keeps"):
+                self.kept = blank.model, fresh()
+                restore_optimizer(self.kept[1], part("kept", state))
+            if "step" not in state:
+                split.restore(part("loader", state))
+                return None
+            if self.kept is not None and not state["apart"]:
+                blank.optimizer = self.kept[1]
+            blank.restore(state, seed)
+        return blank
 
 
 def _torch_of(rank: int) -> str:

@@ -15,17 +15,12 @@ from incop.errors import InputError
 from incop.ranks import ALONE, Ranks
 from incop.records import ACCURACY, Metric
 
-__all__ = ["RunningMetric", "ValidationMetric", "in_memory", "refuse_broadcast"]
+__all__ = ["RunningMetric", "ValidationMetric", "refuse_broadcast"]
 
 IGNORED = -100  # the target that cross-entropy leaves out
 ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 THROWN = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
-
-
-def in_memory(split: Any) -> bool:
-    """Say whether a split is two tensors, inputs and targets, and not batches."""
-    return isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)
 
 
 class RunningMetric(Protocol):
@@ -100,7 +95,7 @@ class ValidationMetric:
         """
         if self.measure is None and isinstance(target, Tensor) and target.is_floating_point():
             raise InputError(
-                f"the targets of the {split} split are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
+                f"the targets of {split} are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
                 "accuracy: give metric= and higher_is_better=, such as metric=torch.nn.functional.l1_loss, higher_is_better=False"
             )
 

@@ -219,7 +219,7 @@ class Watch:
             epoch: epochs trained in this level so far, where the loop knows them.
         """
         self.step += 1
-        self._ledger.samples += samples
+        self._ledger.trained.samples += samples
         if epoch is not None:
             self.epoch = epoch
         if self._on_step is not None:
@@ -244,7 +244,7 @@ class Watch:
         self._taken = False
         self._on_rest()
         if self._taken:
-            self._ledger.record_pause()
+            self._ledger.pause(self._ledger.recorded)
 
     def state(self) -> State:
         """Return what the watch of a resumed level needs: where it stands, its ledger, its checks, masks it remembers."""

@@ -19,7 +19,7 @@ ORDER = [
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches", "states", "wrappers", "loaders", "validation_metric", "offload"},
+    {"layers", "batches", "states", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
     {"rundir"},
     {"records", "record_json", "schema_1", "locks", "ranks"},
     {"errors"},
