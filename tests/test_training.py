@@ -469,7 +469,10 @@ def test_a_state_without_a_kept_optimizer_takes_one_away():
         model = net()
         made.restore(begin)
         watch = Watch(model, level=2, rule=stopping.AfterEpochs(0.5), continues=True)
-        made._kept = made._kept and (model, made._kept[1])  # the level before was trained on this model
+        made._carried.kept = made._carried.kept and (
+            model,
+            made._carried.kept[1],
+        )  # the level before was trained on this model
         made.fit(model, Masks.full(model), watch)
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

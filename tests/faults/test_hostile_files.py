@@ -612,7 +612,7 @@ EDITS = {
     "order": {'"model/fc1.weight", ': ""},
     "point": {'"points": {"': '"points": {"../../x": "../../../etc/passwd", "'},
     "threads": {'"threads": ': '"threads": 1000000000, "x": '},
-    "schema": {'"schema": 1': '"schema": "1"'},
+    "schema": {'"schema": 2': '"schema": "2"'},
 }
 
 

@@ -13,21 +13,23 @@ SOURCE = Path(__file__).parents[2] / "src" / "incop"
 ORDER = [
     {"cli"},
     {"experiments", "reports", "export", "integrations"},
-    {"training", "checkpoints"},
+    {"training", "training_state", "checkpoints"},
     {"loop"},
-    {"watch"},
+    {"watch", "ledger"},
     {"flow", "pruning", "stopping", "snapshots"},
     {"masks"},
     {"observing"},
-    {"layers", "batches", "states", "wrappers", "loaders", "scoring", "offload"},
+    {"layers", "batches", "states", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
     {"rundir"},
-    {"records", "locks", "ranks"},
+    {"records", "record_json", "schema_1", "locks", "ranks"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}
 WITHOUT_TORCH = [
     "errors",
     "records",
+    "record_json",
+    "schema_1",
     "locks",
     "rundir",
     "stopping",

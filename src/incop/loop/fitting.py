@@ -144,7 +144,7 @@ def level_record(
 ) -> Level:
     """Return the record of a level that was trained."""
     end = watch.checks[-1]
-    measured = end.accuracy if settings.metric is None else end.score
+    measured = end.metric_value
     if measured is None:
         measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
     spent = watch.spent
@@ -165,7 +165,7 @@ def level_record(
         record_seconds=spent.record_seconds,
         record_samples=spent.record_samples,
         search=watch.stopped,
-        val_accuracy=measured if settings.metric is None else None,
+        metric_value=measured,
         stop_reason=stop_reason,
         rewind=rewind,
         max_epochs=budget,
@@ -176,5 +176,4 @@ def level_record(
         lr_share=progress.lr_share,
         abandoned=watch.abandoned,
         metric=settings.metric,
-        score=None if settings.metric is None else measured,
     )

@@ -38,8 +38,7 @@ class SearchProgress:
     path: SparsityPath | None = None  # planned on the dense network
     points: dict[str, Snapshot] = field(default_factory=dict)
     reference: Flow | None = None
-    reference_accuracy: float | None = None
-    reference_score: float | None = None
+    reference_value: float | None = None  # of the metric, of the dense network
     lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
     retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
 

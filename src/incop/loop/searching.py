@@ -240,7 +240,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
             )
     progress.reference = watch.checks[-1].flow
     record = level_record(settings, progress, watch, rewind="none", stop_reason="dense network, full training")
-    progress.reference_accuracy, progress.reference_score = record.val_accuracy, record.score
+    progress.reference_value = record.metric_value
     ticket = Ticket(record, progress.masks, end.tensors, watch.checks, dict(progress.points))
     del watch  # as in `_sparse`
     return ticket
@@ -265,11 +265,11 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
     record = dataclasses.replace(dense.record, flow=progress.reference)
     progress.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != settings.metric:
-        names = [one.name if one is not None else "accuracy" for one in (record.metric, settings.metric)]
         raise InputError(
-            f"the dense level given was judged by {names[0]}, and the trainer measures {names[1]}: give them one"
+            f"the dense level given was judged by {record.metric.name}, and the trainer measures {settings.metric.name}: "
+            "give them one metric"
         )
-    progress.reference_accuracy, progress.reference_score = record.val_accuracy, record.score
+    progress.reference_value = record.metric_value
     return Ticket(record, progress.masks, dense.weights.tensors, (), dict(progress.points))
 
 
@@ -297,9 +297,8 @@ def _sparse(settings: SearchSettings, progress: SearchProgress) -> Ticket:
         meter=settings.meter,
         rule=None if full else settings.rule,
         reference=progress.reference,
-        reference_accuracy=progress.reference_accuracy,
         metric=settings.metric,
-        reference_score=progress.reference_score,
+        reference_value=progress.reference_value,
         masks=masks,
         next_masks=would_cut,
         level=level.number,

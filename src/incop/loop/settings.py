@@ -12,7 +12,7 @@ from incop.flow import Meter
 from incop.loop.tickets import Dense, Trains
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
-from incop.records import Check, Interval, Metric
+from incop.records import ACCURACY, Check, Interval, Metric
 from incop.snapshots import RewindPoint
 from incop.states import State
 from incop.stopping import Rule
@@ -50,9 +50,9 @@ class SearchSettings:
     on_notice: Callable[[str], None] | None
 
     @property
-    def metric(self) -> Metric | None:
-        """What the trainer judges the network by, where that is not accuracy."""
-        return getattr(self.trainer, "measures", None)
+    def metric(self) -> Metric:
+        """What the trainer judges the network by."""
+        return getattr(self.trainer, "measures", ACCURACY)
 
     @property
     def ends(self) -> list[tuple[str, float]]:

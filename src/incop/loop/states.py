@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from incop import ranks
+from incop import ranks, schema_1
 from incop.loop.progress import LevelProgress, SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.masks import Masks
@@ -56,10 +56,9 @@ def _state(settings: SearchSettings, progress: SearchProgress, watch: Watch) -> 
         "points": {name: point.epoch for name, point in progress.points.items()},
         "path": None if progress.path is None else list(progress.path.sparsities),
         "reference": None if progress.reference is None else progress.reference.to_json(),
-        "reference_accuracy": progress.reference_accuracy,
+        "reference_value": progress.reference_value,
         "lr_share": progress.lr_share,
         "retaken": progress.retaken,
-        "reference_score": progress.reference_score,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
     }
 
@@ -98,10 +97,8 @@ def restore(settings: SearchSettings, progress: SearchProgress, state: State) ->
         if isinstance(settings.amount, Planned) and state["path"] is not None:
             progress.path = SparsityPath(tuple(state["path"]))
         progress.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
-        accuracy = state["reference_accuracy"]
-        progress.reference_accuracy = None if accuracy is None else float(accuracy)
-        score = state.get("reference_score")
-        progress.reference_score = None if score is None else float(score)
+        value = schema_1.reference_value(state)
+        progress.reference_value = None if value is None else float(value)
 
 
 def beginning_of(settings: SearchSettings, progress: SearchProgress) -> State:

@@ -17,7 +17,7 @@ from incop.loop.tickets import budget_of
 from incop.pruning import Planned
 from incop.pruning.cut import reach
 from incop.pruning.saliency import Gathers
-from incop.records import Metric
+from incop.records import ACCURACY, Metric
 from incop.stopping import Rule
 from incop.wrappers import unwrapped
 
@@ -91,13 +91,11 @@ def _validate_answers(settings: SearchSettings) -> None:
 
 
 def _validate_metric(settings: SearchSettings) -> None:
-    if settings.metric is None:
-        return
     if not isinstance(settings.metric, Metric):
         raise InputError(
             f"the trainer measures a {type(settings.metric).__name__}: say it by Metric(name, higher_is_better)"
         )
-    if settings.rule is not None and "accuracy" in settings.rule.wants:
+    if settings.metric != ACCURACY and settings.rule is not None and "accuracy" in settings.rule.wants:
         raise InputError(
             f"the rule {str(settings.rule)!r} asks for the accuracy, and the trainer measures {settings.metric.name}: use "
             "MetricRestored(drop), in words 'metric within X'"

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from incop.errors import IncopError, InputError, quoted
-from incop.records import MOST, Check, Level, Run, Spent
+from incop.record_json import MAX_COUNT
+from incop.records import Check, Level, Run, Spent
 from incop.reports.costs import TicketCost, costs_of_ticket
 from incop.rundir import RunDir, inside, is_file, read_json, read_toml
 
@@ -323,7 +324,7 @@ def _job(file: Path, entry: object) -> RunEntry:
     seed: Any = entry.get("seed")
     sparsity: Any = entry.get("sparsity")
     ends = sparsity is None or (type(sparsity) in (int, float) and 0 <= sparsity <= 1)
-    if type(seed) is not int or not 0 <= seed <= MOST or not ends:
+    if type(seed) is not int or not 0 <= seed <= MAX_COUNT or not ends:
         raise InputError(
             f"{str(file)!r} lists a run with seed {quoted(seed)} and sparsity {quoted(sparsity)}: it is damaged"
         )

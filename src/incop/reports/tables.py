@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from incop.records import ACCURACY
 from incop.reports.costs import TicketCost, costs_of_ticket, level_cost, samples_per_epoch
 from incop.reports.recorded import RecordedComparison, RecordedRun, reported
 from incop.reports.statistics import MARGIN, ComparisonAnalysis, Estimate, analyse
@@ -113,7 +114,11 @@ def level_table(recorded: RecordedRun) -> Table:
                 "remaining": level.remaining,
                 "test_accuracy": level.test_accuracy,
                 "val_accuracy": level.val_accuracy,
-                **({} if level.metric is None else {"metric": level.metric.name, "score": level.score}),
+                **(
+                    {}
+                    if level.metric == ACCURACY
+                    else {"metric": level.metric.name, "metric_value": level.metric_value}
+                ),
                 "reported_ticket": level.level in tickets,
                 "max_epochs": level.max_epochs,
                 "searched_epochs": level.searched.epochs,
