@@ -46,6 +46,8 @@ class SearchProgress:
     def of(cls, settings: SearchSettings) -> SearchProgress:
         """Return the progress of a search that has not begun."""
         masks = Masks.full(settings.model, skip=settings.skip, frozen=settings.frozen)
+        if settings.masks is not None:
+            masks = masks.intersect(settings.masks)
         score = settings.score
         return cls(masks, score.fresh() if isinstance(score, Gathers) else score)
 

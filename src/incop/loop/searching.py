@@ -20,6 +20,7 @@ from incop.errors import InputError
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
 from incop.loop.fitting import fit_level, level_record, prove_zero
+from incop.loop.given import measured, trained_together
 from incop.loop.progress import LevelProgress, SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.states import offer, restore
@@ -46,11 +47,13 @@ def search(
     meter: Meter | None = None,
     rule: Rule | None = None,
     amount: Amount | float = 0.2,
-    rewind: str | RewindPoint = "early:1",
+    rewind: str | RewindPoint | None = None,
     score: Score | None = None,
     selection: Selection | None = None,
     skip: Iterable[str | type[nn.Module]] = (),
     frozen: bool = False,
+    trained: bool = False,
+    masks: Masks | None = None,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
@@ -85,11 +88,15 @@ def search(
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
         rule: ends a level's retraining; None retrains every level in full.
         amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning` or of your own.
-        rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`.
+        rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`. By default "early:1", or
+            "rate" where the network is trained already.
         score: which weights go, by default the smallest.
         selection: who competes with whom, by default all with all.
         skip: layers that are not pruned: names, patterns or module classes.
         frozen: prune weights that training leaves as they are (`requires_grad` is off) too.
+        trained: the model is a trained network: level 0 measures it and trains nothing. Drops are against it, and the
+            trainer's `epochs` are the budget of a level.
+        masks: weights that are pruned already and stay so, which must be zero; by default none are.
         check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
@@ -145,7 +152,7 @@ def search(
         | {
             "probe": None if probe is None else reusable(probe),
             "amount": amount_of(amount),
-            "rewind": RewindPoint.parse(rewind),
+            "rewind": RewindPoint.parse(rewind if rewind is not None else "rate" if trained else "early:1"),
             "check_every": Interval.parse(check_every),
             "ticket_at": tuple(sorted(ticket_at)),
             "keep": tuple(RewindPoint.parse(point) for point in keep),
@@ -163,6 +170,9 @@ def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | 
         del resume
     if progress.level.number == 0:
         trained = settings.dense if progress.level.resume is None else None
+        if settings.trained and trained is None:
+            trained_together(settings)
+            trained = measured(settings, progress)
         yield _dense(settings, progress) if trained is None else _given(settings, progress, trained)
         needed = str(settings.rewind) if settings.rewind.restores else ""
         progress.points = {name: point for name, point in progress.points.items() if name == needed}  # each a network
@@ -259,7 +269,7 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
             f"the dense level given has no rewind point {str(settings.rewind)!r}: it has {have}; train it with keep="
         )
     dense.weights.rewind(settings.model)
-    if settings.meter is not None:
+    if settings.meter is not None and not settings.trained:
         found = measure(settings.model, settings.probe, settings.meter, masks=progress.masks, together=True)
         progress.reference = ranks.of(settings.model).same(found)
     record = dataclasses.replace(dense.record, flow=progress.reference)

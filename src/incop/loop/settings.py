@@ -10,6 +10,7 @@ from torch import nn
 
 from incop.flow import Meter
 from incop.loop.tickets import Dense, Trains
+from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
 from incop.records import ACCURACY, Check, Interval, Metric
@@ -34,6 +35,8 @@ class SearchSettings:
     selection: Selection | None
     skip: Iterable[str | type[nn.Module]]
     frozen: bool
+    trained: bool
+    masks: Masks | None
     check_every: Interval
     check_before: bool
     last_level_full: bool

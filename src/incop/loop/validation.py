@@ -11,6 +11,7 @@ from incop.batches import first_samples, unpack
 from incop.errors import InputError, unknown
 from incop.flow import Meter, measure
 from incop.loop.cutting import TrialCuts, planned_path
+from incop.loop.given import validate_given
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.tickets import budget_of
@@ -39,6 +40,7 @@ def validate(settings: SearchSettings, progress: SearchProgress) -> None:
             f"the rule is a {type(settings.rule).__name__}: pass one of incop.stopping, such as stopping.parse(text)"
         )
     _validate_metric(settings)
+    validate_given(settings, progress)
     _validate_reach(settings, progress)
     if callable(getattr(progress.score, "gathering", None)) and not isinstance(progress.score, Gathers):
         raise InputError(
