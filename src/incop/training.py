@@ -189,9 +189,6 @@ class Trainer:
         Raises:
             Diverged: the loss is not finite, or with `clip` the gradient; the sentence says at which step.
         """
-        begin = watch.schedule_from
-        whole = self._whole(watch)
-        budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
         device, was, together, carried = observing.device_of(model), model.training, ranks.of(model), self._carried
         devices = [device] if device.type == "cuda" else []
         seed = self.seed * 1_000_003
@@ -210,7 +207,7 @@ class Trainer:
                     if watch.due() and watch.look(metric_value=self._validated(model, watch), epoch=0.0).stop:
                         return
                     carried.now = self._begun(model, watch, samples)
-                while self._train(model, masks, watch, carried.now, budget):
+                while self._train(model, masks, watch, carried.now):
                     carried.now = self._begun(model, watch, carried.now.samples.afresh())
         finally:
             carried.now = None
@@ -289,20 +286,22 @@ class Trainer:
         return Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
 
     def _whole(self, watch: Watch) -> float:
-        return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
+        usual = self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
+        return usual * watch.recipe.budget
 
-    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: Stretch, budget: float) -> bool:
+    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: Stretch) -> bool:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
-        size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
+        recipe, size = watch.recipe, self._size(watch)
         per_epoch, offset, whole = self._split.steps(size), watch.schedule_from, self._whole(watch)
+        budget = whole if math.isinf(offset) else max(whole - offset, 0.0)
         total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
                 inputs, labels, count = now.samples.next(size, now.ranks)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
-                rate *= self.search_lr if searching else 1.0
+                rate *= self.search_lr * recipe.lr if searching else recipe.lr
                 for group in optimizer.param_groups:
                     group["lr"] = rate
                 now.losses.append(self._step(model, now, inputs, labels, watch))
@@ -313,10 +312,15 @@ class Trainer:
                     now.losses = []
                     if watch.look(metric_value=self._validated(model, watch), loss=loss).stop:
                         return False
-                    if searching and not watch.searching and self._searches_otherwise:
+                    if searching and not watch.searching and (self._searches_otherwise or watch.recipe != recipe):
                         return step < total
                 watch.rest()
         return False
+
+    def _size(self, watch: Watch) -> int:
+        if watch.searching and self.search_batch_size is not None:
+            return self.search_batch_size
+        return watch.recipe.batch_size(self.batch_size)
 
     @property
     def _searches_otherwise(self) -> bool:
@@ -364,7 +368,8 @@ class Trainer:
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
         kept, self._carried.kept = self._carried.kept, None
-        if not (self.keep_optimizer and watch.searching):
+        keeps = self.keep_optimizer or watch.recipe.keep_optimizer
+        if not (keeps and watch.searching):
             if watch.stopped is not None:
                 self._carried.kept = (
                     kept  # a ticket on the way is trained on to its end; the search goes on from the stop

@@ -17,6 +17,7 @@ from incop.errors import Diverged, InputError, TrainingError, renamed
 from incop.flow import Meter, measure
 from incop.ledger import Cost, Ledger
 from incop.masks import Masks
+from incop.recipe import USUAL, Recipe
 from incop.records import ACCURACY, Check, Flow, History, Interval, Metric, Spent, Verdict
 from incop.snapshots import check_extra_states
 from incop.states import State, part, restoring, under
@@ -57,6 +58,8 @@ class Watch:
         schedule_from: at which epoch of its schedule the trainer is to begin; infinity: to stay at its end.
         continues: the weights are those that the last level ended with, less what was cut; False: they were rewound.
         lr_share: what the trainer is to multiply its learning rate by, in (0, 1]; below 1 after training diverged.
+        search_recipe: how the trainer is to train while the rule may end the level.
+        last_recipe: how it is to train a level that no rule ends, and what follows a rule's stop.
         on_check: called with every check as it is made.
         on_step: called with (epoch, step) at every reported step and look.
         on_rest: called by `rest()`, wherever training could be gone on from later; it may take `state()`.
@@ -99,6 +102,8 @@ class Watch:
         schedule_from: float = 0.0,
         continues: bool = False,
         lr_share: float = 1.0,
+        search_recipe: Recipe = USUAL,
+        last_recipe: Recipe = USUAL,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
         on_rest: Callable[[], None] | None = None,
@@ -127,6 +132,8 @@ class Watch:
         self.schedule_from = schedule_from
         self.continues = continues
         self.lr_share = lr_share
+        self.search_recipe = search_recipe
+        self.last_recipe = last_recipe
         self.attempt = 0
         self.epoch = 0.0
         self.step = 0
@@ -169,6 +176,11 @@ class Watch:
     def searching(self) -> bool:
         """Whether a rule may still end this level; False for the dense level and for full budgets."""
         return self.rule is not None and self._stopped is None
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the level is to be trained from here: as the search is while a rule may end it, as the last level is otherwise."""
+        return self.search_recipe if self.searching else self.last_recipe
 
     @property
     def verdict(self) -> Verdict | None:

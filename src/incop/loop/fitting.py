@@ -149,6 +149,8 @@ def level_record(
         measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
     spent = watch.spent
     budget = budget_of(settings.trainer, watch.level)
+    if budget is not None:
+        budget *= watch.recipe.budget
     if budget is not None and math.isfinite(watch.schedule_from):
         budget = max(budget - watch.schedule_from, 0.0)
     return Level(

@@ -30,6 +30,7 @@ from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
+from incop.recipe import USUAL, Recipe
 from incop.records import Check, Interval
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
@@ -54,6 +55,8 @@ def search(
     frozen: bool = False,
     trained: bool = False,
     masks: Masks | None = None,
+    search_recipe: Recipe = USUAL,
+    last_recipe: Recipe = USUAL,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
@@ -97,6 +100,8 @@ def search(
         trained: the model is a trained network: level 0 measures it and trains nothing. Drops are against it, and the
             trainer's `epochs` are the budget of a level.
         masks: weights that are pruned already and stay so, which must be zero; by default none are.
+        search_recipe: how levels are trained while the rule may end them, relative to the trainer's settings.
+        last_recipe: how levels are trained that no rule ends: the last one and those of `ticket_at`.
         check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
@@ -318,6 +323,8 @@ def _sparse(settings: SearchSettings, progress: SearchProgress) -> Ticket:
         schedule_from=starts.get(settings.rewind.kind, 0.0),
         continues=level.number > 1 and not settings.rewind.restores,
         lr_share=progress.lr_share,
+        search_recipe=settings.search_recipe,
+        last_recipe=settings.last_recipe,
         on_check=settings.on_check,
         on_step=None if settings.on_step is None else functools.partial(settings.on_step, level.number),
         on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended

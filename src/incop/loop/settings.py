@@ -13,6 +13,7 @@ from incop.loop.tickets import Dense, Trains
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
+from incop.recipe import Recipe
 from incop.records import ACCURACY, Check, Interval, Metric
 from incop.snapshots import RewindPoint
 from incop.states import State
@@ -37,6 +38,8 @@ class SearchSettings:
     frozen: bool
     trained: bool
     masks: Masks | None
+    search_recipe: Recipe
+    last_recipe: Recipe
     check_every: Interval
     check_before: bool
     last_level_full: bool
