@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import incop
 from incop import flow, pruning, ranks, stopping
+from incop.distillation import OutputError
 from incop.errors import Diverged, InputError, TrainingError
 from incop.experiments.engines.local import PROCESSES
 from incop.masks import Masks
@@ -303,7 +304,8 @@ def test_nan_in_one_share_is_an_error_of_all(company):
 
 
 def trainer(**more):
-    return incop.Trainer((X, Y), (X[:31], Y[:31]), **{"epochs": 2, "batch_size": 9, "lr": 0.01, **more})
+    usual = {"validation": (X[:31], Y[:31]), "epochs": 2, "batch_size": 9, "lr": 0.01}
+    return incop.Trainer((X, Y), **usual | more)
 
 
 def record(ticket):
@@ -313,7 +315,7 @@ def record(ticket):
         "steps": level.steps,
         "samples": level.samples,
         "probed": level.probe_samples,
-        "accuracy": level.val_accuracy,
+        "metric": level.metric_value,
         "reason": level.stop_reason,
         "flow": {} if level.flow is None else dict(level.flow.values),
         "weights": {name: tensor.clone() for name, tensor in ticket.weights.items()},
@@ -338,6 +340,8 @@ SEARCHES = {
     "gradient score": {"score": pruning.GradientTimesWeight(functional.cross_entropy, [(X, Y)]), "levels": 2},
     "pq": {"rewind": "rate", "amount": pruning.PQIndex(1, 2), "selection": pruning.Layerwise(output=0.5)},
     "saliency": {"score": pruning.Saliency(memory=20), "rewind": "rate", "levels": 3},
+    "dense objective": {"rewind": "rate"},
+    "dense objective, every batch": {"rewind": "dense", "rule": stopping.AfterEpochs(2)},
 }
 
 
@@ -348,10 +352,16 @@ def searched(together, name, how=None, **more):
     return [record(ticket) for ticket in incop.search(spread, trainer(**(how or {})), **options, **more)]
 
 
+def shifted(inputs, generator):
+    return inputs + 0.1
+
+
 HOW = {
     "accuracy": {"clip": 0.5, "optimizer": "sgd"},
     "masks": {"batch_size": 53},
     "pq": {"batch_size": 3, "epochs": 0.5},
+    "dense objective": {"objective": "dense", "validation": X[:31]},
+    "dense objective, every batch": {"objective": OutputError(), "augment": shifted, "validation": X[:31]},
 }
 
 
@@ -366,8 +376,9 @@ def test_a_search_is_that_of_one_process(company, name):
     for mine in found:
         assert len(mine) == len(wanted)
         for a, b in zip(mine, wanted, strict=True):
-            for key in ("masks", "steps", "samples", "probed", "accuracy"):
+            for key in ("masks", "steps", "samples", "probed"):
                 assert a[key] == b[key], key
+            assert a["metric"] == pytest.approx(b["metric"], rel=1e-4)
             assert a["reason"].partition("(")[0] == b["reason"].partition("(")[0]
             assert a["flow"] == pytest.approx(b["flow"], rel=1e-4, abs=1e-6)
             for weight, tensor in b["weights"].items():

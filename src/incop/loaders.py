@@ -37,9 +37,10 @@ class Loader:
         batches: the batches; each is unpacked as `incop.batches.unpack` does.
         unpack: turns one into (inputs, target) first, where it has another form.
         what: their name in messages.
+        targets: whether every batch must have a target.
 
     Raises:
-        InputError: they can be read only once, their number is not known, there are none, or the first has no target.
+        InputError: they can be read only once, their number is not known, there are none, or the first has no target and needs one.
 
     Example:
         >>> import torch
@@ -50,7 +51,12 @@ class Loader:
     """
 
     def __init__(
-        self, batches: Any, *, unpack: Callable[[Any], Any] | None = None, what: str = "the training split"
+        self,
+        batches: Any,
+        *,
+        unpack: Callable[[Any], Any] | None = None,
+        what: str = "the training split",
+        targets: bool = True,
     ) -> None:
         if isinstance(batches, Iterator):
             raise InputError(
@@ -64,6 +70,7 @@ class Loader:
         self.batches = batches
         self.what = what
         self._unpack = unpack
+        self._targets = targets
         try:
             self._count = len(batches)  # type: ignore[arg-type]  # that it has none is what is found out
         except TypeError:
@@ -82,6 +89,11 @@ class Loader:
     def target(self) -> Any:
         """The first batch's target."""
         return self.first.target
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the first batch has a target."""
+        return self.first.target is not None
 
     def steps(self, batch_size: int) -> int:
         """Return the batches of an epoch; a loader has a batch size of its own."""
@@ -106,7 +118,7 @@ class Loader:
             InputError: it has no target, or another form.
         """
         found = unpack(batch if self._unpack is None else self._unpack(batch))
-        if found.target is None:
+        if found.target is None and self._targets:
             raise InputError(
                 f"a batch of {self.what} has no target: give (inputs, target), a dictionary with the target under 'labels', or "
                 "unpack=, a function that makes (inputs, target) of a batch"

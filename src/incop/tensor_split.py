@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,12 @@ def in_memory(split: Any) -> bool:
     return isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)
 
 
+def inputs_alone(split: Any) -> Tensor | None:
+    """Return the inputs of a split that is one tensor, by itself or in a tuple; None where it is something else."""
+    alone = split[0] if isinstance(split, tuple) and len(split) == 1 else split
+    return alone if isinstance(alone, Tensor) else None
+
+
 @dataclass(frozen=True)
 class TensorSplit:
     """Inputs and targets in memory; the counterpart of `incop.loaders.Loader`.
@@ -32,6 +38,7 @@ class TensorSplit:
         what: its name in messages.
         prepare: turns a batch of inputs into what the model takes.
         augment: changes a batch of training inputs before that, given a random generator.
+        labelled: whether the targets are labels; False: they are the samples' places in the split, see `by_place`.
 
     Raises:
         InputError: there are none, or not as many targets.
@@ -48,6 +55,7 @@ class TensorSplit:
     what: str = "the training split"
     prepare: Callable[[Tensor], Any] | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    labelled: bool = True
 
     inexact = None  # its order is known, so that training is resumed to the bit
     divided = True  # among processes, batch by batch
@@ -57,6 +65,10 @@ class TensorSplit:
             raise InputError(
                 f"{self.what} has {len(self.inputs)} inputs and {len(self.target)} labels: it needs as many, and some"
             )
+
+    def by_place(self) -> TensorSplit:
+        """Return the split with every sample's place in it instead of its target: of what is kept for each sample."""
+        return replace(self, target=torch.arange(len(self.inputs), device=self.inputs.device), labelled=False)
 
     def steps(self, batch_size: int) -> int:
         """Return the steps of an epoch; the last batch may be smaller."""

@@ -13,16 +13,17 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from incop import observing, ranks
-from incop.batches import Batch, call, output_tensor
+from incop.batches import Batch, mapped, output_tensor
 from incop.errors import Diverged, InputError, unknown
 from incop.flow.gradient import mean_loss
 from incop.flow.losses import TokenLoss
 from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
+from incop.objective import DenseOutputs, Objective, called
 from incop.ranks import ALONE, Ranks
 from incop.records import Interval, Metric
 from incop.states import State
-from incop.tensor_split import SampleOrder, TensorSplit, in_memory
+from incop.tensor_split import SampleOrder, TensorSplit, in_memory, inputs_alone
 from incop.training_state import Carried, Stretch
 from incop.validation_metric import ValidationMetric, refuse_broadcast
 from incop.watch import Watch
@@ -62,8 +63,10 @@ class Trainer:
 
     Args:
         train: inputs (N, …) and targets (N, …) of the training split, two tensors; or a data loader, a list of batches or
-            anything else with a length that can be gone through again.
-        validation: the same of the validation split; accuracy, or the metric, is measured on it.
+            anything else with a length that can be gone through again. With an objective other than "labels" inputs alone
+            suffice: one tensor, or batches of inputs.
+        validation: the same of the validation split; accuracy, or the metric, is measured on it. Without targets it is the
+            agreement with the dense network, or the error against it (`incop.distillation`).
         epochs: the dense network's budget, > 0.
         level_epochs: every pruned level's budget, > 0; by default the dense network's. The schedule spans it.
         batch_size: samples a step, at least 1. A data loader has its own.
@@ -79,6 +82,10 @@ class Trainer:
         metric: what is measured on the validation split instead of accuracy: a function `metric(output, target)` of all its
             outputs and targets that returns a number, or an object of torchmetrics.
         higher_is_better: whether more of the metric is better; torchmetrics says it itself.
+        objective: what a pruned level is trained towards. "labels": `loss` of the targets; "dense": the dense (or given)
+            network's outputs, by the divergence of class scores where `loss` is a cross-entropy and by mean square error
+            elsewhere; or `incop.distillation.DistillationLoss(…)`, `OutputError()`, or a function of your own
+            `objective(output, dense_output)`. Targets are then used in level 0 only.
         unpack: turns a data loader's batch into (inputs, target), where it has another form than those that
             `incop.batches.unpack` knows: (inputs, target), or a dictionary of the model's arguments with "labels" among them.
         prepare: turns a batch of inputs into what the model takes, such as uint8 pixels into normalised floats.
@@ -128,8 +135,10 @@ class Trainer:
     metric: Any = None
     higher_is_better: bool | None = None
     unpack: Callable[[Any], Any] | None = None
+    objective: str | Callable[[Any, Any], Tensor] = "labels"
     _split: TensorSplit | Loader = field(init=False, repr=False, compare=False)
     _held_out: TensorSplit | Loader = field(init=False, repr=False, compare=False)
+    _objective: Objective = field(init=False, repr=False, compare=False)
     _judge: ValidationMetric = field(default_factory=ValidationMetric, init=False, repr=False, compare=False)
     _carried: Carried = field(default_factory=Carried, init=False, repr=False, compare=False)
 
@@ -144,11 +153,13 @@ class Trainer:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not least <= value <= most or value == math.inf:
                 raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
+        self._objective = Objective(self.objective, self.loss)
         self._judge = ValidationMetric.of(self.metric, self.higher_is_better)
         self._split = self._read(self.train, "the train split", augment=self.augment)
         self._held_out = self._read(self.validation, "the validation split")
         for split in (self._split, self._held_out):
-            self._judge.check(split.target, split.what)
+            self._judge.check(split.target if split.labelled else None, split.what)
+        self._judge.check_labelled(self._held_out.labelled)
         if isinstance(self._split, Loader):
             for name, remedy in OWN_OF_LOADERS.items():
                 if getattr(self, name) is not None:
@@ -157,12 +168,33 @@ class Trainer:
     def _read(self, split: Any, what: str, **more: Any) -> TensorSplit | Loader:
         if in_memory(split):
             return TensorSplit(split[0], split[1], what, self.prepare, **more)
-        return Loader(split, unpack=self.unpack, what=what)
+        if self.needs_dense_network and (inputs := inputs_alone(split)) is not None:
+            return TensorSplit(inputs, inputs, what, self.prepare, **more).by_place()
+        return Loader(split, unpack=self.unpack, what=what, targets=not self.needs_dense_network)
 
     @property
     def measures(self) -> Metric:
-        """The metric and its direction; `incop.records.ACCURACY` where no other was given."""
-        return self._judge.metric
+        """The metric and its direction; `incop.records.ACCURACY` where no other was given and there are targets."""
+        return self._judge.metric if self._held_out.labelled else self._objective.comparison.metric
+
+    @property
+    def needs_dense_network(self) -> bool:
+        """Whether pruned levels are trained towards the dense network's outputs; a search then sets `dense_network`."""
+        return self.objective != "labels"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the training split has targets, which an untrained network needs."""
+        return self._split.labelled
+
+    @property
+    def dense_network(self) -> nn.Module | None:
+        """The network whose outputs are trained towards, frozen and in evaluation mode; None until level 0 has ended."""
+        return None if self._objective.dense is None else self._objective.dense.network
+
+    @dense_network.setter
+    def dense_network(self, network: nn.Module | None) -> None:
+        self._objective.dense = None if network is None else DenseOutputs(network)
 
     @property
     def inexact(self) -> str | None:
@@ -195,15 +227,19 @@ class Trainer:
         own = seed + (together.rank << 40)  # each process's, where it draws for itself
         self._check_divided(together)
         self.check_batches(model, watch.every)
+        split = self._split
+        if self.needs_dense_network:
+            self._objective.try_on(model, split, judged=not self._held_out.labelled)
+            split = self._objective.prepared(watch, split, self._held_out)
         carried.enter(devices)
         try:
             with torch.random.fork_rng(devices=devices):
                 if carried.pending is not None:
-                    blank = Stretch(model, self._fresh(model), self._split.order(device, 0, 0), ranks=together)
+                    blank = Stretch(model, self._fresh(model), split.order(device, 0, 0), ranks=together)
                     carried.now = carried.resumed(blank, self._split, lambda: self._fresh(model), own)
                 if carried.now is None:
                     torch.manual_seed(own + watch.level)  # for dropout; the caller's random state comes back afterwards
-                    samples = self._split.order(device, watch.level, seed)
+                    samples = split.order(device, watch.level, seed)
                     if watch.due() and watch.look(metric_value=self._validated(model, watch), epoch=0.0).stop:
                         return
                     carried.now = self._begun(model, watch, samples)
@@ -218,11 +254,14 @@ class Trainer:
 
         The optimizer and what it has gathered, the order of samples, where it stands in it, and torch's random state.
         """
-        return self._carried.state(self._split)
+        state, dense = self._carried.state(self._split), self._objective.dense
+        return state if dense is None else state | {"dense_counted": dense.counted}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state in the next `fit`, of the same network at the same level."""
         self._carried.pending = dict(state)
+        if self._objective.dense is not None and state.get("dense_counted", False):
+            self._objective.dense.counted = True
 
     def _check_divided(self, together: Ranks) -> None:
         """Refuse a data loader that gives all processes the same samples."""
@@ -255,7 +294,7 @@ class Trainer:
         if isinstance(self._split, Loader) or not any(isinstance(one, _BatchNorm) for one in model.modules()):
             return
         for name in ("batch_size", "search_batch_size"):
-            size, samples = getattr(self, name), len(self.train[0])
+            size, samples = getattr(self, name), len(self._split.inputs)
             if size is None:
                 continue
             if name == "batch_size":
@@ -294,6 +333,7 @@ class Trainer:
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
         recipe, size = watch.recipe, self._size(watch)
         per_epoch, offset, whole = self._split.steps(size), watch.schedule_from, self._whole(watch)
+        dense = self._objective.dense if self._held(watch) else None
         budget = whole if math.isinf(offset) else max(whole - offset, 0.0)
         total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
         model.train()
@@ -306,6 +346,8 @@ class Trainer:
                     group["lr"] = rate
                 now.losses.append(self._step(model, now, inputs, labels, watch))
                 now.step = step
+                if dense is not None and not dense.keeps(self._split):
+                    watch.consulted(count)
                 watch.stepped(count, epoch=begin + step / per_epoch)
                 if watch.due() or step == total:
                     loss = math.fsum(now.losses) / len(now.losses)
@@ -336,12 +378,10 @@ class Trainer:
     ) -> float:
         optimizer = now.optimizer
         optimizer.zero_grad(set_to_none=True)
-        output = self._output(model, inputs)
-        refuse_broadcast(self.loss, output, labels)
-        loss = mean_loss(self.loss, output, labels)
+        loss, terms = (self._dense_loss if self._held(watch) else self._label_loss)(model, inputs, labels)
         value = loss.item()
         if not now.ranks.one:
-            value, loss = _of_all(loss, self._terms(output, labels), now.ranks)
+            value, loss = _of_all(loss, terms(), now.ranks)
         if not math.isfinite(value):
             raise _diverged(f"the loss is {value}", optimizer, watch)
         loss.backward()
@@ -352,6 +392,25 @@ class Trainer:
         optimizer.step()
         ranks.level_buffers(model, only_running=True)
         return value
+
+    def _held(self, watch: Watch) -> bool:
+        """Say whether a level is trained towards the dense network's outputs."""
+        return self.needs_dense_network and watch.level > 0
+
+    def _label_loss(self, model: nn.Module, inputs: Tensor | Batch, labels: Any) -> tuple[Tensor, Callable[[], float]]:
+        """Return a batch's loss, and what returns how many numbers it is the mean over."""
+        output = self._output(model, inputs)
+        refuse_broadcast(self.loss, output, labels)
+        return mean_loss(self.loss, output, labels), lambda: self._terms(output, labels)
+
+    def _dense_loss(self, model: nn.Module, inputs: Any, places: Any) -> tuple[Tensor, Callable[[], float]]:
+        """Return the same against the dense network's outputs; `places` are those of samples in a split in memory."""
+        assert self._objective.dense is not None
+        wanted, device = self._objective.dense.of(self._split, inputs, places), observing.device_of(model)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            output = called(model, inputs)
+        output = mapped(output, lambda t: t.float() if t.dtype == torch.bfloat16 else t)
+        return self._objective.loss(model, inputs, output, wanted)
 
     def _terms(self, output: Tensor, labels: Any) -> float:
         """Return how many numbers this process's loss is the mean over."""
@@ -405,13 +464,16 @@ class Trainer:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
 
         Accuracy is the share of targets, in [0, 1], that have the largest output; with the loss `flow.TokenLoss()` the share
-        of tokens that the output before them foretells.
+        of tokens that the output before them foretells. On a split without targets it is the agreement with the dense network of
+        the search that the trainer trained in last, or the error against it.
         """
         own = split is None or split is self.validation
         return self._evaluated(model, self._held_out if own else self._read(split, "the split to evaluate"))[0]
 
     def _evaluated(self, model: nn.Module, split: TensorSplit | Loader) -> tuple[float, int]:
         """Return the metric on a split, and of how many samples it was taken."""
+        if not split.labelled:
+            return self._objective.judge(model, split)
         together, inner = ranks.of(model), ranks.within(model)
         device, shared, seen = observing.device_of(model), self._judge.divided(), 0
         with observing.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
@@ -442,6 +504,4 @@ def _diverged(what: str, optimizer: torch.optim.Optimizer, watch: Watch) -> Dive
 
 
 def _called(model: nn.Module, inputs: Tensor | Batch) -> Tensor:
-    return output_tensor(
-        model(inputs) if isinstance(inputs, Tensor) else call(model, inputs), where=type(model).__name__
-    )
+    return output_tensor(called(model, inputs), where=type(model).__name__)

@@ -99,6 +99,18 @@ class ValidationMetric:
                 "accuracy: give metric= and higher_is_better=, such as metric=torch.nn.functional.l1_loss, higher_is_better=False"
             )
 
+    def check_labelled(self, labelled: bool) -> None:
+        """Refuse a metric of targets where the validation split has none.
+
+        Raises:
+            InputError: a metric was given.
+        """
+        if self.measure is not None and not labelled:
+            raise InputError(
+                f"the metric {self.metric.name} is of outputs and targets, and the validation split has no targets: leave metric= "
+                "out, or give the targets"
+            )
+
     def divided(self) -> bool:
         """Say whether several processes may each take a share of a split: an object gathers what it is handed in its own way."""
         return self.measure is None or not self._gathers()

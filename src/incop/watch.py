@@ -297,6 +297,11 @@ class Watch:
         self._ledger.bucket.samples += samples
         self._ledger.bucket.seconds += seconds
 
+    def consulted(self, samples: int, seconds: float = 0.0) -> None:
+        """Count samples that the dense network was run on for training; they are probed, not trained."""
+        self._ledger.probed.samples += samples
+        self._ledger.probed.seconds += seconds
+
     @renamed(score="metric_value")
     def look(
         self,

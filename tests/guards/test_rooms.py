@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "incop"
 ORDER = [
     {"cli"},
     {"experiments", "reports", "export", "integrations"},
-    {"training", "training_state", "checkpoints"},
+    {"training", "training_state", "objective", "distillation", "checkpoints"},
     {"loop"},
     {"watch", "ledger"},
     {"flow", "pruning", "stopping", "snapshots"},

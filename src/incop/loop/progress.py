@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Amount, Score, SparsityPath
@@ -40,6 +42,7 @@ class SearchProgress:
     reference: Flow | None = None
     reference_value: float | None = None  # of the metric, of the dense network
     lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
+    dense_network: nn.Module | None = None  # a frozen copy, where the trainer needs it
     retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
 
     @classmethod

@@ -19,6 +19,7 @@ from incop.batches import reusable
 from incop.errors import InputError
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
+from incop.loop.dense_network import frozen_copy, hand_over, take_back
 from incop.loop.fitting import fit_level, level_record, prove_zero
 from incop.loop.given import measured, trained_together
 from incop.loop.progress import LevelProgress, SearchProgress
@@ -166,21 +167,28 @@ def search(
     )
     progress = SearchProgress.of(settings)
     validate(settings, progress)
+    progress.dense_network = frozen_copy(settings)
     return _levels(settings, progress, resume)
 
 
 def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Iterator[Ticket]:
+    take_back(settings)
     if resume is not None:
         restore(settings, progress, resume)
         del resume
+    if progress.level.number > 0:
+        hand_over(settings, progress)
     if progress.level.number == 0:
         trained = settings.dense if progress.level.resume is None else None
         if settings.trained and trained is None:
             trained_together(settings)
             trained = measured(settings, progress)
-        yield _dense(settings, progress) if trained is None else _given(settings, progress, trained)
-        needed = str(settings.rewind) if settings.rewind.restores else ""
-        progress.points = {name: point for name, point in progress.points.items() if name == needed}  # each a network
+        ticket = _dense(settings, progress) if trained is None else _given(settings, progress, trained)
+        hand_over(settings, progress)
+        yield ticket
+        del ticket
+        needed = {str(settings.rewind) if settings.rewind.restores else "", "dense" if progress.dense_network else ""}
+        progress.points = {name: point for name, point in progress.points.items() if name in needed}  # each a network
     for number in range(max(progress.level.number, 1), settings.levels + 1):
         if progress.level.resume is None:  # else its cut was made
             progress.level = _begun(settings, progress, number)

@@ -61,6 +61,11 @@ class SearchSettings:
         return getattr(self.trainer, "measures", ACCURACY)
 
     @property
+    def needs_dense_network(self) -> bool:
+        """Whether the trainer trains towards the dense network's outputs."""
+        return bool(getattr(self.trainer, "needs_dense_network", False))
+
+    @property
     def ends(self) -> list[tuple[str, float]]:
         """The sparsities at which a cut is to stop exactly, with the names of their arguments."""
         end = [] if self.sparsity is None else [("sparsity", self.sparsity)]

@@ -36,6 +36,9 @@ class Trains(Protocol):
 
         A trainer that is judged by another metric than accuracy says so in `measures`, a `Metric`, and calls
         `watch.look(metric_value=…)`.
+
+        A trainer that trains pruned levels towards the dense network's outputs says so by `needs_dense_network = True`; the search
+        then sets its `dense_network`, a frozen copy in evaluation mode, and None until level 0 has ended.
         """
 
     def evaluate(self, model: nn.Module) -> float:
