@@ -371,6 +371,11 @@ class Level(MetricRecord):
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
         metric: what the network is judged by.
+        role: in a search with `max_drop`: "path" of a stop on the path, "tried" or "finished" of a stop that had a last level.
+        likeness: mean correlation of the output units with the dense network's at a stop, in [−1, 1].
+        drop: what the metric has lost against the dense network on the validation split, where it was tried or finished.
+        drop_low: least value of the drop's 95 % interval over the validation samples; None where they cannot be told.
+        drop_high: largest value of it.
     """
 
     level: int
@@ -400,6 +405,11 @@ class Level(MetricRecord):
     flops: int | None = None
     dense_flops: int | None = None
     metric: Metric = ACCURACY
+    role: str = ""
+    likeness: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
 
     ACCURACY_KEY: ClassVar[str] = "val_accuracy"
 

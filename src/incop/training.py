@@ -24,7 +24,7 @@ from incop.records import Interval, Metric
 from incop.states import State
 from incop.tensor_split import SampleOrder, TensorSplit, in_memory
 from incop.training_state import Carried, Stretch
-from incop.validation_metric import ValidationMetric, refuse_broadcast
+from incop.validation_metric import Accuracy, ValidationMetric, refuse_broadcast
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -400,6 +400,19 @@ class Trainer:
             return value
 
         return validated
+
+    def outcomes(self, model: nn.Module) -> Tensor | None:
+        """Return which targets of the validation split have the largest output, in order; None where no accuracy is measured."""
+        if self._judge.measure is not None or not ranks.of(model).one:
+            return None
+        found = Accuracy()
+        with observing.undisturbed(model), torch.no_grad():
+            for inputs, target, _ in self._held_out.once(observing.device_of(model), ALONE):
+                output = _called(model, inputs)
+                if isinstance(self.loss, TokenLoss):
+                    output, target = self.loss.aligned(output, target)
+                found.add(output, target)
+        return torch.cat(found.hits)
 
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.

@@ -110,7 +110,7 @@ class ValidationMetric:
     def over_a_split(self, ranks: Ranks = ALONE) -> Iterator[RunningMetric]:
         """Yield what the outputs on a split are handed to; each of several processes hands in its share, if it is `divided`."""
         if self.measure is None:
-            yield _Accuracy(ranks)
+            yield Accuracy(ranks)
         elif self._gathers():
             synced = getattr(self.measure, "sync_on_compute", None)
             self.measure.reset()
@@ -126,21 +126,28 @@ class ValidationMetric:
             yield _OverAll(self.measure, self.metric.name, ranks)
 
 
-class _Accuracy:
-    def __init__(self, ranks: Ranks) -> None:
+class Accuracy:
+    """The share of targets that have the largest output."""
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
         self.right = self.all = 0
+        self.hits: list[Tensor] = []  # of every target, whether it has the largest output
 
     def add(self, output: Tensor, target: Any) -> None:
+        """Take the outputs and targets of a batch."""
         if not isinstance(target, Tensor) or target.is_floating_point():
             kind = str(target.dtype).removeprefix("torch.") if isinstance(target, Tensor) else type(target).__name__
             raise InputError(f"accuracy is of classes as whole numbers, and the targets are {kind}: give metric=")
         chosen = output.argmax(_classes_at(output, target))
         counted = target != IGNORED
-        self.right += int(((chosen == target) & counted).sum())
+        hits = (chosen == target)[counted]
+        self.hits.append(hits)
+        self.right += int(hits.sum())
         self.all += int(counted.sum())
 
     def value(self) -> float:
+        """Return the accuracy over all batches of all processes."""
         right, every = self.right, self.all
         if not self.ranks.one:
             right, every = self.ranks.total(torch.tensor([right, every])).tolist()

@@ -297,6 +297,11 @@ class Watch:
         self._ledger.bucket.samples += samples
         self._ledger.bucket.seconds += seconds
 
+    def charge(self, samples: int, seconds: float) -> None:
+        """Count what a decision about the level needed besides its looks as probing."""
+        self._ledger.probed.samples += samples
+        self._ledger.probed.seconds += seconds
+
     @renamed(score="metric_value")
     def look(
         self,

@@ -74,6 +74,10 @@ class Damage:
         kept = [self._kept(name, rows) for name, rows in self._outputs(trial).items()]
         return fmean(1.0 - min(max(share, 0.0), 1.0) for share in kept)
 
+    def kept(self) -> dict[str, float]:
+        """Return r_l of every watched layer for the network as it is now; the last is the output."""
+        return {name: self._kept(name, rows) for name, rows in self._outputs({}).items()}
+
     def _kept(self, name: str, rows_nM: Tensor) -> float:
         """Return r_l, the mean correlation of a layer's units with themselves before the cut."""
         before_nM, varied_M = self._whole[name]

@@ -30,7 +30,7 @@ class TrialCuts:
     def __call__(self, masks: Masks) -> float:
         """Return the damage of leaving only these weights, in [0, 1]."""
         if self._damage is None:
-            self._damage = Damage(self._model, _first(self._probe, TRIAL_SAMPLES))
+            self._damage = Damage(self._model, first_of(self._probe, TRIAL_SAMPLES))
         return self._damage(masks)
 
     @property
@@ -46,7 +46,8 @@ class TrialCuts:
         return ["no layer's output varies over the probe, so that no cut shows any damage: check the probe"]
 
 
-def _first(probe: Any, samples: int) -> list[Any]:
+def first_of(probe: Any, samples: int) -> list[Any]:
+    """Return the batches that hold the first so many samples of a probe."""
     found: list[Any] = []
     for batch in map(unpack, probe):
         found.append(first_samples(batch, samples))

@@ -44,6 +44,7 @@ class SearchSettings:
     check_before: bool
     last_level_full: bool
     sparsity: float | None
+    max_drop: float | None
     ticket_at: tuple[float, ...]
     on_collapse: str
     on_divergence: str

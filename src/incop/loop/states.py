@@ -12,7 +12,7 @@ from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Planned, SparsityPath
 from incop.pruning.saliency import Gathers
-from incop.records import Flow
+from incop.records import Flow, Level
 from incop.snapshots import Snapshot
 from incop.states import State, part, random_states, restoring, under
 from incop.watch import Watch
@@ -58,8 +58,24 @@ def _state(settings: SearchSettings, progress: SearchProgress, watch: Watch) -> 
         "reference": None if progress.reference is None else progress.reference.to_json(),
         "reference_value": progress.reference_value,
         "lr_share": progress.lr_share,
+        **_edge(progress),
         "retaken": progress.retaken,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
+    }
+
+
+def _edge(progress: SearchProgress) -> State:
+    """Return what a search for the edge goes on from, beside its points."""
+    if progress.edge is None:
+        return {}
+    chosen = None if progress.chosen is None else progress.chosen.to_json()
+    level = progress.level
+    return {
+        "edge": progress.edge.state(),
+        "cuts": progress.cuts,
+        "chosen": chosen,
+        "stop": level.stop,
+        "short": level.short,
     }
 
 
@@ -96,6 +112,10 @@ def restore(settings: SearchSettings, progress: SearchProgress, state: State) ->
         level.stopped = Snapshot(stopped) if stopped else None
         if isinstance(settings.amount, Planned) and state["path"] is not None:
             progress.path = SparsityPath(tuple(state["path"]))
+        if progress.edge is not None:
+            progress.edge.restore(state["edge"])
+            progress.cuts, level.stop, level.short = int(state["cuts"]), state["stop"], bool(state["short"])
+            progress.chosen = None if state["chosen"] is None else Level.from_json(state["chosen"])
         progress.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
         value = schema_1.reference_value(state)
         progress.reference_value = None if value is None else float(value)

@@ -11,6 +11,7 @@ from incop.batches import first_samples, unpack
 from incop.errors import InputError, unknown
 from incop.flow import Meter, measure
 from incop.loop.cutting import TrialCuts, planned_path
+from incop.loop.edge_search import validate_max_drop
 from incop.loop.given import validate_given
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
@@ -34,6 +35,7 @@ def validate(settings: SearchSettings, progress: SearchProgress) -> None:
     if not isinstance(settings.levels, int) or isinstance(settings.levels, bool) or settings.levels < 0:
         raise InputError(f"levels={settings.levels!r}: give a whole number of pruning levels, at least 1")
     _validate_ends(settings)
+    validate_max_drop(settings)
     _validate_answers(settings)
     if settings.rule is not None and not isinstance(settings.rule, Rule):
         raise InputError(
