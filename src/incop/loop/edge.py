@@ -133,7 +133,8 @@ class Edge:
                 f"no ticket is within {self.max_drop:g}: at the first stop, sparsity {least.sparsity:.4f}, "
                 f"{self.tried[min(self.tried)].value:.4f} is lost; allow a larger max_drop or a larger budget"
             )
-        if self.path_ended and all(self.passes(drop) for n, drop in self.tried.items() if n == len(self.stops) - 1):
+        last = self.tried.get(len(self.stops) - 1)
+        if self.path_ended and last is not None and self.passes(last):
             return (
                 f"level {chosen.level} is within {self.max_drop:g}, and the path ends there: the edge was not reached"
             )
