@@ -1,9 +1,8 @@
-"""What both parts must know of the inside of a `transformers.Trainer`; nowhere else is it touched."""
+"""What the callback and the search's trainer must know of a `transformers.Trainer` beyond its public face."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,44 +13,16 @@ from incop.batches import walk
 from incop.errors import InputError
 
 __all__ = [
-    "Counted",
+    "StepCounter",
     "agreed",
     "as_written",
     "found_as_it_was",
     "refuse_sharded",
     "right_and_all",
-    "running",
     "shifts_labels",
 ]
 
 WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate writes on a model
-
-
-def running(callback: object) -> tuple[Any, str | None]:
-    """Return the Trainer that calls a callback, and the checkpoint its training resumes from.
-
-    transformers tells a callback neither, so they are read from the frames that call it: the first `self` whose callbacks
-    hold this one, and the `resume_from_checkpoint` of its `train()`.
-
-    Raises:
-        InputError: no Trainer is among the callers.
-    """
-    trainer, folder = None, None
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        mine = getattr(getattr(caller, "callback_handler", None), "callbacks", ())
-        if trainer is None and any(one is callback for one in mine):
-            trainer = caller
-        resumed = frame.f_locals.get("resume_from_checkpoint")
-        if trainer is not None and caller is trainer and isinstance(resumed, str):
-            folder = resumed
-        frame = frame.f_back
-    if trainer is None:
-        raise InputError(
-            f"{type(callback).__name__} was not called by a transformers.Trainer: pass it as Trainer(callbacks=[…])"
-        )
-    return trainer, folder
 
 
 def refuse_sharded(trainer: Any) -> None:
@@ -68,7 +39,7 @@ def refuse_sharded(trainer: Any) -> None:
             )
 
 
-class Counted:
+class StepCounter:
     """Counts the samples and the loss that go into a Trainer's steps, by way of its `training_step`.
 
     Args:
@@ -88,9 +59,7 @@ class Counted:
         first = next((tensor for tensor in walk(inputs) if tensor.dim()), None)
         loss = self._plain(model, inputs, *args, **kwargs)
         self._samples += 0 if first is None else int(first.shape[0])
-        self._loss = (
-            self._loss + loss.detach().float()
-        )  # where the loss lies: asking for its value would wait for the device
+        self._loss = self._loss + loss.detach().float()  # on its device: asking for its value would wait for it
         return loss
 
     def step(self) -> int:

@@ -1,4 +1,4 @@
-"""An adapter by which `incop.search` drives a `transformers.Trainer`, a fresh one at every level."""
+"""The trainer: lets `incop.search` train by a `transformers.Trainer`, a fresh one at every level."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from transformers.trainer_callback import (  # type: ignore[import-not-found,unu
 
 from incop import observing
 from incop.errors import InputError, TrainingError
-from incop.integrations.hugging_face.inside import (
-    Counted,
+from incop.integrations.hugging_face.trainer_access import (
+    StepCounter,
     as_written,
     found_as_it_was,
     refuse_sharded,
@@ -128,13 +128,13 @@ class HuggingFaceTrainer:
         was = model.training
         with self._trainer(model, watch.level) as trainer:
             self._now = trainer
-            level = _Level(self, masks, watch)
+            level = _LevelCallback(self, masks, watch)
             try:
                 self._try_metric(trainer, model)
                 if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
                     return
                 trainer.add_callback(level)
-                level.counted = Counted(trainer)
+                level.counted = StepCounter(trainer)
                 trainer.train()
                 if (
                     not watch.checks or watch.step > watch.checks[-1].step
@@ -295,7 +295,7 @@ def _silent(args: Any, folder: str) -> Any:
     return args
 
 
-class _Level(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class _LevelCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Carries a level's watch and masks through a Trainer's events."""
 
     def __init__(self, adapter: HuggingFaceTrainer, masks: Masks, watch: Watch) -> None:
@@ -303,7 +303,7 @@ class _Level(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._masks = masks
         self._watch = watch
         self._hold: Hold | None = None
-        self.counted: Counted | None = None
+        self.counted: StepCounter | None = None
         self._per_epoch = 1  # steps
         self._steps = 1  # of this level
 
