@@ -6,7 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
+__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError"]
 
 
 SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing

@@ -15,21 +15,7 @@ from typing import Any, Literal, Self
 
 from incop.errors import InputError, quoted
 
-__all__ = [
-    "Check",
-    "Flow",
-    "History",
-    "Interval",
-    "Level",
-    "Metric",
-    "Record",
-    "Run",
-    "Spent",
-    "Verdict",
-    "full_retraining",
-    "only_incop",
-    "shortest",
-]
+__all__ = ["Check", "Flow", "History", "Interval", "Level", "Metric", "Run", "Spent", "Verdict"]
 
 SCHEMA = 1  # of every record written to disk; a reader refuses a newer one
 MOST = 2**53  # of a count: beyond it a float, in which costs are reckoned, is no longer exact

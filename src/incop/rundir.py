@@ -22,7 +22,7 @@ from incop.locks import LOCK
 from incop.ranks import launched
 from incop.records import DEEPEST, SCHEMA, Check, Level, Record, Run
 
-__all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
+__all__ = ["RunDir"]
 
 R = TypeVar("R", bound=Record)
 

@@ -128,7 +128,7 @@ class HuggingFaceTrainer:
         was = model.training
         with self._trainer(model, watch.level) as trainer:
             self._now = trainer
-            level = _LevelCallback(self, masks, watch)
+            level = _HuggingFaceLevel(self, masks, watch)
             try:
                 self._try_metric(trainer, model)
                 if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
@@ -295,7 +295,7 @@ def _silent(args: Any, folder: str) -> Any:
     return args
 
 
-class _LevelCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class _HuggingFaceLevel(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Carries a level's watch and masks through a Trainer's events."""
 
     def __init__(self, adapter: HuggingFaceTrainer, masks: Masks, watch: Watch) -> None:

@@ -157,7 +157,7 @@ class LightningTrainer:
         with _as_found(model), _seeded(self.seed * 1_000_003 + watch.level), _hushed():
             if watch.due() and watch.look(accuracy=lambda: self._charged(model, watch), epoch=0.0).stop:
                 return
-            level = _Level(self.accuracy, masks, watch, whole=whole, budget=budget)
+            level = _LightningLevel(self.accuracy, masks, watch, whole=whole, budget=budget)
             given = self._callbacks() if callable(self._callbacks) else _listed(self._callbacks)
             trainer = lightning.Trainer(max_epochs=math.ceil(whole), callbacks=[level, *given], **self._arguments)
             self._orders.again()
@@ -177,7 +177,7 @@ class LightningTrainer:
     def _validated(self, model: nn.Module) -> tuple[float, int]:
         lightning = package_of(model)
         self._check_arguments(lightning)
-        counter = _Samples()
+        counter = _SampleCounter()
         with observing.undisturbed(model), _as_found(model), _hushed():
             trainer = lightning.Trainer(callbacks=[counter], **{**self._arguments, "logger": False})
             with _interruptible(trainer):
@@ -199,7 +199,7 @@ class LightningTrainer:
                 raise unknown("argument of Lightning's Trainer", name, known)
 
 
-class _Level(Looking):
+class _LightningLevel(Looking):
     """One level: looks where the search's watch says, and ends where a verdict or the budget does."""
 
     def __init__(self, accuracy: str, masks: Masks, watch: Watch, *, whole: float, budget: float) -> None:
@@ -270,7 +270,7 @@ class _Level(Looking):
             )
 
 
-class _Samples(Callback):  # type: ignore[misc]  # Lightning is not installed where types are checked
+class _SampleCounter(Callback):  # type: ignore[misc]  # Lightning is not installed where types are checked
     """Counts what a validation sees."""
 
     samples = 0
