@@ -88,8 +88,8 @@ def reference_page() -> str:
         "",
         MADE,
         "",
-        "Every public name, by the package or module it is imported from, with the first line of its docstring. Names that are not here",
-        "are internal. The commands are described on [a page of their own](cli.md), the rooms' order on [another](architecture.md).",
+        "Every public name, by the package or module it is imported from, with the first line of its docstring. Names that are",
+        "not here are internal. The commands are on [a page of their own](cli.md), the rooms' order on [another](architecture.md).",
         "",
     ]
     for face in faces():

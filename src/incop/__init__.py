@@ -1,4 +1,4 @@
-"""incop: sparse networks by iterative magnitude pruning, each level's retraining ended by the flow between its layers."""
+"""incop: sparse networks by iterative pruning, guided by the flow of information between their layers."""
 
 from __future__ import annotations
 

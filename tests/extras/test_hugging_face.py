@@ -362,7 +362,7 @@ def test_other_masks_than_the_checkpoints_are_refused(tmp_path, whole):
     checkpoint = whole[0] / "checkpoint-3"
     trainer = trainer_of(model, tmp_path, resumable(model, other), checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match="masks are not those of the checkpoint"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_another_reference_than_the_checkpoints_is_refused(tmp_path, whole):
@@ -373,7 +373,7 @@ def test_another_reference_than_the_checkpoints_is_refused(tmp_path, whole):
     checkpoint = whole[0] / "checkpoint-3"
     trainer = trainer_of(model, tmp_path, callback, checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match=r"reference= is not that of the checkpoint"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_finished_training_is_not_trained_on(tmp_path, whole):
@@ -381,7 +381,7 @@ def test_a_finished_training_is_not_trained_on(tmp_path, whole):
     checkpoint = whole[0] / "checkpoint-15"
     trainer = trainer_of(model, tmp_path, resumable(model, None), checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match="step 15 is over"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-15"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(model), whole[1])
 
 
@@ -398,8 +398,7 @@ def test_lost_masks_are_told(tmp_path, whole):
     shutil.copytree(whole[0] / "checkpoint-3", folder)
     shutil.rmtree(folder / "incop")
     model = bert()
-    checkpoint = whole[0] / "checkpoint-15"
-    trainer = trainer_of(model, tmp_path, resumable(model, None), checkpoint=checkpoint, **CHECKPOINTS)
+    trainer = trainer_of(model, tmp_path, resumable(model, None), **CHECKPOINTS)
     with pytest.raises(InputError, match="the checkpoint's masks are not in"):
         trainer.train(resume_from_checkpoint=str(folder))
 
@@ -409,6 +408,9 @@ def test_masks_of_a_checkpoint_elsewhere_are_told(tmp_path, whole):
     trainer = trainer_of(model, tmp_path, resumable(model, None), **CHECKPOINTS)
     with pytest.raises(InputError, match=r"not in .*attach\(trainer, checkpoint=…\)"):
         trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+    callback = resumable(model, None).attach(trainer_of(model, tmp_path), checkpoint=whole[0] / "checkpoint-12")
+    with pytest.raises(InputError, match="masks are not those of the checkpoint"):  # the rule's are of another step
+        callback._trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
 
 
 def test_an_edited_state_is_told(tmp_path, whole):

@@ -14,10 +14,8 @@ from documents import ROOT, blocks, extras_of, pages, run_block
 import incop
 
 PLAIN = {"IncopError", "InputError", "TrainingError", "MissingExtra"}  # an error is shown where it is raised
-RECORDS = {f"records.{name}" for name in ("Check", "History", "Level", "Run", "Spent", "Verdict")} | {
-    "Ticket",
-    "RewindPoint",
-}  # made by incop, not called
+RECORDS = {f"records.{name}" for name in ("Check", "History", "Level", "Run", "Spent", "Verdict")}
+MADE = RECORDS | {"Ticket", "RewindPoint"}  # by incop, not called
 
 
 def public():

@@ -154,6 +154,11 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         """Hold the masks and start the watch, or go on with the checkpoint's."""
         self.release()
         self._waiting, self._evaluated = None, -1
+        if getattr(args, "restore_callback_states_from_checkpoint", False):
+            raise InputError(
+                "restore_callback_states_from_checkpoint=True makes the Trainer build its callbacks anew, without their probe and "
+                f"rule: leave it False, {type(self).__name__} takes its state from the checkpoint by itself"
+            )
         if self._trainer is None or self._trainer.state is not state:
             raise InputError(
                 "InCoPCallback is not attached to the Trainer that trains: call InCoPCallback(…).attach(trainer) instead of "
@@ -164,7 +169,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             raise InputError(f"accuracy={self._metric!r} needs an evaluation: give the Trainer an eval_dataset")
         model, saved = kwargs["model"], None
         if state.global_step > 0:
-            saved = self._saved_in(args, state)
+            saved = self._saved_in(state)
             folder = self._checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._take(saved, folder / FOLDER)
         self.watch = Watch(
@@ -257,7 +262,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         self._older = [Masks(part) for part in parts]
         saved = {
             "watch": {name: value for name, value in now.items() if name not in tensors},
-            "masks": _fingerprint(self.masks),
+            "masks": [_fingerprint(one) for one in (self.masks, *self._older)],
             "losses": [0.0, 0] if self._counted is None else list(self._counted.losses()),
             "reference": None if self._reference is None else self._reference.to_json(),
             "reference_accuracy": self._reference_accuracy,
@@ -294,12 +299,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             told |= {f"incop_flow/{name}": value for name, value in check.flow.values.items()}
         return {**told, "incop_stop": float(stop)}
 
-    def _saved_in(self, args: Any, state: Any) -> dict[str, Any]:
-        if getattr(args, "restore_callback_states_from_checkpoint", False):
-            raise InputError(
-                "restore_callback_states_from_checkpoint=True makes the Trainer build its callbacks anew, without their probe and "
-                f"rule: leave it False, {type(self).__name__} takes its state from the checkpoint by itself"
-            )
+    def _saved_in(self, state: Any) -> dict[str, Any]:
         found = (state.stateful_callbacks or {}).get(type(self).__name__)
         found = found[-1] if isinstance(found, list) and found else found
         with restoring("training"):
@@ -314,21 +314,21 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
     def _take(self, saved: Mapping[str, Any], folder: Path) -> None:
         """Take masks and reference of a checkpoint where none are given; those given must be the same."""
         with restoring("training"):
-            wanted, older = saved["masks"], range(int(saved["watch"]["older"]))
+            wanted = list(saved["masks"])
             reference = None if saved["reference"] is None else Flow.from_json(saved["reference"])
             accuracy = saved["reference_accuracy"]
-        if (older or (self.masks is None and wanted is not None)) and not folder.is_dir():
+        if not folder.is_dir() and (len(wanted) > 1 or (self.masks is None and wanted[0] is not None)):
             raise InputError(
                 f"the checkpoint's masks are not in {str(folder)!r}: name the folder that the Trainer resumes from, "
                 "attach(trainer, checkpoint=…), and copy checkpoints as a whole"
             )
-        if self.masks is None and wanted is not None:
+        if self.masks is None and wanted[0] is not None:
             self.masks = load_masks(folder)
-        if _fingerprint(self.masks) != wanted:
+        self._older = [load_masks(folder / f"older_{number}") for number in range(len(wanted) - 1)]
+        if [_fingerprint(one) for one in (self.masks, *self._older)] != wanted:
             raise InputError(
                 "the masks are not those of the checkpoint: pass the same ones, or none to take the checkpoint's"
             )
-        self._older = [load_masks(folder / f"older_{number}") for number in older]
         for name, given, then in [
             ("reference", self._reference, reference),
             ("reference_accuracy", self._reference_accuracy, accuracy),

@@ -157,12 +157,8 @@ class HuggingFaceTrainer:
     @contextmanager
     def _trainer(self, model: nn.Module, level: int) -> Iterator[Any]:
         """Make a Trainer for the model; random states and what accelerate writes on the model are put back afterwards."""
-        states = random_states()
-        try:
-            with found_as_it_was(model), tempfile.TemporaryDirectory() as folder:
-                yield self._made(model, level, folder)
-        finally:
-            restore_random(states)
+        with _random_kept(), found_as_it_was(model), tempfile.TemporaryDirectory() as folder:
+            yield self._made(model, level, folder)
 
     def _made(self, model: nn.Module, level: int, folder: str) -> Any:
         from transformers import Trainer, set_seed  # type: ignore[import-not-found,unused-ignore]
@@ -206,17 +202,9 @@ class HuggingFaceTrainer:
         few = None if self._tried else _first(trainer.eval_dataset, trainer.args.eval_batch_size)
         if few is None:
             return
-        with self._apart(), found_as_it_was(model):
+        with _random_kept(), found_as_it_was(model):
             self._measured(trainer, model, trainer.get_eval_dataloader(few), only_try=True)
         self._tried = True
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        states = random_states()
-        try:
-            yield
-        finally:
-            restore_random(states)
 
     def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
         def validated() -> float:
@@ -271,6 +259,15 @@ class HuggingFaceTrainer:
         """Note the budget where only the Trainer knew it."""
         if self._epochs is None and (level == 0 or self.level_epochs is None):
             self._epochs = epochs
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random(states)
 
 
 def _first(dataset: Any, count: int) -> Any:

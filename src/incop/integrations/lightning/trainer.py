@@ -6,14 +6,12 @@ import contextlib
 import inspect
 import logging
 import math
-import random
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -24,6 +22,7 @@ from incop.integrations.lightning.hooks import Looking, samples_in
 from incop.integrations.lightning.package import Callback, package_of
 from incop.masks import Masks
 from incop.records import Verdict
+from incop.states import random_states, restore_random
 from incop.watch import Watch
 
 __all__ = ["LightningTrainer"]
@@ -206,7 +205,7 @@ class _LightningLevel(Looking):
         super().__init__(accuracy)
         self._masks, self._watch = masks, watch
         self._whole, self._budget = whole, budget
-        self._random: tuple[Any, ...] = ()
+        self._random: dict[str, Any] = {}
         self._usual: Any = None  # Lightning's own number of batches between validations
         self._half_batch = 0.0
         self._ended = False
@@ -224,7 +223,7 @@ class _LightningLevel(Looking):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._awaited:  # the loop asks after this hook whether to validate
             self._usual, trainer.val_check_batch = trainer.val_check_batch, 1
-        self._random = _random_now()  # a validation's data loader takes a number from torch's generator
+        self._random = random_states()  # a validation's data loader takes a number from torch's generator
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -232,7 +231,7 @@ class _LightningLevel(Looking):
         if self._awaited:
             trainer.val_check_batch = self._usual
         super().on_validation_end(trainer, pl_module)
-        _put_random(self._random)
+        restore_random(self._random)
 
     def _validated_last(self) -> None:
         if self._awaited:
@@ -407,20 +406,6 @@ def _interruptible(trainer: Any) -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
     if trainer.interrupted:
         raise KeyboardInterrupt
-
-
-def _random_now() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _put_random(state: tuple[Any, ...]) -> None:
-    python, numpy, own, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(own)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def _listed(callbacks: Any) -> list[Any]:
