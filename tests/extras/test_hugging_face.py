@@ -410,7 +410,7 @@ def test_masks_of_a_checkpoint_elsewhere_are_told(tmp_path, whole):
         trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
     callback = resumable(model, None).attach(trainer_of(model, tmp_path), checkpoint=whole[0] / "checkpoint-12")
     with pytest.raises(InputError, match="masks are not those of the checkpoint"):  # the rule's are of another step
-        callback._trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+        callback._trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-6"))
 
 
 def test_an_edited_state_is_told(tmp_path, whole):

@@ -17,7 +17,7 @@ from incop.errors import InputError, MissingExtra
 from incop.experiments import runs
 from incop.integrations import trackers
 from incop.integrations.trackers import feed, rows, tracker
-from incop.integrations.trackers.feed import Backend
+from incop.integrations.trackers.feed import Backend, Ending
 from incop.records import Check, Flow, Level, Spent
 from incop.rundir import RunDir
 
@@ -167,7 +167,7 @@ def test_a_tracker_that_hangs_holds_no_check_up(tmp_path, fake, monkeypatch):
     began = time.monotonic()
     for number in range(1, 200):
         hook.check(Check(level=0, number=number, epoch=float(number)))  # returns, though not one is taken
-    hook.end()
+    hook.end(Ending("finished"))
     assert time.monotonic() - began < 30  # a row takes 60 s
     Hangs.free.set()
 

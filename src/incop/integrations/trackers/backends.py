@@ -15,21 +15,22 @@ from incop.integrations.trackers.feed import Backend, Feed
 from incop.integrations.trackers.rows import tidy
 from incop.locks import Lock
 
+EXTRAS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb", "trackio": "trackio"}  # by library
 PROJECT = "incop"  # where nothing else is set
 PATIENCE = 60.0  # seconds to wait for another run that makes the same store
 WANDB_RUNS: set[str] = set()  # open runs of all threads: the last that ends also ends the library's process
 
 
-def load(library: str) -> Any:
+def load(module: str) -> Any:
     """Import a tracker's library.
 
     Raises:
         MissingExtra: it is not installed.
     """
     try:
-        return importlib.import_module(library)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingExtra(library, library, f"--track {library}") from error
+        raise MissingExtra(module, EXTRAS[module], f"--track {module}") from error
 
 
 def _texts(parameters: Mapping[str, Any]) -> dict[str, str]:

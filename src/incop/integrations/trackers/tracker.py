@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,22 +40,12 @@ class Tracker:
             if name not in BACKENDS:
                 raise unknown("tracker", name, BACKENDS)
             load(name)
-        self._group, self._store = group, store
+        self._group, self._store = group, None if store is None else store.absolute()
         self._notice = on_notice or logging.getLogger("incop").warning
         self._feeds: list[Feed] = []
 
-    def begin(
-        self,
-        folder: str | Path,
-        *,
-        name: str | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        resume: bool = False,
-    ) -> None:
-        """Begin a run, or go on with the run of this folder."""
-        place = Path(folder).absolute()
-        store = place if self._store is None else self._store.absolute()
-        run = TrackedRun(name or place.name, self._group, dict(parameters or {}), place, store)
+    def begin(self, run: TrackedRun, *, resume: bool) -> None:
+        """Begin a run, or go on with the one that the trackers know."""
         self._feeds = [Feed(name, BACKENDS[name], run, resume=resume) for name in dict.fromkeys(self._names)]
 
     def begin_run(self, run: RunDir) -> None:
@@ -62,7 +53,8 @@ class Tracker:
         try:
             records: list[Check | Level] = [*run.checks(), *run.levels()]
             records.sort(key=lambda one: (one.level, isinstance(one, Level)))  # as they were written
-            self.begin(run.trackers_dir, name=run.path.absolute().name, parameters=run.read_plan(), resume=True)
+            name, folder = run.path.absolute().name, run.trackers_dir.absolute()
+            self.begin(TrackedRun(name, self._group, run.read_plan(), folder, self._store or folder), resume=True)
         except Exception as error:  # a damaged record is the run's to tell, and no reason to end it
             self._notice(f"the trackers were told nothing of this run: {error}")
             return
@@ -77,9 +69,9 @@ class Tracker:
         """Tell a finished level."""
         self._tell(level)
 
-    def end(self, status: str = "finished", *, files: Sequence[Path] = (), page: Path | None = None) -> None:
+    def end(self, ending: Ending) -> None:
         """End the run, and wait until the trackers have taken everything, 120 s at most."""
-        self._tell(Ending(status, tuple(files), page))
+        self._tell(ending)
         until = time.monotonic() + PATIENCE
         for feed in self._feeds:
             feed.close(until)
@@ -88,24 +80,18 @@ class Tracker:
 
     def end_run(self, run: RunDir) -> None:
         """End with a run folder: with its records, and its report page for the trackers that keep pages."""
-        files = (run.plan_file, run.levels_file, run.checks_file, run.summary_file)
-        try:
+        files, status, page = (run.plan_file, run.levels_file, run.checks_file, run.summary_file), "failed", None
+        with contextlib.suppress(InputError):
             status = run.read_summary().status
-        except InputError:
-            status = "failed"
-        self.end(status, files=[file for file in files if file.is_file()], page=self._page(run))
+        if any(BACKENDS[feed.name].keeps_pages for feed in self._feeds):
+            try:
+                from incop import reports  # imports SciPy and matplotlib
 
-    def _page(self, run: RunDir) -> Path | None:
-        if not any(BACKENDS[feed.name].keeps_pages and feed.failed is None for feed in self._feeds):
-            return None
-        try:
-            from incop import reports  # imports SciPy and matplotlib
-
-            write_atomically(run.report_file, reports.html(reports.read([run.path])).encode("utf-8", "replace"))
-        except Exception as error:
-            self._notice(f"the trackers show no report page: {error}")
-            return None
-        return run.report_file
+                write_atomically(run.report_file, reports.html(reports.read([run.path])).encode("utf-8", "replace"))
+                page = run.report_file
+            except Exception as error:
+                self._notice(f"the trackers show no report page: {error}")
+        self.end(Ending(status, tuple(file for file in files if file.is_file()), page))
 
     def _tell(self, record: Check | Level | Ending) -> None:
         for feed in self._feeds:
@@ -126,7 +112,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end("finished" if error is None else "interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.end(Ending("finished" if error is None else stopped))
 
 
 def track(
@@ -167,5 +154,6 @@ def track(
         ['tensorboard', 'tensorboard.jsonl']
     """
     tracker = Tracker(names, group=group, on_notice=on_notice)
-    tracker.begin(folder, name=name, parameters=parameters, resume=resume)
+    place = Path(folder).absolute()
+    tracker.begin(TrackedRun(name or place.name, group, dict(parameters or {}), place, place), resume=resume)
     return tracker
