@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from incop.batches import walk
 from incop.errors import InputError
@@ -18,8 +18,6 @@ __all__ = [
     "as_written",
     "found_as_it_was",
     "refuse_sharded",
-    "right_and_all",
-    "shifts_labels",
 ]
 
 WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate writes on a model
@@ -112,24 +110,6 @@ def found_as_it_was(model: nn.Module) -> Iterator[None]:
         vars(model).update(before)
 
 
-def shifts_labels(model: nn.Module) -> bool:
-    """Say whether output i of the model is held against label i + 1, as in a causal language model."""
-    from transformers.models.auto.modeling_auto import (  # type: ignore[import-not-found,unused-ignore]
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    )
-
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _several(names)}
-    return getattr(model, "loss_type", None) == "ForCausalLM" or any(
-        one.__name__ in causal for one in type(model).__mro__
-    )
-
-
-def _several(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def agreed(stop: bool, world_size: int) -> bool:
     """Return the first process's answer: a last bit that differs must not end the training of one process alone."""
     if world_size <= 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -137,28 +117,3 @@ def agreed(stop: bool, world_size: int) -> bool:
     told = [stop]
     torch.distributed.broadcast_object_list(told, src=0)
     return bool(told[0])
-
-
-def right_and_all(logits: Any, labels: Any, *, shifted: bool) -> tuple[int, int]:
-    """Return how many labels the largest logit names, and how many there are; -100 is no label.
-
-    Args:
-        logits: (N, C), or (N, T, C) with a label a token; the first of a tuple is taken.
-        labels: (N,) or (N, T), whole numbers.
-        shifted: hold output i against label i + 1.
-
-    Raises:
-        InputError: they do not fit together, as in regression and with several labels a sample.
-    """
-    logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
-    fits = isinstance(logits, Tensor) and isinstance(labels, Tensor) and logits.dim() > 1 and logits.shape[-1] > 1
-    if not fits or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
-        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (logits, labels)]
-        raise InputError(
-            f"accuracy cannot be taken of outputs {shapes[0]} and labels {shapes[1]} by the largest logit: pass "
-            "compute_metrics and accuracy=, the name of one of its values in [0, 1]"
-        )
-    if shifted:
-        logits, labels = logits[..., :-1, :], labels[..., 1:]
-    wanted = labels != -100
-    return int(((logits.argmax(-1) == labels) & wanted).sum()), int(wanted.sum())
