@@ -25,7 +25,7 @@ from incop.masks.bits import Bits
 from incop.rundir import inside, is_file, write_atomically
 from incop.states import State
 
-__all__ = ["Checkpoint", "Checkpoints", "load_masks", "load_weights", "save_masks", "save_weights"]
+__all__ = ["load_masks", "load_weights", "save_masks", "save_weights"]
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"

@@ -8,17 +8,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-__all__ = [
-    "Diverged",
-    "IncopError",
-    "InputError",
-    "MissingExtra",
-    "TrainingError",
-    "nearest",
-    "quoted",
-    "renamed",
-    "unknown",
-]
+__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError"]
 
 P = ParamSpec("P")
 T = TypeVar("T")

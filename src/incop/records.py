@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal
 from incop.errors import InputError
 from incop.record_json import ACCURACY_NAME, MetricRecord, Record
 
+__all__ = ["ACCURACY", "Check", "Flow", "History", "Interval", "Level", "Metric", "Run", "Spent", "Verdict"]
+
 SCHEMA = 2  # of every record written to disk; a reader refuses a newer one
 
 

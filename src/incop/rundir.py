@@ -23,7 +23,7 @@ from incop.ranks import launched
 from incop.record_json import MAX_DEPTH, Record
 from incop.records import SCHEMA, Check, Level, Run
 
-__all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
+__all__ = ["RunDir"]
 
 R = TypeVar("R", bound=Record)
 

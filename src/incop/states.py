@@ -13,16 +13,7 @@ from torch import Tensor
 
 from incop.errors import InputError
 
-__all__ = [
-    "State",
-    "optimizer_state",
-    "part",
-    "random_states",
-    "restore_optimizer",
-    "restore_random",
-    "restoring",
-    "under",
-]
+__all__ = ["optimizer_state", "random_states", "restore_optimizer", "restore_random"]
 
 State = dict[str, Any]  # names, with / between their parts, to tensors and to what JSON holds
 

@@ -9,13 +9,12 @@ import re
 import sys
 
 import pytest
-from docstrings import MODULES
 from documents import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "site"))
+import faces
 import finish
 import generated
-import rooms
 import stage
 
 NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
@@ -73,45 +72,55 @@ def test_the_page_of_the_command_line_says_all_that_the_help_says(capsys, monkey
                 assert any(f"{name}" in section for name in argument.names), f"{command} {argument.names}"
 
 
-def listed():
-    """Every name of every `__all__`, asked of the modules themselves, but the command line's."""
-    for module in MODULES:
-        if f"{module}.".startswith("incop.cli."):
-            continue
+def offered():
+    """Every name of every face, asked of the modules themselves."""
+    for module in faces.FACES:
         try:
             found = importlib.import_module(module)
         except ImportError:  # an extra that is not here
             continue
-        for name in getattr(found, "__all__", ()):
+        assert found.__all__, f"{module} offers nothing"
+        for name in found.__all__:
             yield module, name, getattr(found, name)
 
 
 def test_every_public_name_is_in_the_reference():
-    described = {name.path for room in rooms.rooms() for group in room.groups.values() for name in group}
-    defined = set(rooms.homes())
+    described = {name.path for name in faces.homes().values()}
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    for module, name, thing in listed():
+    for module, name, thing in offered():
         if inspect.ismodule(thing):
             assert f"\n## {thing.__name__}\n" in page, f"{module}.{name} has no page"
             continue
         home = f"{thing.__module__}.{thing.__qualname__}" if inspect.isclass(thing) or inspect.isfunction(thing) else ""
-        assert (
-            f"{module}.{name}" in described or home in defined or name in {one.rpartition(".")[2] for one in defined}
-        ), f"{module}.{name} is public and not in the reference"
+        assert f"{module}.{name}" in described or home in faces.homes(), (
+            f"{module}.{name} is public and not in the reference"
+        )
     for path in described:
         assert f"[`{path}`](" in page
 
 
 def test_what_is_described_is_there():
-    """A page of the reference names nothing that cannot be reached."""
-    for room in rooms.rooms():
-        for module, group in room.groups.items():
-            try:
-                found = importlib.import_module(module)
-            except ImportError:
-                continue
-            for name in group:
-                assert hasattr(found, name.path.rpartition(".")[2]), name.path
+    """The reference names nothing that cannot be reached."""
+    there = {module: {name for found, name, _ in offered() if found == module} for module in faces.FACES}
+    for face in faces.faces():
+        assert not there[face.module] or {name.path.rpartition(".")[2] for name in face.names} <= there[face.module]
+
+
+def test_pages_import_only_what_is_public():
+    """What README, docs and examples show comes from the faces, so that no user builds on an inner module."""
+    public = {f"{module}.{name}" for module in faces.FACES for name in faces.exported(module)} | set(faces.FACES)
+    public |= {"incop.cli.main"}  # the command line from Python
+    files = [*stage.sources(), *sorted((ROOT / "examples").rglob("*.py"))]
+    shown = {
+        f"{module}.{name.split(' as ')[0].strip()}": file.name
+        for file in files
+        for module, names in re.findall(
+            r"^ *from (incop[\w.]*) import ([\w, ]+)", file.read_text(encoding="utf-8"), re.M
+        )
+        for name in names.split(",")
+    }
+    assert len(shown) > 20
+    assert {name: file for name, file in shown.items() if name not in public} == {}
 
 
 def test_links_are_gathered_as_they_lie(tmp_path):

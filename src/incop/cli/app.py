@@ -24,7 +24,7 @@ from incop.errors import Diverged, IncopError, InputError, MissingExtra
 
 __all__ = ["app", "run"]
 
-HELP = """Find sparse networks by iterative magnitude pruning, each level's retraining ended by the flow between its layers.
+HELP = """Find sparse networks by iterative pruning, guided by the flow of information between their layers.
 
 Start with `incop search`: it needs no data and ends in seconds.
 """

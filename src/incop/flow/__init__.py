@@ -4,8 +4,9 @@ from incop.flow.damage import Damage
 from incop.flow.gradient import GradientFlow
 from incop.flow.information import InformationFlow
 from incop.flow.losses import OwnLoss, TokenLoss
-from incop.flow.meter import Meter, measure
+from incop.flow.meter import Meter, forward, measure, trace
 from incop.flow.sampling import SamplingError, sampling_error
+from incop.flow.taps import Taps
 
 __all__ = [
     "Damage",
@@ -14,7 +15,10 @@ __all__ = [
     "Meter",
     "OwnLoss",
     "SamplingError",
+    "Taps",
     "TokenLoss",
+    "forward",
     "measure",
     "sampling_error",
+    "trace",
 ]

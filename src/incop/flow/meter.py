@@ -214,6 +214,13 @@ def forward(
 
     Raises:
         InputError: the model throws on this batch.
+
+    Example:
+        >>> import torch
+        >>> from incop import flow
+        >>> from incop.batches import unpack
+        >>> tuple(flow.forward(torch.nn.Linear(3, 2), unpack(torch.zeros(4, 3))).shape)
+        (4, 2)
     """
     try:
         return _run(model, batch, weights, then)
@@ -252,6 +259,14 @@ def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: 
 
     Raises:
         InputError: the model cannot be run, or its layers and their order cannot be found; see `layers.chain`.
+
+    Example:
+        >>> import torch
+        >>> from incop import flow
+        >>> from incop.batches import unpack
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> list(flow.trace(net, unpack(torch.zeros(4, 3)), None))
+        ['0', '2']
     """
 
     def run(part: Batch) -> Any:

@@ -1,16 +1,36 @@
-"""The public names of incop, room by room, read from the source without importing it: name, home, first line."""
+"""The public names of incop, face by face, read from the source without importing it: name, home, first line."""
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
-FIRST = ("incop", "incop.flow", "incop.pruning", "incop.stopping")  # where a user looks for a name
-COMMANDS = "incop.cli"  # described by cli.md
+
+# The packages and plain modules that a user imports from, in the order of the reference. All names of their `__all__` are
+# public, no others are; `incop.cli` is described by cli.md.
+FACES = (
+    "incop",
+    "incop.records",
+    "incop.flow",
+    "incop.pruning",
+    "incop.stopping",
+    "incop.errors",
+    "incop.rundir",
+    "incop.checkpoints",
+    "incop.states",
+    "incop.experiments.datasets",
+    "incop.experiments.methods",
+    "incop.experiments.models",
+    "incop.export",
+    "incop.reports",
+    "incop.integrations.hugging_face",
+    "incop.integrations.lightning",
+    "incop.integrations.trackers",
+)
 LONGEST = 300  # signs of a constant's value
 
 
@@ -28,23 +48,17 @@ class Name:
         return file_of(self.home.rpartition(".")[0])
 
 
-@dataclass
-class Room:
-    """A page of the reference: a package, or a module that stands alone, with its modules' names in groups."""
+@dataclass(frozen=True)
+class Face:
+    """A page of the reference: a package or module with its public names."""
 
     module: str
     line: str
-    groups: dict[str, list[Name]] = field(default_factory=dict)
+    names: tuple[Name, ...]
 
     @property
     def page(self) -> str:
         return f"docs/reference/{self.module}.md"
-
-
-def modules() -> list[str]:
-    files = sorted((SOURCE / "incop").rglob("*.py"))
-    names = [".".join(file.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__") for file in files]
-    return [name for name in names if not name.endswith("__main__") and not f"{name}.".startswith(f"{COMMANDS}.")]
 
 
 def file_of(module: str) -> Path:
@@ -79,7 +93,7 @@ def definition(module: str, name: str) -> tuple[str, ast.AST | None]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("incop"):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    if f"{node.module}.{alias.name}" in modules():
+                    if file_of(f"{node.module}.{alias.name}").exists():
                         return f"{node.module}.{alias.name}", tree(f"{node.module}.{alias.name}")
                     return definition(str(node.module), alias.name)
     return f"{module}.{name}", None
@@ -104,29 +118,21 @@ def value(path: str) -> str:
 
 
 @cache
-def rooms() -> list[Room]:
-    """All rooms with public names, those of the public face first; each thing in one place only."""
-    everything = modules()
-    packages = {module for module in everything if file_of(module).name == "__init__.py"}
-    found: dict[str, Room] = {}
-    seen: set[str] = set()
-    for module in sorted(everything, key=lambda one: (one not in FIRST, one.count(".") if one in FIRST else 0, one)):
-        parent = module.rpartition(".")[0]
-        home = module if module in packages or parent == "incop" or not parent else parent
-        group = []
+def faces() -> tuple[Face, ...]:
+    """All faces; a thing that several offer stands in the first of them."""
+    found, seen = [], set(FACES)
+    for module in FACES:
+        names = []
         for name in exported(module):
             path, node = definition(module, name)
-            if path in seen or path in everything:
-                continue
-            seen.add(path)
-            line = first_line(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else ""
-            group.append(Name(f"{module}.{name}", path, line, "" if line else value(path)))
-        if group:
-            room = found.setdefault(home, Room(home, first_line(tree(home))))
-            room.groups[module] = group
-    return list(found.values())
+            if path not in seen:
+                seen.add(path)
+                line = first_line(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else ""
+                names.append(Name(f"{module}.{name}", path, line, "" if line else value(path)))
+        found.append(Face(module, first_line(tree(module)), tuple(names)))
+    return tuple(found)
 
 
 def homes() -> dict[str, Name]:
     """Where each thing is documented, by the path at which it is defined."""
-    return {name.home: name for room in rooms() for group in room.groups.values() for name in group}
+    return {name.home: name for face in faces() for name in face.names}

@@ -1,4 +1,4 @@
-"""An adapter by which `incop.search` drives a `transformers.Trainer`, a fresh one at every level."""
+"""The trainer: lets `incop.search` train by a `transformers.Trainer`, a fresh one at every level."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -18,15 +18,13 @@ from transformers.trainer_callback import (  # type: ignore[import-not-found,unu
     TrainerCallback,
 )
 
-from incop import observing
 from incop.errors import InputError, TrainingError
-from incop.integrations.hugging_face.inside import (
-    Counted,
+from incop.integrations.hugging_face.accuracy import measured
+from incop.integrations.hugging_face.trainer_access import (
+    StepCounter,
     as_written,
     found_as_it_was,
     refuse_sharded,
-    right_and_all,
-    shifts_labels,
 )
 from incop.masks import Hold, Masks, hold
 from incop.states import random_states, restore_random
@@ -128,13 +126,13 @@ class HuggingFaceTrainer:
         was = model.training
         with self._trainer(model, watch.level) as trainer:
             self._now = trainer
-            level = _Level(self, masks, watch)
+            level = _HuggingFaceLevel(self, masks, watch)
             try:
                 self._try_metric(trainer, model)
                 if watch.due() and watch.look(accuracy=self._validated(model, watch), epoch=0.0).stop:
                     return
                 trainer.add_callback(level)
-                level.counted = Counted(trainer)
+                level.counted = StepCounter(trainer)
                 trainer.train()
                 if (
                     not watch.checks or watch.step > watch.checks[-1].step
@@ -148,21 +146,17 @@ class HuggingFaceTrainer:
     def evaluate(self, model: nn.Module, dataset: Any = None) -> float:
         """Return the accuracy on the Trainer's eval_dataset, or on another, in [0, 1]. The model is left as it was."""
         if self._now is not None and self._now.model is model:
-            return self._measured(self._now, model, self._now.get_eval_dataloader(dataset))
+            return measured(self._now, model, self._now.get_eval_dataloader(dataset), metric=self._accuracy)
         with self._trainer(model, 0) as trainer:
-            return self._measured(trainer, model, trainer.get_eval_dataloader(dataset))
+            return measured(trainer, model, trainer.get_eval_dataloader(dataset), metric=self._accuracy)
 
     # --- parts ---
 
     @contextmanager
     def _trainer(self, model: nn.Module, level: int) -> Iterator[Any]:
         """Make a Trainer for the model; random states and what accelerate writes on the model are put back afterwards."""
-        states = random_states()
-        try:
-            with found_as_it_was(model), tempfile.TemporaryDirectory() as folder:
-                yield self._made(model, level, folder)
-        finally:
-            restore_random(states)
+        with _random_kept(), found_as_it_was(model), tempfile.TemporaryDirectory() as folder:
+            yield self._made(model, level, folder)
 
     def _made(self, model: nn.Module, level: int, folder: str) -> Any:
         from transformers import Trainer, set_seed  # type: ignore[import-not-found,unused-ignore]
@@ -206,17 +200,9 @@ class HuggingFaceTrainer:
         few = None if self._tried else _first(trainer.eval_dataset, trainer.args.eval_batch_size)
         if few is None:
             return
-        with self._apart(), found_as_it_was(model):
-            self._measured(trainer, model, trainer.get_eval_dataloader(few), only_try=True)
+        with _random_kept(), found_as_it_was(model):
+            measured(trainer, model, trainer.get_eval_dataloader(few), metric=self._accuracy, only_try=True)
         self._tried = True
-
-    @contextmanager
-    def _apart(self) -> Iterator[None]:
-        states = random_states()
-        try:
-            yield
-        finally:
-            restore_random(states)
 
     def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
         def validated() -> float:
@@ -226,51 +212,19 @@ class HuggingFaceTrainer:
 
         return validated
 
-    def _measured(self, trainer: Any, model: nn.Module, batches: Iterable[Any], *, only_try: bool = False) -> float:
-        by_metric = trainer.compute_metrics is not None or self._accuracy is not None
-        if by_metric and trainer.compute_metrics is None:
-            raise InputError(
-                f"accuracy={self._accuracy!r} names a value of compute_metrics, and the Trainer has none: pass compute_metrics="
-            )
-        if trainer.accelerator.native_amp:  # or evaluation would prepare it in between, and run in autocast
-            trainer.accelerator.prepare_model(model, evaluation_mode=True)
-        with observing.undisturbed(model), as_written(model):
-            if by_metric:
-                return self._by_metric(trainer, batches, only_try)
-            right, labels = 0, 0
-            shifted = shifts_labels(model)
-            for inputs in batches:
-                _, logits, wanted = trainer.prediction_step(model, inputs, prediction_loss_only=False)
-                found = right_and_all(logits, wanted, shifted=shifted)
-                right, labels = right + found[0], labels + found[1]
-        if not labels and not only_try:
-            raise InputError("the evaluation set holds no label that counts: all are -100, or it is empty")
-        return right / max(labels, 1)
-
-    def _by_metric(self, trainer: Any, batches: Iterable[Any], only_try: bool) -> float:
-        try:
-            metrics = trainer.evaluation_loop(batches, description="Evaluation", prediction_loss_only=False).metrics
-        except ValueError:
-            if only_try:  # such as a score of two classes, of a batch that holds one: the whole set may do
-                return 0.0
-            raise
-        name = self._accuracy or "accuracy"
-        value = metrics.get(name, metrics.get(f"eval_{name}"))
-        if value is None:
-            known = ", ".join(sorted(one.removeprefix("eval_") for one in metrics))
-            raise InputError(
-                f"compute_metrics returns no {name!r} (it has {known}): name the accuracy in [0, 1] with accuracy="
-            )
-        if not 0.0 <= value <= 1.0:
-            raise InputError(
-                f"{name!r} of compute_metrics is {value!r}: accuracy is a fraction in [0, 1], not a percentage or a loss"
-            )
-        return float(value)
-
     def _begun(self, level: int, epochs: float) -> None:
         """Note the budget where only the Trainer knew it."""
         if self._epochs is None and (level == 0 or self.level_epochs is None):
             self._epochs = epochs
+
+
+@contextmanager
+def _random_kept() -> Iterator[None]:
+    states = random_states()
+    try:
+        yield
+    finally:
+        restore_random(states)
 
 
 def _first(dataset: Any, count: int) -> Any:
@@ -295,7 +249,7 @@ def _silent(args: Any, folder: str) -> Any:
     return args
 
 
-class _Level(TrainerCallback):  # type: ignore[misc,unused-ignore]
+class _HuggingFaceLevel(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Carries a level's watch and masks through a Trainer's events."""
 
     def __init__(self, adapter: HuggingFaceTrainer, masks: Masks, watch: Watch) -> None:
@@ -303,7 +257,7 @@ class _Level(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._masks = masks
         self._watch = watch
         self._hold: Hold | None = None
-        self.counted: Counted | None = None
+        self.counted: StepCounter | None = None
         self._per_epoch = 1  # steps
         self._steps = 1  # of this level
 

@@ -1,57 +1,26 @@
-"""What both parts must know of the inside of a `transformers.Trainer`; nowhere else is it touched."""
+"""What the callback and the search's trainer must know of a `transformers.Trainer` beyond its public face."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from incop.batches import walk
 from incop.errors import InputError
 
 __all__ = [
-    "Counted",
+    "StepCounter",
     "agreed",
     "as_written",
     "found_as_it_was",
     "refuse_sharded",
-    "right_and_all",
-    "running",
-    "shifts_labels",
 ]
 
 WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate writes on a model
-
-
-def running(callback: object) -> tuple[Any, str | None]:
-    """Return the Trainer that calls a callback, and the checkpoint its training resumes from.
-
-    transformers tells a callback neither, so they are read from the frames that call it: the first `self` whose callbacks
-    hold this one, and the `resume_from_checkpoint` of its `train()`.
-
-    Raises:
-        InputError: no Trainer is among the callers.
-    """
-    trainer, folder = None, None
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        mine = getattr(getattr(caller, "callback_handler", None), "callbacks", ())
-        if trainer is None and any(one is callback for one in mine):
-            trainer = caller
-        resumed = frame.f_locals.get("resume_from_checkpoint")
-        if trainer is not None and caller is trainer and isinstance(resumed, str):
-            folder = resumed
-        frame = frame.f_back
-    if trainer is None:
-        raise InputError(
-            f"{type(callback).__name__} was not called by a transformers.Trainer: pass it as Trainer(callbacks=[…])"
-        )
-    return trainer, folder
 
 
 def refuse_sharded(trainer: Any) -> None:
@@ -68,7 +37,7 @@ def refuse_sharded(trainer: Any) -> None:
             )
 
 
-class Counted:
+class StepCounter:
     """Counts the samples and the loss that go into a Trainer's steps, by way of its `training_step`.
 
     Args:
@@ -88,9 +57,7 @@ class Counted:
         first = next((tensor for tensor in walk(inputs) if tensor.dim()), None)
         loss = self._plain(model, inputs, *args, **kwargs)
         self._samples += 0 if first is None else int(first.shape[0])
-        self._loss = (
-            self._loss + loss.detach().float()
-        )  # where the loss lies: asking for its value would wait for the device
+        self._loss = self._loss + loss.detach().float()  # on its device: asking for its value would wait for it
         return loss
 
     def step(self) -> int:
@@ -143,24 +110,6 @@ def found_as_it_was(model: nn.Module) -> Iterator[None]:
         vars(model).update(before)
 
 
-def shifts_labels(model: nn.Module) -> bool:
-    """Say whether output i of the model is held against label i + 1, as in a causal language model."""
-    from transformers.models.auto.modeling_auto import (  # type: ignore[import-not-found,unused-ignore]
-        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    )
-
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return False
-    causal = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _several(names)}
-    return getattr(model, "loss_type", None) == "ForCausalLM" or any(
-        one.__name__ in causal for one in type(model).__mro__
-    )
-
-
-def _several(names: Any) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
 def agreed(stop: bool, world_size: int) -> bool:
     """Return the first process's answer: a last bit that differs must not end the training of one process alone."""
     if world_size <= 1 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -168,28 +117,3 @@ def agreed(stop: bool, world_size: int) -> bool:
     told = [stop]
     torch.distributed.broadcast_object_list(told, src=0)
     return bool(told[0])
-
-
-def right_and_all(logits: Any, labels: Any, *, shifted: bool) -> tuple[int, int]:
-    """Return how many labels the largest logit names, and how many there are; -100 is no label.
-
-    Args:
-        logits: (N, C), or (N, T, C) with a label a token; the first of a tuple is taken.
-        labels: (N,) or (N, T), whole numbers.
-        shifted: hold output i against label i + 1.
-
-    Raises:
-        InputError: they do not fit together, as in regression and with several labels a sample.
-    """
-    logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
-    fits = isinstance(logits, Tensor) and isinstance(labels, Tensor) and logits.dim() > 1 and logits.shape[-1] > 1
-    if not fits or labels.is_floating_point() or labels.shape != logits.shape[:-1]:
-        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in (logits, labels)]
-        raise InputError(
-            f"accuracy cannot be taken of outputs {shapes[0]} and labels {shapes[1]} by the largest logit: pass "
-            "compute_metrics and accuracy=, the name of one of its values in [0, 1]"
-        )
-    if shifted:
-        logits, labels = logits[..., :-1, :], labels[..., 1:]
-    wanted = labels != -100
-    return int(((logits.argmax(-1) == labels) & wanted).sum()), int(wanted.sum())
