@@ -1,11 +1,12 @@
-"""The subject: the network that is exported, with its pruned weights at exactly zero, and a batch to prove a form with."""
+"""The subject: the network that is exported, with its pruned weights at exactly zero; and what a form of it has to do."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from incop.errors import InputError
 from incop.masks import Masks
 from incop.wrappers import unwrapped
 
-__all__ = ["Answers", "Outputs", "Subject", "outputs_of", "tensors_of"]
+__all__ = ["Answers", "Form", "Outputs", "Subject", "tensors_of"]
 
 Outputs = Callable[[Batch], list[Tensor]]
 
@@ -94,7 +95,31 @@ class Subject:
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return all tensors that the masked network answers a batch with, in order."""
-        return outputs_of(self.model)(batch)
+        return Answers(self.model)(batch)
+
+
+class Form(Protocol):
+    """Writes a subject into files, and makes of them again what answers a batch.
+
+    Attributes:
+        name: the word for it.
+        again: optional; names of files that hold the same once more for another reader, and are not counted in its size.
+        tolerance: how far its answers may be from the masked network's, relative to the largest of them; 0: the same bits.
+    """
+
+    name: str
+    tolerance: float
+
+    def write(self, subject: Subject, folder: Path) -> list[Path]:
+        """Write the form's files into an empty folder and return them, the main one first.
+
+        Raises:
+            InputError: this network cannot have this form; the sentence names the layer or operator.
+            MissingExtra: a library is absent.
+        """
+
+    def outputs(self, file: Path, subject: Subject) -> Outputs:
+        """Return the function from a batch to the answers of what the main file holds, as `Subject.outputs` gives them."""
 
 
 class Answers:
@@ -138,8 +163,3 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             )
         found[name] = entry
     return found
-
-
-def outputs_of(model: nn.Module) -> Answers:
-    """Return the function from a batch to all tensors of a model's answer, without gradients."""
-    return Answers(model)
