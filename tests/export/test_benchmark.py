@@ -109,7 +109,9 @@ def test_threads_are_set_back(small):
 
 def test_the_form_2_to_4_is_gone_and_one_sentence_says_what_there_is(small):
     for ask in (lambda: export.form("2:4"), lambda: export.bench(small, ["compacted+2:4"])):
-        with pytest.raises(InputError, match=r"'2:4' is gone: .*'safetensors'.*'compacted'") as caught:
+        with pytest.raises(
+            InputError, match=r"'2:4' is gone, the masks of --selection 2:4 are not: .*'safetensors'.*'compacted'"
+        ) as caught:
             ask()
         assert "\n" not in str(caught.value)
     assert "2:4" not in export.FORMS

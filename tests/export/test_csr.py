@@ -164,7 +164,7 @@ def test_a_layer_is_chosen_only_where_it_is_faster_at_every_batch_size(net, monk
 def test_nothing_is_chosen_where_the_whole_network_is_slower(net, monkeypatch, tmp_path):
     monkeypatch.setattr(csr_choice, "in_turn", timed(FAST, whole=0.9))
     one = export.Subject.of(net, pruned(net, 0.6), example=torch.randn(16, 8))
-    choices = csr_choice.choose(one, (1, 64), 9, None)
+    choices = csr_choice.choose(one, (1, 64), 9)
     assert not any(choice.chosen for choice in choices)
     assert "the whole network would be slower" in choices[0].why
     with pytest.raises(InputError, match="no linear layer is faster as CSR here"):

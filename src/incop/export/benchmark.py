@@ -26,8 +26,8 @@ from incop.export.folded import weights_of
 from incop.export.forms import FORMS
 from incop.export.forms import form as form_of
 from incop.export.memory import HOW, growth
-from incop.export.subject import Answers, Outputs, Subject
-from incop.export.timing import MIN_ROUNDS, ROUNDS, Ratio, clock_of, in_turn, repeated
+from incop.export.subject import Answers, Outputs, Subject, repeated
+from incop.export.timing import MIN_ROUNDS, ROUNDS, Ratio, clock_of, in_turn
 from incop.export.writing import write
 
 __all__ = ["DENSE", "Bench", "MeasuredForm", "Speed", "bench", "default_forms"]

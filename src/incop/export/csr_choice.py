@@ -14,8 +14,8 @@ from incop.batches import Batch, call
 from incop.errors import InputError
 from incop.export.csr_layers import linear_layers, replaced, sparse_layer
 from incop.export.differences import difference
-from incop.export.subject import Answers, Subject
-from incop.export.timing import ROUNDS, Ratio, in_turn, repeated
+from incop.export.subject import Answers, Subject, repeated
+from incop.export.timing import ROUNDS, Ratio, in_turn
 from incop.layers import Hooks
 from incop.masks import Masks
 

@@ -18,8 +18,7 @@ from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.errors import InputError, MissingExtra
 from incop.export.differences import difference
 from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet, told
-from incop.export.subject import Subject
-from incop.export.timing import repeated
+from incop.export.subject import Subject, repeated
 
 __all__ = ["OnnxAnswers", "OnnxForm"]
 

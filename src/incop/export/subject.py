@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from incop import observing
-from incop.batches import Batch, call, placed, unpack, walk
+from incop.batches import Batch, call, mapped, placed, unpack, walk
 from incop.errors import InputError
 from incop.masks import Masks
 from incop.wrappers import unwrapped
 
-__all__ = ["Answers", "Form", "Outputs", "Subject", "tensors_of"]
+__all__ = ["Answers", "Form", "Outputs", "Subject", "repeated", "tensors_of"]
 
 Outputs = Callable[[Batch], list[Tensor]]
 
@@ -163,3 +163,28 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
             )
         found[name] = entry
     return found
+
+
+def repeated(batch: Batch, samples: int) -> Batch:
+    """Return a batch of so many samples: the first ones, and these again where there are not enough.
+
+    Raises:
+        InputError: not at least 1, or no input has its samples along dimension 0.
+
+    Example:
+        >>> import torch
+        >>> from incop.batches import unpack
+        >>> from incop.export.subject import repeated
+        >>> repeated(unpack(torch.arange(6).view(3, 2)), 5).args[0][:, 0]
+        tensor([0, 2, 4, 0, 2])
+    """
+    if samples < 1:
+        raise InputError(f"a batch of {samples} samples cannot be measured: give at least 1")
+    places = torch.arange(samples) % batch.samples
+
+    def change(t: Tensor) -> Tensor:
+        return t.index_select(0, places) if t.dim() and t.shape[0] == batch.samples else t
+
+    return replace(
+        batch, args=mapped(batch.args, change), kwargs=mapped(dict(batch.kwargs), change), target=None, samples=samples
+    )

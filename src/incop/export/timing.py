@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from incop.batches import Batch, mapped
-from incop.errors import InputError
-
-__all__ = ["Ratio", "clock_of", "in_turn", "repeated"]
+__all__ = ["Ratio", "clock_of", "in_turn"]
 
 Clock = Callable[[], float]
 
@@ -117,28 +113,3 @@ def _often(call: Callable[[], Any], clock: Clock) -> int:
         call()
         took = clock() - started
     return min(max(math.ceil(STRETCH / max(took, 1e-6)), 1), MAX_CALLS)
-
-
-def repeated(batch: Batch, samples: int) -> Batch:
-    """Return a batch of so many samples: the first ones, and these again where there are not enough.
-
-    Raises:
-        InputError: not at least 1, or no input has its samples along dimension 0.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import unpack
-        >>> from incop.export.timing import repeated
-        >>> repeated(unpack(torch.arange(6).view(3, 2)), 5).args[0][:, 0]
-        tensor([0, 2, 4, 0, 2])
-    """
-    if samples < 1:
-        raise InputError(f"a batch of {samples} samples cannot be measured: give at least 1")
-    places = torch.arange(samples) % batch.samples
-
-    def change(t: Tensor) -> Tensor:
-        return t.index_select(0, places) if t.dim() and t.shape[0] == batch.samples else t
-
-    return replace(
-        batch, args=mapped(batch.args, change), kwargs=mapped(dict(batch.kwargs), change), target=None, samples=samples
-    )

@@ -112,26 +112,19 @@ def write_all(
     made = _made(folder)
     try:
         with _aside(folder) as aside:
-            found = []
+            written: list[Written] = []
+            files: list[Path] = []
             for number, form in enumerate(forms):
                 (own := aside / str(number)).mkdir()
-                files = _written(form, subject, own)
-                again = [file.name for file in files if file.name in getattr(form, "again", ())]
-                size = sum(file.stat().st_size for file in files if file.name not in again)
-                apart = _proven(form, files[0], subject)
-                found.append((form, files, size, apart, dict(getattr(form, "details", {})), again))
-            _placed([file for _, files, *_ in found for file in reversed(files)], folder, aside, replace)
-            return [
-                Written(
-                    form.name,
-                    tuple(folder / file.name for file in files),
-                    size,
-                    apart,
-                    details,
-                    tuple(folder / name for name in again),
-                )
-                for form, files, size, apart, details, again in found
-            ]
+                new = _written(form, subject, own)
+                again = [file for file in new if file.name in getattr(form, "again", ())]
+                size = sum(file.stat().st_size for file in new if file not in again)
+                apart = _proven(form, new[0], subject)
+                placed, doubles = (tuple(folder / file.name for file in some) for some in (new, again))
+                written.append(Written(form.name, placed, size, apart, dict(getattr(form, "details", {})), doubles))
+                files += reversed(new)
+            _placed(files, folder, aside, replace)
+            return written
     except BaseException as error:
         with contextlib.suppress(OSError):  # nothing is left of what failed
             for empty in made:

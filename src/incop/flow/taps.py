@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -51,12 +50,10 @@ class Taps:
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
-            self._hooks.after(module, self._listener(name))
+            self._hooks.after(module, partial(self._listen, name))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hooks.remove()
         self._seen.clear()
 
@@ -65,13 +62,10 @@ class Taps:
         self._samples, self._real = samples, real or {}
         self._padded = {name: mask for name, mask in self._real.items() if not bool(mask.all())}
 
-    def _listener(self, name: str) -> Any:
-        def listen(module: nn.Module, args: Any, output: Any) -> None:
-            call = self._names.of(name)
-            if call in self._calls:
-                self._seen[call] = self._pooled(call, module, output)
-
-        return listen
+    def _listen(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._names.of(name)
+        if call in self._calls:
+            self._seen[call] = self._pooled(call, module, output)
 
     def _pooled(self, call: str, module: nn.Module, output: Any) -> Tensor:
         first = output[0] if isinstance(output, tuple) and output else None
@@ -141,13 +135,11 @@ class Paths:
         self._hooks.before(self._model, self._begin)
         for name, module in self._model.named_modules():
             if is_layer(module):
-                self._hooks.after(module, self._counter(name))
+                self._hooks.after(module, partial(self._count, name))
         self._hooks.after(self._model, self._end)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._hooks.remove()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
@@ -156,12 +148,9 @@ class Paths:
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.last, self._running = self._running, None  # what checkpointing runs again afterwards does not count
 
-    def _counter(self, name: str) -> Any:
-        def count(module: nn.Module, args: Any, output: Any) -> None:
-            if self._running is not None:
-                self._running.append(name)
-
-        return count
+    def _count(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self._running is not None:
+            self._running.append(name)
 
     def same(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches; after each, hold the layers that ran against those of the last pass before the first.
