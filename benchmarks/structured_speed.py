@@ -25,7 +25,7 @@ from torch import nn
 import incop
 from incop.experiments import tickets
 from incop.export.compacted import compacted
-from incop.export.csr import CSRLinear
+from incop.export.csr_layers import CSRLinear
 from incop.export.timing import Ratio, in_turn
 from incop.records import Level
 from incop.rundir import RunDir

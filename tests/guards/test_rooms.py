@@ -75,6 +75,12 @@ def test_there_is_no_room_for_odds_and_ends():
     assert not [file for file in files() if file.stem in ("utils", "common", "helpers", "misc")]
 
 
+def test_only_one_file_puts_hooks_on_modules():
+    assert [str(file.relative_to(SOURCE)) for file in files() if "register_forward_" in file.read_text()] == [
+        "layers/hooks.py"
+    ]
+
+
 def test_reports_need_no_torch():
     subprocess.run([sys.executable, "-c", "import sys, incop.reports; assert 'torch' not in sys.modules"], check=True)
 

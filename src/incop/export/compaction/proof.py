@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.export.compaction.removal import Removal, removed
-from incop.export.writing import difference
+from incop.export.differences import difference
 
 __all__ = ["Proof", "tolerance_of"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from incop.batches import Batch, first_samples, mapped, walk
 from incop.errors import InputError
-from incop.export.quieting import DEPENDS_ON_VALUES, depends_on_values, quiet
+from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet
 
 __all__ = ["Answering", "Held", "Trace", "exported", "traced"]
 

@@ -1,4 +1,4 @@
-"""Quieting: what torch's exporters say is kept to themselves, and why they failed is said in one sentence."""
+"""torch's exporters: their messages are kept away from the user, and why one failed is said in one sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def depends_on_values(error: BaseException) -> bool:
     """Say whether a network cannot be followed because it decides by its inputs' values.
 
     Example:
-        >>> from incop.export.quieting import depends_on_values
+        >>> from incop.export.exporters import depends_on_values
         >>> depends_on_values(ValueError("Could not guard on data-dependent expression"))
         True
     """

@@ -1,30 +1,25 @@
-"""The form `safetensors`: weights with exact zeros under the user's own names, masks bit-packed, and what a reader should know."""
+"""The forms `safetensors` and `sparse`: one file each, with the masks, which `incop.export.read` gives back bit for bit."""
 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 import incop
 from incop.errors import InputError, TrainingError
+from incop.export import dense_file
 from incop.export.folded import weights_of
-from incop.export.subject import Outputs, Subject, outputs_of, tensors_of
-from incop.masks.bits import Bits
+from incop.export.reader import read
+from incop.export.subject import Answers, Outputs, Subject, tensors_of
 
-__all__ = ["KEY", "PREFIX", "SCHEMA", "DenseForm", "SparseForm", "dense_size", "mask_of"]
-
-KEY = "incop"  # of the metadata: one, because the order of several is not the same in every process
-PREFIX = "incop.masks/"
-SCHEMA = 1
+__all__ = ["SafetensorsForm", "SparseForm", "dense_size"]
 
 
-class DenseForm:
+class SafetensorsForm:
     """Weights, masks and metadata as one safetensors file, which any reader of safetensors opens."""
 
     name = "safetensors"
@@ -33,63 +28,47 @@ class DenseForm:
     def write(self, subject: Subject, folder: Path) -> list[Path]:
         """Write `model.safetensors`."""
         weights = weights_of(subject)
-        taken = next((name for name in weights if name.startswith(PREFIX)), None)
-        if taken is not None:
-            raise InputError(f"the model's own {taken!r} begins as the names of masks do: rename it")
         _refuse_strange(subject, weights)
-        packed = {name: subject.masks.bits(name).bytes for name in subject.masks}
-        told = {
-            "schema": SCHEMA,
-            "incop": incop.__version__,
-            "about": dict(subject.about),
-            "masks": {
-                name: {"shape": list(subject.masks.bits(name).shape), "remaining": subject.masks.remaining_in(name)}
-                for name in subject.masks
-            },
-            "order": list(weights),
-        }
         file = folder / "model.safetensors"
-        named = {PREFIX + name: mask for name, mask in packed.items()}
-        file.write_bytes(save({**weights, **named}, metadata={KEY: json.dumps(told)}))
+        file.write_bytes(dense_file.pack(weights, subject.masks, subject.about))
         _held(file, subject)
         return [file]
 
     def outputs(self, file: Path, subject: Subject) -> Outputs:
         """Return the network that the file makes, as a function."""
-        return outputs_of(_filled(file, subject))
+        return Answers(_filled(file, subject))
 
 
 class SparseForm:
-    """What is left and where it stands, packed; `incop.export.read` gives it back bit for bit."""
+    """What is left and where it stands, packed; `incop.export.read` gives it back bit for bit.
+
+    Attributes:
+        details: after writing: the bytes that masks and values need by their entropy, see `incop.export.sparse_file.bound`.
+    """
 
     name = "sparse"
     tolerance = 0.0
 
     def __init__(self) -> None:
-        from incop.export import sparse  # whether zstd is absent is known before anything is read
+        from incop.export import sparse_file  # whether zstd is absent is known before anything is read
 
-        self._bound = sparse.bound
+        self._file = sparse_file
+        self.details: dict[str, Any] = {}
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:
         """Write `model.sparse`."""
-        from incop.export import sparse
-
         state = tensors_of(subject.model)
         _refuse_strange(subject, state)
         about = {"incop": incop.__version__, **subject.about}
         file = folder / "model.sparse"
-        file.write_bytes(sparse.pack(state, subject.masks, about))
+        file.write_bytes(self._file.pack(state, subject.masks, about))
         _held(file, subject)
+        self.details = {"bound": self._file.bound(subject.masks, state)}
         return [file]
 
     def outputs(self, file: Path, subject: Subject) -> Outputs:
         """Return the network that the file makes, as a function."""
-        return outputs_of(_filled(file, subject))
-
-    def bound(self, subject: Subject) -> int:
-        """Return the bytes that mask and values need by their entropy; see `incop.export.sparse.bound`."""
-        state = tensors_of(subject.model)
-        return self._bound(subject.masks, state)
+        return Answers(_filled(file, subject))
 
 
 def dense_size(subject: Subject) -> int:
@@ -98,7 +77,7 @@ def dense_size(subject: Subject) -> int:
     Example:
         >>> import torch
         >>> from incop.export import Subject
-        >>> from incop.export.stored import dense_size
+        >>> from incop.export.lossless import dense_size
         >>> dense_size(Subject.of(torch.nn.Linear(4, 2)))
         40
     """
@@ -107,18 +86,6 @@ def dense_size(subject: Subject) -> int:
         if isinstance(tensor, Tensor):
             found[(tensor.data_ptr(), tensor.shape) if tensor.data_ptr() else name] = 4 * tensor.numel()
     return sum(found.values())
-
-
-def mask_of(name: str, packed: Tensor, said: dict[str, Any]) -> Tensor:
-    """Return a mask from its packed bits and what is said of it.
-
-    Raises:
-        InputError: they do not fit.
-    """
-    try:
-        return Bits.read(name, packed, said["shape"], said["remaining"]).unpacked()
-    except ValueError as error:
-        raise InputError(f"the mask of {error}") from error
 
 
 def _refuse_strange(subject: Subject, weights: dict[str, Tensor]) -> None:
@@ -137,8 +104,6 @@ def _filled(file: Path, subject: Subject) -> torch.nn.Module:
 
 def _held(file: Path, subject: Subject) -> dict[str, Tensor]:
     """Read a file back and hold every bit of it against the network."""
-    from incop.export.reading import read
-
     weights = tensors_of(subject.model)
     found = read(file, most=2 * sum(t.numel() * t.element_size() for t in weights.values()))
     same = list(found.weights) == list(weights) and all(_same(t, weights[name]) for name, t in found.weights.items())

@@ -1,4 +1,4 @@
-"""Gaps: a mask as the distances between its positions, in Rice's code, which comes within 3 % of the entropy of a random mask.
+"""Rice's code: a mask as the distances between its positions, which comes within 3 % of the entropy of a random mask.
 
 Of a gap g the low k bits are written as they are, and g >> k as that many zeros and a one (R. F. Rice, "Some practical universal
 noiseless coding techniques", JPL 79-22, 1979). All low bits of the same weight stand together, then all the rest, so that numpy
@@ -14,7 +14,7 @@ from incop.errors import InputError
 
 __all__ = ["coded", "decoded"]
 
-MOST_SHIFT = 40
+MAX_SHIFT = 40
 
 
 def coded(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
@@ -22,7 +22,7 @@ def coded(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
 
     Example:
         >>> import numpy as np
-        >>> from incop.export.gaps import coded, decoded
+        >>> from incop.export.rice_code import coded, decoded
         >>> mask = np.arange(1000) % 100 == 7
         >>> k, code = coded(mask)
         >>> k, len(code), bool((decoded(code, k, size=1000, kept=10) == mask).all())
@@ -35,7 +35,7 @@ def coded(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
         return 0, b""
     gaps = np.diff(positions, prepend=-1) - 1
     mean = max(1, bits.size // positions.size)
-    near = range(max(mean.bit_length() - 3, 0), min(mean.bit_length() + 1, MOST_SHIFT))
+    near = range(max(mean.bit_length() - 3, 0), min(mean.bit_length() + 1, MAX_SHIFT))
     shift = min(near, key=lambda k: positions.size * k + int((gaps >> k).sum()))
     planes = [np.packbits((gaps >> bit & 1).astype(np.uint8)).tobytes() for bit in range(shift)]
     ends = np.cumsum((gaps >> shift) + 1) - 1
@@ -59,7 +59,7 @@ def decoded(code: bytes, shift: int, *, size: int, kept: int) -> NDArray[np.bool
     count = min(kept, size - kept)
     mask = np.full(size, 2 * kept > size, dtype=np.bool_)
     plane = (count + 7) // 8
-    if not (0 <= shift <= MOST_SHIFT and count >= 0 and len(code) >= shift * plane):
+    if not (0 <= shift <= MAX_SHIFT and count >= 0 and len(code) >= shift * plane):
         raise InputError("the code of a mask is too short")
     if not count:
         if code:

@@ -23,20 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from incop.errors import InputError, quoted
-from incop.export import gaps
-from incop.export.packing import packed, unpacked
+from incop.export import rice_code
+from incop.export.compression import packed, unpacked
 
 __all__ = ["MAGIC", "bound", "pack", "unpack"]
 
 MAGIC = b"incopsp"
 SCHEMA = 1
 FIXED = len(MAGIC) + 1 + 16 + 8
-MOST_HEAD = 2**22  # bytes of JSON: 40,000 tensors
-MOST_DIMENSIONS = 64
-SMALL, RATIO = (
-    2**28,
-    1000,
-)  # bytes that are always unpacked, and how many times the file's size: 99.9 % of weights pruned
+MAX_HEAD = 2**22  # bytes of JSON: 40,000 tensors
+MAX_DIMENSIONS = 64
+SMALL = 2**28  # bytes that are always unpacked
+MAX_RATIO = 1000  # else how many times the file's size: 99.9 % of weights pruned
 KINDS = {
     str(kind).removeprefix("torch."): kind
     for kind in (
@@ -81,7 +79,7 @@ def bound(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
 
     Example:
         >>> import torch
-        >>> from incop.export.sparse import bound
+        >>> from incop.export.sparse_file import bound
         >>> bound({"w": torch.arange(80) % 2 == 0}, {"w": torch.ones(80), "b": torch.ones(3)})
         182
     """
@@ -163,20 +161,18 @@ def unpack(content: bytes, most: int | None = None) -> tuple[dict[str, Tensor], 
     if hashlib.sha256(body).digest()[:16] != content[FIXED - 24 : FIXED - 8]:
         raise InputError("it is damaged: its content is not what was written")
     short, size = (int.from_bytes(body[at : at + 4], "little") for at in (0, 4))
-    if size > MOST_HEAD or short > len(body) - 8:
-        raise InputError(f"its head announces {size} bytes, and at most {MOST_HEAD} are read")
+    if size > MAX_HEAD or short > len(body) - 8:
+        raise InputError(f"its head announces {size} bytes, and at most {MAX_HEAD} are read")
     try:
         told = json.loads(unpacked(bytes(body[8 : 8 + short]), size))
         entries = [_understood(one) for one in told["tensors"]]
-        return _taken_apart(entries, told, body[8 + short :], _allowed(len(content), most))
+        return _taken_apart(
+            entries, told, body[8 + short :], max(SMALL, MAX_RATIO * len(content)) if most is None else most
+        )
     except (KeyError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"its head cannot be understood ({type(error).__name__}: {error})") from error
-
-
-def _allowed(size: int, most: int | None) -> int:
-    return most if most is not None else max(SMALL, RATIO * size)
 
 
 def _taken_apart(
@@ -236,7 +232,7 @@ def _masks(entries: list[_Entry], patterns: bytes, codes: bytes) -> dict[str, Te
                 raise InputError(f"the mask of {quoted(entry.name)} has {len(code)} bytes for {entry.count} positions")
             bits = np.unpackbits(np.frombuffer(code, dtype=np.uint8), count=entry.count).view(np.bool_)
         else:
-            bits = gaps.decoded(code, entry.shift, size=entry.count, kept=entry.kept)
+            bits = rice_code.decoded(code, entry.shift, size=entry.count, kept=entry.kept)
         if int(bits.sum()) != entry.kept:
             raise InputError(f"the mask of {quoted(entry.name)} keeps other than {entry.kept} positions")
         found[entry.name] = torch.from_numpy(bits).reshape(entry.shape)
@@ -245,7 +241,7 @@ def _masks(entries: list[_Entry], patterns: bytes, codes: bytes) -> dict[str, Te
 
 def _mask_coded(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
     """Return the shorter code: gaps for what is strewn, packed bits for what follows a pattern, whole rows and channels."""
-    shift, code = gaps.coded(bits)
+    shift, code = rice_code.coded(bits)
     pattern = np.packbits(bits).tobytes()
     return (BITS, pattern) if len(packed(pattern)) < len(packed(code)) else (shift, code)
 
@@ -315,7 +311,7 @@ def _said(entry: _Entry) -> list[Any]:
 def _understood(said: list[Any]) -> _Entry:
     name, kind, shape, *mask = said
     numbers = [*shape, *mask]
-    if len(shape) > MOST_DIMENSIONS or not all(type(n) is int and -1 <= n < 2**40 for n in numbers):
+    if len(shape) > MAX_DIMENSIONS or not all(type(n) is int and -1 <= n < 2**40 for n in numbers):
         raise InputError(f"its head gives {quoted(name)} a shape of {quoted(shape)}")
     if not isinstance(name, str) or kind not in KINDS or min(shape, default=0) < 0:
         raise InputError(f"its head gives {quoted(name)} the kind {quoted(kind)} and the shape {quoted(shape)}")

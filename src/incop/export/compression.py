@@ -1,4 +1,4 @@
-"""Packing: zstd, from Python's own library where it has it; nothing is unpacked to more than was said."""
+"""Compression: zstd, from Python's own library where it has it; nothing is unpacked to more than was said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Choosing: which linear layers are faster as CSR, by measuring each on its own inputs, and the network as a whole."""
+"""The choice of CSR layers: linear layers that are measured to be faster so, on their own inputs and in the whole network."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from torch import Tensor, nn
 
 from incop.batches import Batch, call
 from incop.errors import InputError
-from incop.export.csr import linear_layers, replaced, sparse_layer
-from incop.export.subject import Subject, outputs_of
-from incop.export.timing import ROUNDS, Clock, Ratio, in_turn, resized
-from incop.export.writing import difference
+from incop.export.csr_layers import linear_layers, replaced, sparse_layer
+from incop.export.differences import difference
+from incop.export.subject import Answers, Subject, repeated
+from incop.export.timing import ROUNDS, Ratio, in_turn
+from incop.layers import Hooks
 from incop.masks import Masks
 
 __all__ = ["BATCH_SIZES", "TOLERANCE", "Choice", "choose", "csr_choices", "with_csr"]
 
 BATCH_SIZES = (1, 64)
 TOLERANCE = 1e-5  # relative; the sums run in another order
-LEAST = 0.5  # sparsity below which nothing is measured: there CSR is slower by far
+MIN_SPARSITY = 0.5  # sparsity below which nothing is measured: there CSR is slower by far
 KINDS = (torch.float32, torch.float64)  # that the CPU multiplies
 
 
@@ -52,7 +53,6 @@ def csr_choices(
     *,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     rounds: int = ROUNDS,
-    clock: Clock | None = None,
 ) -> list[Choice]:
     """Measure every linear layer as it is and as CSR, on its own inputs, and choose those that are faster.
 
@@ -66,7 +66,6 @@ def csr_choices(
         example: a batch of inputs of any usual form; its samples are repeated where there are fewer than a batch size.
         batch_sizes: at which it should be faster.
         rounds: that each is timed in.
-        clock: returns seconds; by default processor time on one thread, the wall's on several.
 
     Raises:
         InputError: there is no example, no batch size, or the masks belong to another model.
@@ -77,7 +76,7 @@ def csr_choices(
         >>> csr_choices(torch.nn.Linear(4, 4), example=torch.ones(8, 4))
         [Choice(layer='', sparsity=0.0, chosen=False, why='its sparsity is 0.00', ratios={})]
     """
-    return choose(Subject.of(model, masks, example=example), batch_sizes, rounds, clock)
+    return choose(Subject.of(model, masks, example=example), batch_sizes, rounds)
 
 
 def with_csr(
@@ -111,31 +110,35 @@ def with_csr(
     """
     subject = Subject.of(model, masks, example=example)
     if choices is None:
-        choices = choose(subject, batch_sizes, ROUNDS, None)
+        choices = choose(subject, batch_sizes, ROUNDS)
     return replaced(subject.model, [choice.layer for choice in choices if choice.chosen])
 
 
-def choose(subject: Subject, batch_sizes: Sequence[int], rounds: int, clock: Clock | None) -> list[Choice]:
+def choose(subject: Subject, batch_sizes: Sequence[int], rounds: int) -> list[Choice]:
     """Measure and choose; see `csr_choices`."""
     if not batch_sizes:
         raise InputError("no batch size is given at which CSR should be faster: give 1, for instance")
     example = subject.needed_example("choosing CSR layers")
     linear = linear_layers(subject.model)
     sparse = {name: _sparsity(module.get_parameter("weight")) for name, module in linear.items()}
-    wanted = {name: linear[name] for name in linear if sparse[name] >= LEAST and linear[name].weight.dtype in KINDS}
-    inputs = {size: _inputs(subject.model, wanted, resized(example, size)) for size in batch_sizes}
+    wanted = {
+        name: linear[name] for name in linear if sparse[name] >= MIN_SPARSITY and linear[name].weight.dtype in KINDS
+    }
+    inputs = {size: _inputs(subject.model, wanted, repeated(example, size)) for size in batch_sizes}
     found = []
     for name in linear:
         if name not in wanted:
-            told = f"its sparsity is {sparse[name]:.2f}" if sparse[name] < LEAST else "its weights are not float32"
+            told = (
+                f"its sparsity is {sparse[name]:.2f}" if sparse[name] < MIN_SPARSITY else "its weights are not float32"
+            )
             found.append(Choice(name, sparse[name], False, told))
         elif any(name not in inputs[size] for size in batch_sizes):
             told = "it is not called as a module of its own: what holds it reads its weight"
             found.append(Choice(name, sparse[name], False, told))
         else:
             own = {size: inputs[size][name] for size in batch_sizes}
-            found.append(_measured(name, wanted[name], sparse[name], own, rounds, clock))
-    return _whole(subject, found, batch_sizes, rounds, clock)
+            found.append(_measured(name, wanted[name], sparse[name], own, rounds))
+    return _whole(subject, found, batch_sizes, rounds)
 
 
 def _sparsity(weight: Tensor) -> float:
@@ -145,31 +148,24 @@ def _sparsity(weight: Tensor) -> float:
 def _inputs(model: nn.Module, layers: dict[str, nn.Module], batch: Batch) -> dict[str, Tensor]:
     """Return what the layers are called with, the largest where one is called several times."""
     found: dict[str, Tensor] = {}
-    handles = []
 
     def note(name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor) and (name not in found or args[0].numel() > found[name].numel()):
             found[name] = args[0].detach().clone()
 
-    try:
+    with Hooks() as hooks, torch.inference_mode():
         for name, module in layers.items():
-            handles.append(module.register_forward_pre_hook(partial(note, name)))
-        with torch.inference_mode():
-            call(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.before(module, partial(note, name))
+        call(model, batch)
     return found
 
 
-def _measured(
-    name: str, module: nn.Module, sparsity: float, inputs: dict[int, Tensor], rounds: int, clock: Clock | None
-) -> Choice:
+def _measured(name: str, module: nn.Module, sparsity: float, inputs: dict[int, Tensor], rounds: int) -> Choice:
     ratios = {}
     try:
         sparse = sparse_layer(module)
         for size, x in inputs.items():
-            times = in_turn({"dense": partial(module, x), "csr": partial(sparse, x)}, rounds=rounds, clock=clock)
+            times = in_turn({"dense": partial(module, x), "csr": partial(sparse, x)}, rounds=rounds)
             ratios[size] = Ratio.of(times["dense"], times["csr"])
     except RuntimeError as error:  # a torch without MKL
         told = (str(error).strip() or "no reason given").splitlines()[0]
@@ -178,9 +174,7 @@ def _measured(
     return Choice(name, sparsity, all(ratio.faster for ratio in ratios.values()), said, ratios)
 
 
-def _whole(
-    subject: Subject, found: list[Choice], batch_sizes: Sequence[int], rounds: int, clock: Clock | None
-) -> list[Choice]:
+def _whole(subject: Subject, found: list[Choice], batch_sizes: Sequence[int], rounds: int) -> list[Choice]:
     """Return the choices, none of them chosen where the network with all of them fails or is slower."""
     chosen = [choice.layer for choice in found if choice.chosen]
     if not chosen:
@@ -188,14 +182,14 @@ def _whole(
     model = replaced(subject.model, chosen)
     told = ""
     try:
-        apart = difference(subject.outputs(subject.needed_example("CSR")), outputs_of(model)(subject.example))  # type: ignore[arg-type]
+        apart = difference(subject.outputs(subject.needed_example("CSR")), Answers(model)(subject.example))  # type: ignore[arg-type]
         told = "" if apart <= TOLERANCE else f"with CSR layers the network answers otherwise, by {apart:.1g}"
     except Exception as error:  # code of the user's that looks at a layer's weight
         told = f"with CSR layers the network does not run ({type(error).__name__})"
     for size in batch_sizes if not told else ():
-        batch = resized(subject.needed_example("CSR"), size)
-        calls = {"dense": outputs_of(subject.model).ready(batch), "csr": outputs_of(model).ready(batch)}
-        times = in_turn(calls, rounds=rounds, clock=clock)
+        batch = repeated(subject.needed_example("CSR"), size)
+        calls = {"dense": Answers(subject.model).ready(batch), "csr": Answers(model).ready(batch)}
+        times = in_turn(calls, rounds=rounds)
         ratio = Ratio.of(times["dense"], times["csr"])
         if ratio.slower:
             told = f"the whole network would be slower, {ratio.median:.2f} times as fast at batch {size}"

@@ -14,8 +14,9 @@ from torch.nn.utils import parametrizations
 
 from incop import InputError, Masks, export
 from incop.experiments import models
-from incop.export import sparse
-from incop.export.stored import PREFIX, dense_size
+from incop.export import sparse_file
+from incop.export.dense_file import PREFIX
+from incop.export.lossless import dense_size
 
 FORMS = ["safetensors", "sparse"]
 
@@ -106,12 +107,12 @@ def test_the_sparse_form_is_near_the_entropy_of_mask_and_weights(name, sparsity)
     masks = by_magnitude(net, sparsity)
     subject = export.Subject.of(net, masks, about={"model": name, "input": {"shape": [3, 32, 32], "mean": [0.3] * 3}})
     state = subject.model.state_dict()
-    content = sparse.pack(state, masks, subject.about)
+    content = sparse_file.pack(state, masks, subject.about)
     own = {tensor.data_ptr(): tensor for key, tensor in state.items() if key not in masks}
     tied = {state[key].data_ptr() for key in masks}
     rest = sum(t.numel() * t.element_size() for place, t in own.items() if place not in tied)
     assert len(content) <= 1.15 * (entropy_bound(masks) + rest)
-    assert sparse.bound(masks, state) == pytest.approx(entropy_bound(masks) + rest, abs=2)
+    assert sparse_file.bound(masks, state) == pytest.approx(entropy_bound(masks) + rest, abs=2)
     if sparsity >= 0.95:
         assert 8 * len(content) <= dense_size(subject)
 
@@ -122,9 +123,9 @@ def test_whole_rows_and_channels_take_far_less_than_their_entropy():
     mask = torch.ones(512, 512, dtype=torch.bool)
     mask[torch.randperm(512)[:460]] = False
     weight *= mask
-    taken = len(sparse.pack({"w": weight}, {"w": mask}, {}))
+    taken = len(sparse_file.pack({"w": weight}, {"w": mask}, {}))
     assert taken <= 4 * int(mask.sum()) + 1000
-    assert sparse.bound({"w": mask}, {"w": weight}) > 4 * int(mask.sum()) + 15_000
+    assert sparse_file.bound({"w": mask}, {"w": weight}) > 4 * int(mask.sum()) + 15_000
 
 
 def strange():
@@ -164,7 +165,7 @@ def strange():
 
 def test_rare_kinds_come_back_to_the_bit():
     weights, masks = strange()
-    found, found_masks, about = sparse.unpack(sparse.pack(weights, masks, {"a": [1, None, "x"]}))
+    found, found_masks, about = sparse_file.unpack(sparse_file.pack(weights, masks, {"a": [1, None, "x"]}))
     same_bits(found, {name: tensor.resolve_conj() for name, tensor in weights.items()})
     assert Masks(found_masks) == Masks(masks)
     assert about == {"a": [1, None, "x"]}
@@ -176,15 +177,15 @@ def test_tied_weights_are_stored_once():
     net, _ = built("transformer")
     state = net.state_dict()
     apart = {name: tensor.clone() for name, tensor in state.items()}
-    assert sparse.bound({}, apart) - sparse.bound({}, state) == 4 * net.head.weight.numel()
-    found, _, _ = sparse.unpack(sparse.pack(state, {}, {}))
+    assert sparse_file.bound({}, apart) - sparse_file.bound({}, state) == 4 * net.head.weight.numel()
+    found, _, _ = sparse_file.unpack(sparse_file.pack(state, {}, {}))
     assert found["head.weight"] is found["embedding.weight"]
-    found, _, _ = sparse.unpack(sparse.pack(apart, {}, {}))
+    found, _, _ = sparse_file.unpack(sparse_file.pack(apart, {}, {}))
     assert found["head.weight"] is not found["embedding.weight"]
 
 
 def test_nothing_at_all():
-    found, masks, _ = sparse.unpack(sparse.pack({}, {}, {}))
+    found, masks, _ = sparse_file.unpack(sparse_file.pack({}, {}, {}))
     assert (found, masks) == ({}, {})
 
 
@@ -291,7 +292,7 @@ def signed(content):
 def with_head(content, change):
     """Edit the head of a sparse file."""
     short, size = (int.from_bytes(content[at : at + 4], "little") for at in (24, 28))
-    head = json.loads(sparse.unpacked(content[32 : 32 + short], size))
+    head = json.loads(sparse_file.unpacked(content[32 : 32 + short], size))
     head = change(head) or head
     new = json.dumps(head).encode() if not isinstance(head, bytes) else head
     sizes = len(new).to_bytes(4, "little") * 2
@@ -303,7 +304,7 @@ def content():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 5))
     subject = export.Subject.of(net, by_magnitude(net, 0.7))
-    return sparse.pack(subject.model.state_dict(), subject.masks, {"a": 1})
+    return sparse_file.pack(subject.model.state_dict(), subject.masks, {"a": 1})
 
 
 @pytest.mark.parametrize("form", [*FORMS, "folded"])
@@ -345,7 +346,7 @@ def test_a_sparse_file_that_was_edited_and_signed_is_read_or_refused_in_one_sent
         for at in generator.integers(first, len(torn), size=generator.integers(1, 4)):
             torn[at] = generator.integers(256)
         try:
-            weights, masks, _ = sparse.unpack(signed(bytes(torn)))
+            weights, masks, _ = sparse_file.unpack(signed(bytes(torn)))
         except InputError as error:
             refused.append(str(error))
         else:
@@ -388,7 +389,7 @@ def first(head, **changes):
 )
 def test_a_head_that_lies(change, sentence, content):
     with pytest.raises(InputError, match=sentence):
-        sparse.unpack(with_head(content, change))
+        sparse_file.unpack(with_head(content, change))
 
 
 def test_a_small_file_does_not_become_gigabytes(content):
@@ -401,13 +402,13 @@ def test_a_small_file_does_not_become_gigabytes(content):
     tracemalloc.start()
     try:
         with pytest.raises(InputError, match="its head announces"):
-            sparse.unpack(signed(content[:24] + head + bomb))
+            sparse_file.unpack(signed(content[:24] + head + bomb))
         lying = len(bomb).to_bytes(4, "little") + (2**20).to_bytes(4, "little")
         with pytest.raises(InputError, match="unpacks to another size"):
-            sparse.unpack(signed(content[:24] + lying + bomb))
+            sparse_file.unpack(signed(content[:24] + lying + bomb))
         wide = {"tensors": [["w", "float32", [2**20, 2**8], 0, 0, 0]], "stored": [0, 0, 0, 0, 0, 0], "about": {}}
         with pytest.raises(InputError, match=r"say read\(…, most=1342177280\)"):
-            sparse.unpack(with_head(content, lambda head: wide))
+            sparse_file.unpack(with_head(content, lambda head: wide))
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -425,24 +426,25 @@ def test_files_of_a_newer_incop_are_refused_by_name(content, tmp_path, monkeypat
     (tmp_path / "x").write_bytes(content[:7] + b"\x02" + content[8:])
     with pytest.raises(InputError, match=r"newer incop \(schema 2\): upgrade"):
         export.read(tmp_path / "x")
-    monkeypatch.setattr("incop.export.stored.SCHEMA", 2)
-    file = export.write(export.Subject.of(nn.Linear(2, 2)), unproven(), tmp_path).files[0]
+    with monkeypatch.context() as newer:
+        newer.setattr("incop.export.dense_file.SCHEMA", 2)
+        file = export.write(export.Subject.of(nn.Linear(2, 2)), unproven(), tmp_path).files[0]
     with pytest.raises(InputError, match=r"newer incop \(schema 2\): upgrade"):
         export.read(file)
 
 
 def unproven():
-    from incop.export import stored
+    from incop.export import lossless
 
-    form = stored.DenseForm()
-    held, stored._held = stored._held, lambda file, subject: {}
+    form = lossless.SafetensorsForm()
+    held, lossless._held = lossless._held, lambda file, subject: {}
     write = form.write
 
     def unread(subject, folder):
         try:
             return write(subject, folder)
         finally:
-            stored._held = held
+            lossless._held = held
 
     form.write = unread
     return form

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from incop import InputError
-from incop.export.gaps import coded, decoded
+from incop.export.rice_code import coded, decoded
 
 
 def slow(mask):

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from incop.batches import Batch, call, first_samples
-from incop.export.compaction.analysis import Analysis, analysed
+from incop.export.compaction.analysis import UnitAnalysis, analysed
 from incop.export.compaction.operators import rule_of
 from incop.export.compaction.proof import Proof
 from incop.export.compaction.removal import Removal, groups, removal, removed, sizes
@@ -62,7 +62,7 @@ class Compaction:
 
     @property
     def units(self) -> int:
-        """Units and channels that went: every one once, at the layer that makes it."""
+        """AxisUnits and channels that went: every one once, at the layer that makes it."""
         return sum(change.units[0] - change.units[1] for change in self.layers)
 
 
@@ -90,7 +90,7 @@ def compact(subject: Subject) -> Compaction:
     )
 
 
-def _proven(run: Analysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
+def _proven(run: UnitAnalysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
     """Return what can go with the answers proven, and the layers at which this was less than what seemed to be able to."""
     whole = removal(run)
     if not whole.kept:
@@ -102,7 +102,7 @@ def _proven(run: Analysis, proof: Proof) -> tuple[Removal, tuple[str, ...]]:
         one = removal(run, allowed | group)
         if not _same(one, what) and proof.holds(one):
             what, allowed = one, allowed | group
-    lost = [name for (name, axis), places in run.axes.items() if axis == 0 and _less(whole, what, name, axis)]
+    lost = [name for (name, axis), ids in run.axes.items() if axis == 0 and _less(whole, what, name, axis)]
     return what, tuple(dict.fromkeys(name.rpartition(".")[0] or name for name in lost))
 
 
