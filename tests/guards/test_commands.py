@@ -34,6 +34,10 @@ OTHERS = {  # of programs other than incop
 MADE = "docs/cli.md"  # written from the help itself
 
 
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
 def commands(text):
     """The words after `incop` of every command in a page's blocks and spans."""
     for block in stage.FENCE.finditer(text):
@@ -85,12 +89,12 @@ def refusal(words):
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_are_taken(page):
-    text = page.read_text(encoding="utf-8")
-    said = {words: refusal(words) for words in commands(text) if page != ROOT / MADE}
-    assert {words: why for words, why in said.items() if why} == {}
-    assert sorted({flag for flag in flags(text) if flag not in KNOWN}) == []
+def test_commands_are_taken():
+    said = {
+        (page.name, words): refusal(words) for page in PAGES if page != ROOT / MADE for words in commands(text_of(page))
+    }
+    assert {where: why for where, why in said.items() if why} == {}
+    assert sorted({(page.name, flag) for page in PAGES for flag in flags(text_of(page)) if flag not in KNOWN}) == []
 
 
 @pytest.mark.parametrize(

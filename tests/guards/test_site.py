@@ -37,11 +37,14 @@ def test_a_generated_page_is_as_it_would_be_now(page):
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == now, f"`make pages` writes docs/{page} anew"
 
 
-@pytest.mark.parametrize("file", FIGURES, ids=lambda file: file.stem)
-def test_a_figure_is_as_it_would_be_drawn_now(file):
-    assert file.read_text(encoding="utf-8") == FIGURES[file], f"`make pages` draws {file.name} anew"
-    assert "http" not in FIGURES[file].replace("http://www.w3.org/2000/svg", "")
-    assert "<title>" in FIGURES[file]
+def test_the_figures_are_as_they_would_be_drawn_now():
+    others = [file.name for file, drawn in FIGURES.items() if file.read_text(encoding="utf-8") != drawn]
+    assert others == [], "`make pages` draws them anew"
+    outside = [
+        file.name for file, drawn in FIGURES.items() if "http" in drawn.replace("http://www.w3.org/2000/svg", "")
+    ]
+    assert outside == []
+    assert [file.name for file, drawn in FIGURES.items() if "<title>" not in drawn] == []
 
 
 def test_every_figure_is_shown_on_a_page_and_loads_nothing():
