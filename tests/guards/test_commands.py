@@ -14,7 +14,15 @@ sys.path.insert(0, str(ROOT / "docs" / "site"))
 import stage
 import transcripts
 
-PAGES = sorted({*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))})
+PAGES = sorted(
+    {
+        *DOCUMENTS,
+        *(
+            ROOT / name
+            for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "tests/campaigns/README.md")
+        ),
+    }
+)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:python -m )?incop +(?P<words>[^:].*)$")
 FLAG = re.compile(r"^--[a-z][a-z-]*")

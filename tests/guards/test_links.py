@@ -15,7 +15,10 @@ PAGES = sorted(
     {
         *DOCUMENTS,
         *stage.sources(),
-        *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+        *(
+            ROOT / name
+            for name in ("CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md", "tests/campaigns/README.md")
+        ),
     }
 )
 # of package registries, in halves, so that no file names one

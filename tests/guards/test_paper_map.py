@@ -17,7 +17,9 @@ from docstrings import MODULES, OF_EXTRAS
 ROOT = Path(__file__).parents[2]
 MAP = (ROOT / "docs" / "paper_map.md").read_text(encoding="utf-8")
 THEORY = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
-FALSE = tomllib.loads((ROOT / "benchmarks" / "theory_falsifications.toml").read_text(encoding="utf-8"))["falsification"]
+FALSE = tomllib.loads((ROOT / "tests" / "campaigns" / "theory_falsifications.toml").read_text(encoding="utf-8"))[
+    "falsification"
+]
 PAPER = "arXiv 2501.15592"
 
 
@@ -68,7 +70,7 @@ def test_every_row_has_a_function_a_test_and_a_result():
         assert named(functions), row
         assert named(tests), row
         assert re.search(r"\]\([^)]+\)", result), row
-        assert any(word.startswith("python benchmarks/") for word in named(result)), row
+        assert any(word.startswith(("python benchmarks/", "python tests/campaigns/")) for word in named(result)), row
 
 
 def in_column(column):

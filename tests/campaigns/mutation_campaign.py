@@ -1,6 +1,6 @@
 """Break the code in one place at a time and see whether the tests turn red: mutants of the rooms that must be exact.
 
-    python benchmarks/mutation_campaign.py [--only masks/holding.py] [--sample 400] [--state STATE.jsonl] [--result RESULT.md]
+    python tests/campaigns/mutation_campaign.py [--only masks/holding.py] [--sample 400] [--state STATE.jsonl] [--result RESULT.md]
 
 A mutant is one change to one expression or statement: a comparison, an arithmetic or boolean operator, a constant, a condition, a
 returned value, a statement left out. Every mutant is a fork of a process that has imported torch and pytest but not incop; it
@@ -36,7 +36,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "incop"
 EQUIVALENT = Path(__file__).with_name("mutation_equivalents.toml")
 WIDER = [
@@ -448,7 +448,7 @@ def main() -> int:
     others = WIDER if options.wider else options.tests
     campaign(plan, options.state, options.again or bool(others), others)
     words = f" --sample {options.sample} --seed {options.seed}" if options.sample else ""
-    text, share = report(plan, options.state, f"python benchmarks/mutation_campaign.py{words}")
+    text, share = report(plan, options.state, f"python tests/campaigns/mutation_campaign.py{words}")
     print(text)
     if options.result is not None:
         options.result.write_text(text, encoding="utf-8")
