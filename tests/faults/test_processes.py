@@ -11,7 +11,6 @@ from torch.nn import functional
 import incop
 from incop.experiments.engines.local import PROCESSES
 
-
 PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo", "torch.distributed"])
 
 
