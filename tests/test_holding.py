@@ -15,6 +15,8 @@ from torch.nn import functional
 from incop import Masks, hold, prune
 from incop.errors import InputError
 from incop.masks import holding
+from small import mlp
+from small import random_masks as some
 
 
 @pytest.fixture(autouse=True, params=["at hand", "from bits"])
@@ -25,13 +27,7 @@ def way(request, monkeypatch):
 
 
 def two(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-
-
-def some(model, seed=0, left=0.4):
-    generator = torch.Generator().manual_seed(seed)
-    return Masks({n: torch.rand(m.shape, generator=generator) < left for n, m in Masks.full(model).items()})
+    return mlp(4, 3, 2, seed=seed)
 
 
 # --- holding while training, against a network whose forward pass multiplies by the mask

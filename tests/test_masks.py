@@ -12,6 +12,7 @@ from incop import Masks, hold
 from incop.errors import InputError
 from incop.masks import holding
 from incop.masks.bits import Bits
+from small import mlp
 
 # --- bits
 
@@ -54,8 +55,7 @@ def test_masks_take_a_bit_a_weight():
 
 
 def two(seed=0):
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    return mlp(4, 3, 2, seed=seed)
 
 
 def test_full_and_of():
