@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
-__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
+__all__ = [
+    "Diverged",
+    "IncopError",
+    "InputError",
+    "MissingExtra",
+    "TrainingError",
+    "nearest",
+    "quoted",
+    "renamed",
+    "unknown",
+]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing
 SHOWN = 30  # names in a message: a network may have hundreds
@@ -110,3 +124,18 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     known = [str(choice) for choice in choices]
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
     return InputError(f"unknown {kind} {quoted(name)}: {nearest(name, known)}(known: {shown or 'none'})")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have a function refuse arguments by names they no longer have, and say the new one."""
+
+    def refusing(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in names.keys() & kwargs.keys():
+                raise InputError(f"{name}= is now called {names[name]}=")
+            return function(*args, **kwargs)
+
+        return called
+
+    return refusing

@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import replace
 
-from incop.experiments.comparisons import Comparison, Job, jobs_of
+from incop.experiments.comparison import Comparison, Job, jobs_of
+from incop.experiments.comparison_runs import GUESS
 from incop.experiments.controls import Label
 from incop.experiments.parts import prepare, resolve
-from incop.experiments.pieces import GUESS
 from incop.experiments.plan import Plan
 from incop.masks import Masks
 from incop.watch import Watch
