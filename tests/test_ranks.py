@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import incop
-from incop import flow, pruning, ranks, stopping
+from incop import flow, hold, pruning, ranks, stopping
 from incop.errors import Diverged, InputError, TrainingError
 from incop.experiments.engines.local import PROCESSES
 from incop.masks import Masks
@@ -631,23 +631,60 @@ def test_metrics_are_of_the_whole_split(company):
         assert found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_the_loop_on_the_page_is_one_search_in_two_processes():
+def held(together):
+    """Train held weights; say which promise of holding was broken, and return the weights' first layer."""
+    masks = Masks({name: torch.rand(mask.shape, generator=fresh()) < 0.4 for name, mask in Masks.full(net()).items()})
+    broken, model = [], net()
+    for view in (False, True):
+        spread = DistributedDataParallel(model, gradient_as_bucket_view=view)
+        sgd = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
+        with hold(masks, model, sgd):
+            for step in range(3):
+                sgd.zero_grad()
+                spread(torch.randn(4, 6, generator=fresh(10 * step + together.rank))).square().sum().backward()
+                for name, weight in masks.weights(model).items():
+                    if weight.grad[~masks[name]].any() or not weight.grad[masks[name]].any():
+                        broken.append(f"gradients of {name}")
+                sgd.step()
+                for name, weight in masks.weights(model).items():
+                    if weight.detach().view(torch.int32)[~masks[name]].any():
+                        broken.append(name)
+    return broken, model[0].weight.detach().tolist()
+
+
+def fresh(seed=1):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_two_processes_side_by_side(company):
+    """Gradients are zeroed before they are averaged: no process sees those of pruned weights."""
+    (broken, weights), *others = company(held)
+    assert broken == []
+    assert all(other == (broken, weights) for other in others)
+
+
+def on_the_page(script, place, out):
+    os.environ.update(place)
+    os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT), 1)
+    exec(compile(script, "distributed.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_loop_on_the_page_is_one_search_in_two_processes(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text()
     script = re.search(r"```python\n(.*?)```", page, re.S)[1]
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    files = [tmp_path / str(rank) for rank in range(2)]
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**os.environ, **place, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
+        PROCESSES.Process(target=on_the_page, args=(script, {**place, "RANK": file.name}, str(file))) for file in files
     ]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    said = [file.read_text() for file in files]
     assert said[0].count("2 processes hold the same masks") == 2
     assert said[1] == ""
 

@@ -18,17 +18,10 @@ from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
 from incop.loop import search
 from incop.rundir import RunDir
+from small import data
+from small import normalised as net
 
-X = torch.randn(120, 8, generator=torch.Generator().manual_seed(1))
-Y = X[:, :3].argmax(1)
-
-
-def net():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
-        )
+X, Y = data()
 
 
 def trainer():

@@ -1,6 +1,6 @@
 """One search over two hosts, stood in for by two network namespaces joined by a virtual cable, also when the cable is pulled.
 
-    sudo python benchmarks/two_hosts.py [RESULT.md]        a minute or two; needs root, `ip` and `unshare`
+    sudo python tests/campaigns/two_hosts.py [RESULT.md]        a minute or two; needs root, `ip` and `unshare`
 
 Each namespace has its own interface, address, host name and loopback, and reaches the other over the cable only; the run folder is
 in the first one's working directory. Three searches: one undisturbed; one in which the cable is pulled in the middle, which both
@@ -158,7 +158,7 @@ def main():
     lines = [
         "# One search over two hosts with addresses of their own",
         "",
-        f"`python benchmarks/two_hosts.py` · incop {incop.__version__} · torch {torch.__version__} · {platform.machine()}, "
+        f"`python tests/campaigns/two_hosts.py` · incop {incop.__version__} · torch {torch.__version__} · {platform.machine()}, "
         f"{os.cpu_count()} cores shared by both hosts, one thread each",
         "",
         f"Two network namespaces, {CABLE}.1 and {CABLE}.2, joined by a veth pair; torchrun on each, one process a host (gloo); "

@@ -154,7 +154,7 @@ def write(rows: list[dict], file: Path, seed: int) -> None:
         f"{total} damaged files in all, seed {seed}: {bad} of them did anything but be read or be refused in one sentence.",
         f"Limits of each: {MOST_MEMORY >> 20} MiB above the idle process, {MOST_SECONDS:g} s (twice that where a page is drawn).",
         "",
-        f"- command: `python benchmarks/fuzz_inputs.py --seed {seed}`; python {about['python']}, {about['cores']} cores, busy",
+        f"- command: `python tests/campaigns/fuzz_inputs.py --seed {seed}`; python {about['python']}, {about['cores']} cores, busy",
         "",
         "| format | files | read | refused | anything else | most MiB above idle | longest, s |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -1,6 +1,6 @@
 """A comparison of 12 runs on an engine, its workers and its command killed on the way, against the same one on this machine.
 
-    python benchmarks/engines.py --on local|ray|slurm [--kill] [--out RESULT.md]       a few minutes
+    python tests/campaigns/engines.py --on local|ray|slurm [--kill] [--out RESULT.md]       a few minutes
 
 Ray is a cluster of two nodes of one core each, Slurm one node with two places, both started here for this alone. With --kill a
 worker is ended by SIGKILL in the middle of a run, and later the command itself; then the same command is started again.
@@ -193,7 +193,7 @@ def main():
     lines = [
         f"# A comparison of {RUNS} runs on {said.on}{', killed on the way' if said.kill else ''}, against the same one on local",
         "",
-        f"`python benchmarks/engines.py --on {said.on}{' --kill' if said.kill else ''}` · incop {incop.__version__} · torch "
+        f"`python tests/campaigns/engines.py --on {said.on}{' --kill' if said.kill else ''}` · incop {incop.__version__} · torch "
         f"{torch.__version__} · {version(said.on)} · {platform.machine()}, {os.cpu_count()} cores, load {load:.1f}",
         "",
         f"**{sum(checks.values())} of {len(checks)} hold.**",

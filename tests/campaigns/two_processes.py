@@ -1,6 +1,6 @@
 """One search of LeNet-5 on Fashion-MNIST by two processes under torchrun, against the same by one, and against itself when killed.
 
-    INCOP_DATA=… python benchmarks/two_processes.py [RESULT.md]        some minutes
+    INCOP_DATA=… python tests/campaigns/two_processes.py [RESULT.md]        some minutes
 
 Three things are held against each other: the flow of one network on one probe, measured by one process and by two; searches
 by one process, by one with two threads and by two processes; and a search by two of which one process is killed, then all, then
@@ -167,9 +167,9 @@ def main():
     lines = [
         "# One search by two processes: LeNet-5 on Fashion-MNIST",
         "",
-        f"`python benchmarks/two_processes.py` · incop {incop.__version__} · torch {torch.__version__} · {platform.machine()}, "
-        f"{os.cpu_count()} cores, OMP_NUM_THREADS={threads}, load {os.getloadavg()[2]:.1f} · gloo, `torchrun --nproc-per-node 2` · "
-        f"{time.monotonic() - began:.0f} s in all",
+        f"`python tests/campaigns/two_processes.py` · incop {incop.__version__} · torch {torch.__version__} · "
+        f"{platform.machine()}, {os.cpu_count()} cores, OMP_NUM_THREADS={threads}, load {os.getloadavg()[2]:.1f} · gloo, "
+        f"`torchrun --nproc-per-node 2` · {time.monotonic() - began:.0f} s in all",
         "",
         "## The flow of one network on one probe",
         "",

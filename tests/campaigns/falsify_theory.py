@@ -1,6 +1,6 @@
 """Falsify each statement of docs/theory.md, in the code or in its own words, and see whether its test turns red.
 
-    python benchmarks/falsify_theory.py [--only TEXT] [--out benchmarks/results/DATE-falsify-theory]
+    python tests/campaigns/falsify_theory.py [--only TEXT] [--out tests/campaigns/results/DATE-falsify-theory]
 
 The falsifications stand in `theory_falsifications.toml`. Each is one change of one place in a copy of the sources and of
 `tests/theory`; the named test then runs there and must fail. Before, all tests run unchanged and must pass. Each run is a fork of
@@ -30,7 +30,7 @@ import scipy.optimize  # noqa: F401
 import sklearn.datasets  # noqa: F401  # imported once, for all forks
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("theory_falsifications.toml")
 TESTS = "tests/theory"
 
@@ -143,7 +143,7 @@ def page(found: dict[str, tuple[str, str]]) -> str:
         f"# Each test of the theory under a falsification, {datetime.date.today()}\n",
         f"**{count['red']} of {len(rows)} falsifications turned their test red**; {len(tests)} tests, all of `{TESTS}`, which "
         f"unchanged are {found['unchanged'][0]}.\n",
-        f"- command: `python benchmarks/falsify_theory.py`, {mnist}",
+        f"- command: `python tests/campaigns/falsify_theory.py`, {mnist}",
         f"- {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
         "- a falsification is one change of the code (named so) or of the statement; for a counterexample it is the tempting "
         "statement, or an example that is none",

@@ -1,6 +1,6 @@
 """Kill runs with SIGKILL, again and again, and hold what is resumed against runs that were never killed, bit for bit.
 
-    python benchmarks/kill_campaign.py [KILLS] [RESULT.md]        100 kills take a few minutes
+    python tests/campaigns/kill_campaign.py [KILLS] [RESULT.md]        100 kills take a few minutes
 
 Half of the kills come at a random moment from outside, half from within: at a random call of fsync, replace or unlink, which is
 while a checkpoint or a level is being written, or between the two.
@@ -121,7 +121,7 @@ def main():
     lines = [
         "# Runs killed by SIGKILL and resumed, against runs never killed",
         "",
-        f"`python benchmarks/kill_campaign.py {wanted}` · incop {incop.__version__} · torch {torch.__version__} · "
+        f"`python tests/campaigns/kill_campaign.py {wanted}` · incop {incop.__version__} · torch {torch.__version__} · "
         f"{platform.machine()}, {torch.get_num_threads()} thread(s) · {time.monotonic() - started:.0f} s",
         "",
         f"**{kills} kills in {len(rows)} runs, {len(rows) - wrong} of them bit-identical at the end, {wrong} not.** Compared are "
