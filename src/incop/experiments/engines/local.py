@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from incop.experiments.engines import Ended, Task
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
 
 __all__ = ["PROCESSES", "Local"]

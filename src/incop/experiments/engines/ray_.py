@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from incop.errors import IncopError, MissingExtra
-from incop.experiments.engines import Ended, Task
 from incop.experiments.engines.resources import Resources
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
 
 __all__ = ["Ray"]

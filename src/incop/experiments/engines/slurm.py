@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from incop.errors import IncopError, InputError, MissingExtra
-from incop.experiments.engines import Ended, Task
 from incop.experiments.engines.resources import Resources
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
 from incop.locks import LOCK, Lock, holder
 from incop.rundir import inside, read_json, write_atomically

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import incop
 from incop.errors import IncopError, InputError
-from incop.experiments.engines import Ended, Task
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.signals import Interrupted, Signals
 from incop.locks import STALE, holder
 from incop.rundir import RunDir

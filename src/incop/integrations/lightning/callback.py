@@ -21,10 +21,10 @@ from incop.states import part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
 from incop.watch import Watch
 
-__all__ = ["InCoPCallback"]
+__all__ = ["LightningCallback"]
 
 
-class InCoPCallback(Looking):
+class LightningCallback(Looking):
     """A callback for any `lightning.Trainer`: holds masks, measures the flow while a module is fitted, stops it by the rule.
 
     Pruned weights stay exactly zero through whatever `configure_optimizers` returns, one optimizer or several, stepped
