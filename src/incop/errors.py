@@ -6,7 +6,17 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError", "nearest", "quoted", "unknown"]
+__all__ = [
+    "Diverged",
+    "IncopError",
+    "InputError",
+    "MissingExtra",
+    "TrainingError",
+    "nearest",
+    "quoted",
+    "refuse",
+    "unknown",
+]
 
 
 SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing
@@ -110,3 +120,17 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     known = [str(choice) for choice in choices]
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
     return InputError(f"unknown {kind} {quoted(name)}: {nearest(name, known)}(known: {shown or 'none'})")
+
+
+def refuse(problems: Iterable[str], source: str = "") -> None:
+    """Raise one error that lists all problems; none at all is no error.
+
+    Args:
+        problems: a sentence each; the same one twice counts once.
+        source: the file they are in, if any.
+
+    Raises:
+        InputError: there are problems.
+    """
+    if found := "; ".join(dict.fromkeys(problems)):
+        raise InputError(f"{source}: {found}" if source else found)

@@ -99,7 +99,7 @@ def _dense(folder: RunDir, subject: Subject) -> nn.Module | None:
 
     from incop import checkpoints
     from incop.errors import InputError
-    from incop.experiments.tickets import put_weights
+    from incop.experiments.run_levels import put_weights
 
     try:
         weights = checkpoints.load_weights(folder.level_dir(0))

@@ -15,9 +15,9 @@ from incop.errors import InputError
 from incop.experiments import engines
 from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.engines import Engine, Task
-from incop.experiments.parts import resolve
 from incop.experiments.pieces import Follow, Whole, pieces_of
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.experiments.schedule import Schedule
 from incop.experiments.signals import Signals
 from incop.locks import LOCK, Lock

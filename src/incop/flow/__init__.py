@@ -6,6 +6,7 @@ from incop.flow.information import InformationFlow
 from incop.flow.losses import OwnLoss, TokenLoss
 from incop.flow.meter import Meter, measure
 from incop.flow.sampling import SamplingError, sampling_error
+from incop.flow.words import parse_meter
 
 __all__ = [
     "Damage",
@@ -16,5 +17,6 @@ __all__ = [
     "SamplingError",
     "TokenLoss",
     "measure",
+    "parse_meter",
     "sampling_error",
 ]

@@ -9,8 +9,16 @@ from typing import Any
 from torch import nn
 
 from incop.batches import first_samples, unpack
-from incop.errors import InputError, unknown
+from incop.errors import InputError, refuse, unknown
 from incop.flow import Damage, Meter, measure
+from incop.loop.combinations import (
+    beyond_the_end,
+    beyond_the_selection,
+    ends_of,
+    in_python,
+    past_the_budget,
+    without_a_meter,
+)
 from incop.loop.cutting import planned_path
 from incop.loop.parts import Search
 from incop.loop.tickets import budget_of
@@ -48,13 +56,7 @@ def validate(parts: Search) -> None:
             f"the score ({type(parts.score).__name__}) has gathering(), and not all that goes with it: fresh(), state() and "
             "restore(state, weights)"
         )
-    budget = budget_of(parts.trainer)
-    after = parts.rewind.after
-    if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
-        raise InputError(
-            f"rewind {str(parts.rewind)!r} lies at or past the end of the dense network's {budget:g} epochs: "
-            "choose an earlier point, or rewind='dense'"
-        )
+    refuse(past_the_budget([parts.rewind], budget_of(parts.trainer), in_python))
     if isinstance(parts.amount, EvenDamage):
         if parts.probe is None:
             raise InputError(
@@ -63,19 +65,14 @@ def validate(parts: Search) -> None:
         _try_damage(parts)
     if parts.meter is not None:
         _try_meter(parts.model, parts.probe, parts.meter)
-    elif parts.rule is not None and "flow" in parts.rule.wants:
-        raise InputError(f"the rule {str(parts.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe")
+    refuse(without_a_meter(parts.rule, parts.meter is not None, in_python))
 
 
 def _validate_selection(parts: Search) -> None:
     """Have a selection that lines weights up do so once, and see that it can lead where the search is to end."""
     most = reach(parts.model, parts.masks, parts.selection)
-    for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
-        if value is not None and round(value * parts.masks.total) > round(most * parts.masks.total):
-            raise InputError(
-                f"{name}={value!r} cannot be reached: the selection '{parts.selection}' leads to a sparsity of {most:.4f} at most "
-                "for this network; ask for less, or select single weights"
-            )
+    ends = ends_of(parts.sparsity, parts.ticket_at)
+    refuse(beyond_the_selection(ends, parts.masks.total, most, parts.selection, in_python))
 
 
 def _validate_left(parts: Search) -> None:
@@ -116,12 +113,7 @@ def _validate_ends(parts: Search) -> None:
     for name, value in [("sparsity", parts.sparsity), *(("ticket_at", value) for value in parts.ticket_at)]:
         if value is not None and not 0 < value < 1:
             raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
-    beyond = [value for value in parts.ticket_at if parts.sparsity is not None and value >= parts.sparsity]
-    if beyond:
-        raise InputError(
-            f"ticket_at={beyond[0]!r} lies at or beyond sparsity={parts.sparsity!r}, where the search ends: name sparsities on "
-            "the way, or search further"
-        )
+    refuse(beyond_the_end(parts.sparsity, parts.ticket_at, in_python))
 
 
 def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:
