@@ -31,7 +31,7 @@ from torch import nn
 
 from incop import checkpoints, reports, stopping
 from incop.experiments import datasets, replays, run_levels
-from incop.experiments.comparisons import Comparison
+from incop.experiments.comparison import Comparison
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import prepare, resolve
 from incop.masks import Masks

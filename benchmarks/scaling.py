@@ -140,7 +140,7 @@ def measured(width: int, depth: int, samples: int) -> dict[str, float]:
             lambda: incop.measure(net, [(x, y)], flow.GradientFlow(functional.cross_entropy))
         ),
         "a trial cut (damage)": seconds(lambda: damage(masks)),
-        "a global cut": seconds(lambda: incop.prune(net, masks, amount=0.2)),
+        "a global cut": seconds(lambda: incop.prune(net, masks=masks, amount=0.2)),
         "a rewind, proven": seconds(lambda: point.rewind(net, masks)),
         "holding, a step": held,
         "a checkpoint": checkpoint,

@@ -219,7 +219,7 @@ def damages(network: Network, sparsity: float = 0.95, cuts: int = 10) -> list[st
     measure = Damage(model, network.x[:128])
 
     def damage_at(count: int) -> float:
-        return measure(incop.prune(model, whole, amount=pruning.Fraction(count / whole.total)))
+        return measure(incop.prune(model, masks=whole, amount=pruning.Fraction(count / whole.total)))
 
     weights = torch.cat([w.detach().flatten() for w in whole.weights(model).values()])
     paths = {
@@ -277,7 +277,7 @@ def additivity(network: Network) -> list[str]:
         once = incop.prune(network.model, amount=amount)
         after = network.copy()
         once.apply(after)
-        twice = incop.prune(after, once, amount=amount)
+        twice = incop.prune(after, masks=once, amount=amount)
         probe = network.x[:256]
         whole = Damage(network.model, probe)
         d, then, both = whole(once), Damage(after, probe)(twice), whole(twice)
@@ -297,7 +297,7 @@ def main() -> None:
     network = trained(x, y)
     model, masks = network.copy(), None
     for keep in (0.3, 1 / 3):
-        masks = incop.prune(model, masks, amount=1 - keep)
+        masks = incop.prune(model, masks=masks, amount=1 - keep)
         train(model, x, y, epochs=12, masks=masks)
     sparse = Network(model.eval(), x, y, network.names)
     lines = [

@@ -59,7 +59,7 @@ def main() -> None:
 
     masks = incop.Masks.full(model)
     for level in range(1, 4):
-        masks = incop.prune(model, masks, amount=pruning.Fraction(0.5))
+        masks = incop.prune(model, pruning.Fraction(0.5), masks)
         rewind_point.rewind(model, masks)
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
         watch = incop.Watch(

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
-from incop.loop import Dense, cutting, search, validation
+from incop.loop import Dense, cutting, search
 from incop.snapshots import Snapshot
 
 EPOCHS = 3
@@ -315,7 +316,7 @@ def test_a_sparsity_that_leaves_nothing_is_refused_before_training(asked):
 
 
 def test_a_path_that_is_longer_than_the_search_is_noted():
-    ends = [run(amount=pruning.Path((0.5, 0.7, 0.9)), levels=levels)[1][-1].record.notices for levels in (2, 3)]
+    ends = [run(amount=pruning.SparsityPath((0.5, 0.7, 0.9)), levels=levels)[1][-1].record.notices for levels in (2, 3)]
     assert ends == [
         ("the sparsity 0.9 was not reached: 2 levels led to 0.7003; search more levels or cut more per level",),
         (),
@@ -323,13 +324,13 @@ def test_a_path_that_is_longer_than_the_search_is_noted():
 
 
 @pytest.mark.parametrize("levels", [1, 3])
-def test_a_probe_on_which_nothing_varies_is_noted_since_the_flow_chooses_nothing(levels):
+def test_a_probe_on_which_nothing_varies_is_noted_since_no_cut_shows_damage(levels):
     amount = pruning.EvenDamage(0.8, levels)
     x = data()[0]
     for probe, said in ((torch.ones_like(x), 1), (x, 0)):
         _, tickets = run(probe=probe, amount=amount, levels=levels, rewind="rate")
         notices = [notice for ticket in tickets for notice in ticket.record.notices]
-        assert sum("the flow could not choose the cuts" in notice for notice in notices) == said
+        assert sum("no cut shows any damage" in notice for notice in notices) == said
 
 
 def test_a_cut_of_nothing_is_noted():
@@ -464,7 +465,6 @@ class Counting:
                 return super().__call__(masks)
 
         monkeypatch.setattr(cutting, "Damage", Counted)
-        monkeypatch.setattr(validation, "Damage", Counted)
 
 
 EVEN = pruning.EvenDamage(0.9, levels=6, trials=4)
@@ -492,7 +492,7 @@ def test_the_path_is_planned_once_on_the_dense_network_and_charged_to_the_first_
     counting = Counting(monkeypatch)
     tickets = planned_run()
     before, planning = counting.made  # a try on a few samples before any training, and the plan
-    assert before.samples == 3 * 4  # four samples, as they are and cut twice
+    assert before.samples == 5 * 4  # four samples
     assert len(planning.calls) == 4
     assert planning.calls == pytest.approx([624 * 0.1 ** (k / 4) for k in (1, 2, 3, 4)], abs=1)
     assert planning.samples == 5 * 128
@@ -567,7 +567,7 @@ def test_tickets_on_the_way_of_a_planned_search_end_exactly_there():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"probe": None}, r"'flow to 0\.9 in 6' tries cuts on a probe: pass probe=batches of the training split"),
+        ({"probe": None}, r"'flow to 0\.9 in 6' tries cuts before it chooses: .* or search with a probe"),
         ({"probe": []}, "the probe is empty"),
         ({"probe": PROBE[:1]}, "a probe of at least 2 samples"),
         ({"probe": torch.ones(10, 7)}, "cannot be run on a batch of the probe"),
@@ -593,6 +593,139 @@ def test_a_network_that_diverged_is_told_when_its_cuts_are_planned():
 
     with pytest.raises(TrainingError, match=r"'1.running_var' of the model is not finite after step \d+ of level 0"):
         planned_run(made=Diverges(trainer()))
+
+
+# --- amounts of a user's own, that ask what a trial cut would do
+
+
+@dataclass
+class UpTo:
+    """As many as do no more than this damage, by bisection."""
+
+    harm: float
+    seen: list = field(default_factory=list)
+
+    def __call__(self, competition):
+        self.seen.append(competition)
+        low, high = 0, competition.weights.numel() - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if competition.damage(middle) <= self.harm else (low, middle - 1)
+        return low
+
+
+def test_an_own_amount_is_handed_the_damage_of_the_network_as_it_is(monkeypatch):
+    counting = Counting(monkeypatch)
+    _, tickets = run(amount=UpTo(0.05), probe=PROBE.split(50), rewind="rate", rule=stopping.AfterEpochs(1))
+    first, second, third = counting.made  # one a level, made when the amount asks
+    assert [ticket.record.probe_samples for ticket in tickets] == [0, first.samples, second.samples, third.samples]
+    for damage, before, after in zip(counting.made, tickets[:-1], tickets[1:], strict=True):
+        assert damage.samples == (1 + len(damage.calls)) * 128
+        assert after.record.probe_seconds == pytest.approx(damage.seconds)
+        assert damage.seconds > 0
+        model = net()
+        Snapshot(before.weights).rewind(model)
+        measured = flow.Damage(model, PROBE[:128])
+        assert after.masks == pruning.prune(model, UpTo(0.05), before.masks, damage=measured)
+
+
+def test_an_own_amount_is_told_the_level_and_how_many_there_are():
+    amount = UpTo(0.05)
+    run(amount=amount, probe=PROBE, levels=3)
+    assert [(one.level, one.levels) for one in amount.seen] == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("probe", [None, PROBE])
+def test_an_amount_that_does_not_ask_measures_nothing(monkeypatch, probe):
+    counting, seen = Counting(monkeypatch), []
+
+    def fifth(competition):
+        seen.append(competition.damage)
+        return competition.weights.numel() // 5
+
+    _, tickets = run(amount=fifth, probe=probe)
+    assert not counting.made
+    assert [damage is None for damage in seen] == [probe is None] * 3
+    assert all(ticket.record.probe_samples == 0 for ticket in tickets)
+
+
+def test_what_a_mask_rule_asks_of_an_own_amount_is_charged_to_its_look(monkeypatch):
+    counting = Counting(monkeypatch)
+    rule = stopping.MaskSettled(1e-9, checks=2) | stopping.AfterEpochs(2)
+    _, tickets = run(amount=UpTo(0.05), probe=PROBE, rule=rule, rewind="rate", levels=2)
+    cut, *looks, last = counting.made
+    assert len(looks) == 2
+    assert tickets[1].record.probe_samples == sum(damage.samples for damage in (cut, *looks))
+    assert tickets[2].record.probe_samples == last.samples
+
+
+@dataclass
+class Halves:
+    """Every cut goes halfway from what is left to the sparsity, in the damage of its first trial."""
+
+    sparsity: float
+    seen: list = field(default_factory=list)
+
+    def plan(self, competition):
+        self.seen.append(competition)
+        share = competition.damage(competition.weights.numel() // 2)
+        ends = [self.sparsity * (1 - share ** (k + 1)) for k in range(competition.levels - 1)]
+        return pruning.SparsityPath((*ends, self.sparsity))
+
+    def __call__(self, competition):
+        return self.plan(competition)(competition)
+
+
+def test_an_own_plan_is_made_once_on_the_dense_network_and_charged_to_the_first_level(monkeypatch):
+    counting, amount = Counting(monkeypatch), Halves(0.8)
+    tickets = planned_run(amount=amount, levels=4)
+    assert isinstance(amount, pruning.Planned)
+    trial, made = counting.made  # a trial on a few samples before training, and the plan
+    assert (trial.samples, made.samples, len(made.calls)) == (2 * 4, 2 * 128, 1)
+    assert same_bits({k: tickets[0].weights[k] for k in made.model_was.tensors}, made.model_was.tensors)
+    assert [one.levels for one in amount.seen] == [4, 4]
+    assert [ticket.record.probe_samples for ticket in tickets] == [0, 2 * 128, 0, 0, 0]
+    model = net()
+    Snapshot(tickets[0].weights).rewind(model)
+    path = pruning.cut.planned(model, tickets[0].masks, Halves(0.8), damage=flow.Damage(model, PROBE[:128]), levels=4)
+    assert [t.masks.remaining for t in tickets[1:]] == [round((1 - s) * 624) for s in path.sparsities]
+
+
+@pytest.mark.parametrize("amount", [Halves(0.8), pruning.EvenDamage(0.8)])
+def test_a_search_by_a_plan_is_resumed_exactly_and_not_planned_again(monkeypatch, amount):
+    states = []
+    whole = planned_run(amount=amount, levels=3, on_state=lambda take: states.append(take()))
+    assert states[0]["path"] is None
+    middle = next(state for state in states if state["level"] == 2 and state["watch/step"] > 0)
+    counting = Counting(monkeypatch)
+    rest = planned_run(net(seed=5), amount=amount, levels=3, resume=middle)
+    assert all(damage.samples <= 9 * 4 for damage in counting.made)  # the trial before the search only
+    for a, b in zip(whole[2:], rest, strict=True):
+        assert (a.masks, a.record.stop_reason) == (b.masks, b.record.stop_reason)
+        assert same_bits(a.weights, b.weights)
+        assert a.record.probe_samples == b.record.probe_samples
+
+
+def test_a_plan_that_is_no_path_is_refused_before_any_training():
+    class Plans(Halves):
+        def plan(self, competition):
+            return [0.5, 0.8]
+
+    spy = Spy(trainer())
+    with pytest.raises(InputError, match=r"planned a list: .* a pruning.SparsityPath"):
+        search(net(), spy, levels=2, amount=Plans(0.8), probe=PROBE)
+    assert not spy.starts
+
+
+def test_even_damage_takes_the_number_of_levels_of_the_search():
+    given, taken = (planned_run(amount=pruning.EvenDamage(0.9, levels, trials=4)) for levels in (6, None))
+    assert [a.masks for a in given] == [b.masks for b in taken]
+
+
+@pytest.mark.parametrize("amount", ["0.2", None, object()])
+def test_what_is_no_amount_is_refused(amount):
+    with pytest.raises(InputError, match=r"the amount is a .*: give a fraction"):
+        search(net(), trainer(), levels=2, amount=amount)
 
 
 def test_levels_that_go_on_from_the_last_ones_weights_say_so():

@@ -321,12 +321,19 @@ def record(ticket):
     }
 
 
+def third_or_less(competition):
+    """An amount that asks what its cut would do."""
+    third = len(competition.weights) // 3
+    return third if competition.damage(third) < 0.5 else third // 2
+
+
 SEARCHES = {
     "flow": {"meter": flow.InformationFlow(), "rule": stopping.FlowSettled(1) | stopping.AfterEpochs(2)},
     "gradient flow": {"meter": gradients("norm"), "rule": stopping.AfterEpochs(1), "rewind": "dense"},
     "accuracy": {"rule": stopping.AccuracyRestored() | stopping.AfterEpochs(2), "check_every": 0.5},
     "masks": {"rule": stopping.MaskSettled() | stopping.AfterEpochs(2), "check_every": "2steps"},
     "planned": {"amount": pruning.EvenDamage(0.7, 3), "levels": 3, "rule": stopping.AfterEpochs(0.5), "rewind": "rate"},
+    "damage": {"amount": third_or_less, "rule": stopping.MaskSettled() | stopping.AfterEpochs(2), "rewind": "rate"},
     "on the way": {"ticket_at": (0.3,), "rule": stopping.AfterEpochs(0.5), "rewind": "rate", "levels": 3},
     "gradient score": {"score": pruning.GradientTimesWeight(functional.cross_entropy, [(X, Y)]), "levels": 2},
     "pq": {"rewind": "rate", "amount": pruning.PQIndex(1, 2), "selection": pruning.Layerwise(output=0.5)},
@@ -348,7 +355,7 @@ HOW = {
 }
 
 
-IN_THREE = ("planned", "gradient score", "pq")
+IN_THREE = ("planned", "damage", "gradient score", "pq")
 CASES = [*((2, name) for name in SEARCHES), *((3, name) for name in IN_THREE)]
 
 
@@ -412,7 +419,7 @@ def gathered(together, accumulate):
                 with spread.no_sync() if quiet else contextlib.nullcontext():
                     functional.cross_entropy(spread(X[rows]), Y[rows]).backward()
             sgd.step()
-    return score.state(), incop.prune(spread, masks, amount=0.4, score=score).digest()
+    return score.state(), incop.prune(spread, masks=masks, amount=0.4, score=score).digest()
 
 
 @pytest.mark.parametrize("accumulate", [False, True], ids=["", "no_sync"])

@@ -27,7 +27,7 @@ checks = st.builds(
     step=counts,
     flow=st.none() | flows,
     distance=st.none() | numbers,
-    accuracy=st.none() | finite,
+    metric_value=st.none() | finite,
     loss=st.none() | numbers,
     mask_changes=st.lists(numbers, max_size=3).map(tuple),
     spent=spents,
@@ -45,7 +45,7 @@ levels = st.builds(
     seconds=finite,
     probe_seconds=finite,
     probe_samples=counts,
-    val_accuracy=st.none() | finite,
+    metric_value=st.none() | finite,
     stop_reason=texts,
     rewind=texts,
     max_epochs=st.none() | finite,
@@ -287,7 +287,7 @@ def test_history_judges_the_last():
 def test_level_says_itself_in_one_line():
     level = Level(3, 0.488, 0.4, 10, 4.0, 1, 1, 0.0, 0.0, 0, 0.9391, "flow within 0.05 of dense", "init", 20.0)
     assert str(level) == "level 3 · sparsity 0.488 · 4 of 20 epochs · accuracy 0.939 · flow within 0.05 of dense"
-    bare = dataclasses.replace(level, max_epochs=None, val_accuracy=None)
+    bare = dataclasses.replace(level, max_epochs=None, metric_value=None)
     assert str(bare) == "level 3 · sparsity 0.488 · 4 epochs · flow within 0.05 of dense"
     assert level.spent == Spent(4.0, 1, 1, 0.0, 0.0, 0)
 

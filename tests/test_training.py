@@ -404,7 +404,7 @@ def test_the_search_repeats_itself_also_with_the_same_trainer(last_full):
 def test_reporting_a_ticket_on_the_way_does_not_turn_the_search_aside():
     def tickets(**more):
         made = trainer(keep_optimizer=True, seed=3, **SEARCH)
-        amount = pruning.Path((0.2, 0.5, 0.6, 0.8))
+        amount = pruning.SparsityPath((0.2, 0.5, 0.6, 0.8))
         return levels_of(made, stopping.AfterEpochs(0.5), amount=amount, **more)
 
     (plain_diary, plain), (diary, reported) = tickets(), tickets(ticket_at=(0.5,))
@@ -469,7 +469,10 @@ def test_a_state_without_a_kept_optimizer_takes_one_away():
         model = net()
         made.restore(begin)
         watch = Watch(model, level=2, rule=stopping.AfterEpochs(0.5), continues=True)
-        made._kept = made._kept and (model, made._kept[1])  # the level before was trained on this model
+        made._carried.kept = made._carried.kept and (
+            model,
+            made._carried.kept[1],
+        )  # the level before was trained on this model
         made.fit(model, Masks.full(model), watch)
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

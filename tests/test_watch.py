@@ -216,7 +216,7 @@ def test_seconds_of_the_cut_are_in_the_ledger_at_the_stop_too():
 
 def test_a_paused_clock_counts_nothing(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("incop.watch.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("incop.ledger.time.perf_counter", lambda: now[0])
     watch = Watch(nn.Linear(2, 2))
     now[0] = 3.0
     watch.pause()

@@ -82,7 +82,7 @@ def main() -> None:
 
     # One retraining by hand: half of the weights go, and the loop ends where the rule says so.
     model = network()
-    masks = incop.prune(model, incop.Masks.full(model), amount=pruning.Fraction(0.5))
+    masks = incop.prune(model, pruning.Fraction(0.5))
     watch = incop.Watch(model, masks=masks, rule=stopping.AfterEpochs(2), every="10steps", level=1)
     trainer.fit(model, masks, watch)
     print(f"by hand: {masks}, {watch.verdict.reason}, accuracy {watch.checks[-1].accuracy:.3f}")

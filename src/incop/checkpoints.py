@@ -29,7 +29,7 @@ __all__ = ["Checkpoint", "Checkpoints", "load_masks", "load_weights", "save_mask
 
 WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
-CHECKPOINT_SCHEMA = 1  # of what a checkpoint holds; a reader refuses a newer one
+CHECKPOINT_SCHEMA = 2  # of what a checkpoint holds; a reader refuses a newer one
 POINT = "points/"  # tensors of rewind points never change: each is written once, beside the checkpoints
 MOST_HEADER = 2**22  # bytes: names, shapes and places of 40,000 tensors; a network of 300 needs 30 kB
 

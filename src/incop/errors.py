@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 __all__ = [
     "Diverged",
@@ -15,9 +17,12 @@ __all__ = [
     "nearest",
     "quoted",
     "refuse",
+    "renamed",
     "unknown",
 ]
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SHOWN_NAME = 200  # signs of a name that are compared: a longer one is near to nothing
 SHOWN = 30  # names in a message: a network may have hundreds
@@ -134,3 +139,18 @@ def refuse(problems: Iterable[str], source: str = "") -> None:
     """
     if found := "; ".join(dict.fromkeys(problems)):
         raise InputError(f"{source}: {found}" if source else found)
+
+
+def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have a function refuse arguments by names they no longer have, and say the new one."""
+
+    def refusing(function: Callable[P, T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name in names.keys() & kwargs.keys():
+                raise InputError(f"{name}= is now called {names[name]}=")
+            return function(*args, **kwargs)
+
+        return called
+
+    return refusing

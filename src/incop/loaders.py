@@ -79,6 +79,19 @@ class Loader:
         return self._count
 
     @property
+    def target(self) -> Any:
+        """The first batch's target."""
+        return self.first.target
+
+    def steps(self, batch_size: int) -> int:
+        """Return the batches of an epoch; a loader has a batch size of its own."""
+        return self._count
+
+    def order(self, device: torch.device, level: int, seed: int) -> Place:
+        """Return the beginning of a level's first pass."""
+        return Place(self, device, level * 100_000)
+
+    @property
     def inexact(self) -> str | None:
         """Why a pass cannot be taken up again where it was left, as a sentence; None where it can."""
         why = _unknown_order(self.batches)
@@ -105,13 +118,14 @@ class Loader:
         """Whether each of several processes is given its own share of the samples."""
         return divides_itself(self.batches)
 
-    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[Batch]:
-        """Go through all batches once, on a device; of several processes each is given every so-manieth batch."""
+    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[tuple[Batch, Any, int]]:
+        """Go through all batches once, on a device; of several processes each is given its part of the batches."""
         own, every = self.state(), 1 if self.divided else together.size
         try:
             for number, batch in enumerate(self.batches):
                 if number % every == together.rank % every:
-                    yield placed(self.unpacked(batch), device=device)
+                    found = placed(self.unpacked(batch), device=device)
+                    yield found, found.target, found.samples
         finally:
             self.restore(own)  # they may be the training split's, too
 
@@ -167,8 +181,8 @@ class Place:
         """Return the beginning of a new pass."""
         return type(self)(self.loader, self.device, self.passes)
 
-    def next(self) -> Batch:
-        """Return the next batch; a new pass begins when one is through.
+    def next(self, batch_size: int, together: Ranks) -> tuple[Batch, Any, int]:
+        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through.
 
         Raises:
             InputError: a pass holds no batch.
@@ -180,7 +194,8 @@ class Place:
             batch = next(self._pass, None)
             if batch is not None:
                 self.at += 1
-                return placed(self.loader.unpacked(batch), device=self.device)
+                found = placed(self.loader.unpacked(batch), device=self.device)
+                return found, found.target, sum(together.all(found.samples))
             self._pass = None
         raise InputError(f"{self.loader.what} held batches once and now holds none: it can be read only once")
 

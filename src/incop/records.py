@@ -1,175 +1,19 @@
-"""The vocabulary: frozen records of what was seen, decided and spent; to and from JSON; no torch."""
+"""The vocabulary: frozen records of what was seen, decided and spent; no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import re
 import shlex
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from incop.errors import InputError, quoted
+from incop.errors import InputError
+from incop.record_json import ACCURACY_NAME, MetricRecord, Record
 
-__all__ = [
-    "Check",
-    "Flow",
-    "History",
-    "Interval",
-    "Level",
-    "Metric",
-    "Record",
-    "Run",
-    "Spent",
-    "Verdict",
-    "full_retraining",
-    "only_incop",
-    "shortest",
-]
-
-SCHEMA = 1  # of every record written to disk; a reader refuses a newer one
-MOST = 2**53  # of a count: beyond it a float, in which costs are reckoned, is no longer exact
-DEEPEST = 20  # objects and lists within each other, where a record may hold anything
-
-# What numbers of a name must lie between when they are read; others may be any float, NaN too. Whole numbers are counts.
-RANGES: Mapping[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("sparsity", "model_sparsity", "accuracy", "val_accuracy", "test_accuracy", "lr_share"), (0.0, 1.0)
-    ),
-    **dict.fromkeys(("epoch", "epochs", "max_epochs", "full_epochs"), (0.0, 1e9)),
-    **dict.fromkeys(("seconds", "probe_seconds", "record_seconds"), (0.0, 1e12)),
-}
-
-
-class Record:
-    """What all records share: a plain dictionary of JSON values, there and back."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record as a dictionary of JSON values (nested records too)."""
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a record; unknown keys of a newer version are refused by name.
-
-        Raises:
-            InputError: it is no mapping, a key is unknown, one that must be there is missing, or a value is of
-                another type.
-        """
-        if not isinstance(data, Mapping):
-            raise InputError(
-                f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "
-                "the file is damaged or was edited"
-            )
-        readers, needed = _readers(cls)  # type: ignore[arg-type]  # mypy does not see that a class can be hashed
-        if strange := [key for key in data if key not in readers]:
-            raise InputError(
-                f"a {cls.__name__} record has the unknown key {quoted(min(map(str, strange)))}: "
-                "it was written by another version of incop, or edited"
-            )
-        if missing := [name for name in needed if name not in data]:
-            raise InputError(
-                f"a {cls.__name__} record lacks the key {min(missing)!r}: the file was cut short or edited"
-            )
-        return cls(**{name: readers[name](value) for name, value in data.items()})
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Record):
-        return value.to_json()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN: "nan", "inf", "-inf", which float() reads back
-    return value
-
-
-Reader = Callable[[Any], Any]
-
-
-@functools.cache
-def _readers(record: type[Record]) -> tuple[dict[str, Reader], tuple[str, ...]]:
-    """Return how each field is read from its JSON value, and which fields must be there.
-
-    Made once a class: a run has tens of thousands of records, and looking at types again for each took longer than
-    reading the file.
-    """
-    hints = typing.get_type_hints(record)
-    fields = dataclasses.fields(record)  # type: ignore[arg-type]
-    missing = dataclasses.MISSING
-    needed = tuple(f.name for f in fields if f.default is missing and f.default_factory is missing)
-    return {f.name: _reader(f"{record.__name__}.{f.name}", hints[f.name]) for f in fields}, needed
-
-
-def _reader(where: str, hint: Any) -> Reader:
-    """Return the function that reads a field's type: lists as tuples, "nan" as NaN only where a float belongs."""
-    kind, parts = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return functools.partial(_anything, where)
-    if kind in (types.UnionType, typing.Union):
-        inner = _reader(where, next(p for p in parts if p is not types.NoneType))
-        return lambda value: None if value is None else inner(value)
-    if kind is tuple:
-        each = _reader(where, parts[0])
-        return lambda value: (
-            tuple(map(each, value)) if isinstance(value, list | tuple) else _refuse(where, "tuple", value)
-        )
-    if kind is Mapping:
-        one = _reader(where, parts[1])
-        return lambda value: (
-            {str(k): one(v) for k, v in value.items()}
-            if isinstance(value, Mapping)
-            else _refuse(where, "Mapping", value)
-        )
-    if isinstance(hint, type) and issubclass(hint, Record):
-        return lambda value: (
-            hint.from_json(value) if isinstance(value, Mapping) else _refuse(where, hint.__name__, value)
-        )
-    return functools.partial(_plain_value, where, hint, RANGES.get(where.rpartition(".")[2]))
-
-
-def _plain_value(where: str, hint: Any, span: tuple[float, float] | None, value: Any) -> Any:
-    if hint in (int, float):
-        return _number(where, hint, span, value)
-    return value if type(value) is hint else _refuse(where, getattr(hint, "__name__", str(hint)), value)
-
-
-def _number(where: str, hint: Any, span: tuple[float, float] | None, value: Any) -> Any:
-    kind = type(value)
-    if kind is int:
-        if not (0 if hint is int else -MOST) <= value <= MOST:
-            return _refuse(where, f"{'a count' if hint is int else 'a number'} of at most 2**53", value)
-    elif hint is int:
-        return _refuse(where, "int", value)
-    elif kind is str and value in ("nan", "inf", "-inf"):
-        value = float(value)
-    elif kind is not float:
-        return _refuse(where, "float", value)
-    if span is not None and not span[0] <= value <= span[1]:
-        return _refuse(where, f"a number from {span[0]:g} to {span[1]:g}", value)
-    return value
-
-
-def _anything(where: str, value: Any, depth: int = 0) -> Any:
-    """Let any JSON value pass that can be shown later: not nested without end, no endless whole number."""
-    if depth > DEEPEST or (isinstance(value, int) and abs(value) > 2**63):
-        return _refuse(where, f"a number of 64 bits or at most {DEEPEST} levels of lists", value)
-    if isinstance(value, Mapping | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            _anything(where, part, depth + 1)
-    return value
-
-
-def _refuse(where: str, wanted: str, value: Any) -> Any:
-    raise InputError(
-        f"a record holds {quoted(value)} under {where!r}, where {wanted} belongs: the file is damaged or was edited"
-    )
+SCHEMA = 2  # of every record written to disk; a reader refuses a newer one
 
 
 def shortest(number: float) -> str:
@@ -325,11 +169,14 @@ def _norm(values: Iterable[float]) -> float:
 
 @dataclass(frozen=True)
 class Metric(Record):
-    """What a network is judged by, where it is not accuracy.
+    """What a network is judged by on the validation split.
 
     Args:
-        name: how it is called in records and tables.
+        name: how it is called in records and tables; "accuracy" is a fraction in [0, 1].
         higher_is_better: whether more of it is better.
+
+    Raises:
+        InputError: it is an accuracy of which less is better.
 
     Example:
         >>> from incop.records import Metric
@@ -341,6 +188,23 @@ class Metric(Record):
     name: str
     higher_is_better: bool
 
+    def __post_init__(self) -> None:
+        if self.name == ACCURACY_NAME and not self.higher_is_better:
+            raise InputError("a metric named 'accuracy' of which less is better: give it another name, such as 'error'")
+
+    def check(self, value: float, where: str) -> float:
+        """Return a value as a float.
+
+        Raises:
+            InputError: it is an accuracy outside [0, 1]; the sentence begins with `where`.
+        """
+        if self == ACCURACY and not 0.0 <= value <= 1.0:
+            raise InputError(
+                f"{where}{value!r}): accuracy is a fraction in [0, 1], not a percentage; for another metric give "
+                "metric=Metric(name, higher_is_better)"
+            )
+        return float(value)
+
     def goal(self, of: float, drop: float = 0.0) -> float:
         """Return what a value must reach to be no worse than another by more than `drop`."""
         return of - drop if self.higher_is_better else of + drop
@@ -349,6 +213,9 @@ class Metric(Record):
         """Say whether a value is no worse than another by more than `drop`, in the metric's own direction and unit."""
         goal = self.goal(of, drop)
         return value >= goal - slack if self.higher_is_better else value <= goal + slack
+
+
+ACCURACY = Metric(ACCURACY_NAME, higher_is_better=True)
 
 
 @dataclass(frozen=True)
@@ -405,7 +272,7 @@ class Spent(Record):
 
 
 @dataclass(frozen=True)
-class Check(Record):
+class Check(MetricRecord):
     """One look at the network while a level trains: everything a rule may ask for, and what it answered.
 
     Args:
@@ -416,13 +283,13 @@ class Check(Record):
         step: optimizer steps in this level so far.
         flow: the flow now, or None when no meter was asked.
         distance: the flow's distance to the reference, absolute; None without a reference.
-        accuracy: validation accuracy in [0, 1], or None when nothing asked for it.
+        metric_value: the metric on the validation split, such as the accuracy in [0, 1]; None when nothing asked for it.
         loss: mean training loss since the last check, or None.
         mask_changes: fraction of the kept positions in which the mask that would be cut now differs from
             the one that would have been cut at the last check, the one before it, … (nearest first).
         spent: the level's ledger so far.
         verdict: what the rule answered.
-        score: the run's metric where that is not accuracy, any number; None when nothing asked for it.
+        metric: name of the metric.
         sparsity: of the level's masks, in [0, 1]; None when the watch was given none.
     """
 
@@ -432,33 +299,38 @@ class Check(Record):
     step: int = 0
     flow: Flow | None = None
     distance: float | None = None
-    accuracy: float | None = None
+    metric_value: float | None = None
     loss: float | None = None
     mask_changes: tuple[float, ...] = ()
     spent: Spent = Spent()
     verdict: Verdict | None = None
     attempt: int = 0
-    score: float | None = None
+    metric: str = ACCURACY_NAME
     sparsity: float | None = None
+
+    ACCURACY_KEY: ClassVar[str] = "accuracy"
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the metric."""
+        return self.metric
 
 
 @dataclass(frozen=True)
 class History:
-    """What a stop rule sees: the checks of one level so far, and the dense network's flow and accuracy.
+    """What a stop rule sees: the checks of one level so far, and the dense network's flow and metric.
 
     Args:
         checks: the level's checks, oldest first; the last is the one to judge.
         reference: the flow of the dense network at the end of level 0.
-        reference_accuracy: its validation accuracy in [0, 1].
-        metric: what networks are judged by, where that is not accuracy.
-        reference_score: the dense network's value of it.
+        reference_value: the dense network's value of the metric.
+        metric: what networks are judged by, by default accuracy.
     """
 
     checks: tuple[Check, ...]
     reference: Flow | None = None
-    reference_accuracy: float | None = None
-    metric: Metric | None = None
-    reference_score: float | None = None
+    reference_value: float | None = None
+    metric: Metric = ACCURACY
 
     @property
     def now(self) -> Check:
@@ -467,7 +339,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Level(Record):
+class Level(MetricRecord):
     """The record of one prune → rewind → retrain level, as `levels.jsonl` and `summary.json` hold it.
 
     Args:
@@ -482,7 +354,7 @@ class Level(Record):
         seconds: time of its training.
         probe_seconds: time of its probing.
         probe_samples: samples probed.
-        val_accuracy: validation accuracy at its end, in [0, 1]; None where another metric is measured.
+        metric_value: the metric on the validation split at its end; an accuracy stands under `val_accuracy` in JSON.
         test_accuracy: test accuracy at its end, or None when there is no test split.
         distance: the flow's distance to the reference at its end, or None.
         flow: the flow at its end, or None.
@@ -498,8 +370,7 @@ class Level(Record):
         abandoned: the part of the ledger that went into training that diverged and was begun again; None where none did.
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
-        metric: what the network is judged by, where that is not accuracy.
-        score: its value on the validation split at the level's end, any number.
+        metric: what the network is judged by.
     """
 
     level: int
@@ -512,7 +383,7 @@ class Level(Record):
     seconds: float
     probe_seconds: float
     probe_samples: int
-    val_accuracy: float | None
+    metric_value: float | None
     stop_reason: str
     rewind: str
     max_epochs: float | None = None
@@ -528,8 +399,19 @@ class Level(Record):
     abandoned: Spent | None = None
     flops: int | None = None
     dense_flops: int | None = None
-    metric: Metric | None = None
-    score: float | None = None
+    metric: Metric = ACCURACY
+
+    ACCURACY_KEY: ClassVar[str] = "val_accuracy"
+
+    @property
+    def metric_name(self) -> str:
+        """The name of the metric."""
+        return self.metric.name
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """Validation accuracy at the level's end, in [0, 1]; None where another metric is measured."""
+        return self.accuracy
 
     @property
     def spent(self) -> Spent:
@@ -558,20 +440,15 @@ class Level(Record):
     def __str__(self) -> str:
         """One line for people: level 3 · sparsity 0.488 · 4 of 20 epochs · accuracy 0.939 · why it ended."""
         budget = "" if self.max_epochs is None else f" of {self.max_epochs:g}"
+        more = "" if self.abandoned is None else f" ({round(self.abandoned.epochs, 2):g} more abandoned)"
         parts = [
             f"level {self.level}",
             f"sparsity {self.sparsity:.3f}",
-            f"{round(self.trained, 2):g}{budget} epochs{_abandoned(self)}",
+            f"{round(self.trained, 2):g}{budget} epochs{more}",
         ]
-        if self.val_accuracy is not None:
-            parts.append(f"accuracy {self.val_accuracy:.3f}")
-        if self.metric is not None and self.score is not None:
-            parts.append(f"{self.metric.name} {self.score:.4g}")
+        if self.judged:
+            parts.append(self.judged)
         return " · ".join([*parts, self.stop_reason])
-
-
-def _abandoned(level: Level) -> str:
-    return "" if level.abandoned is None else f" ({round(level.abandoned.epochs, 2):g} more abandoned)"
 
 
 @dataclass(frozen=True)

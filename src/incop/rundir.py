@@ -20,19 +20,20 @@ import tomli_w
 from incop.errors import InputError, TrainingError, quoted
 from incop.locks import LOCK
 from incop.ranks import launched
-from incop.records import DEEPEST, SCHEMA, Check, Level, Record, Run
+from incop.record_json import MAX_DEPTH, Record
+from incop.records import SCHEMA, Check, Level, Run
 
 __all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
 
 R = TypeVar("R", bound=Record)
 
 # What is read at most, in bytes, before memory is taken for it. JSON of nothing but brackets takes 24 times its size.
-MOST_TOML = 2**16  # a plan is 1 kB
-MOST_JSON = 2**24  # a summary of 100 levels of ResNet-56 is 0.7 MB
-MOST_RECORDS = 2**28  # 10,000 checks of ResNet-56 are 30 MB; they are read line by line
-MOST_LINE = 2**22  # one record
+MAX_TOML = 2**16  # a plan is 1 kB
+MAX_JSON = 2**24  # a summary of 100 levels of ResNet-56 is 0.7 MB
+MAX_RECORDS = 2**28  # 10,000 checks of ResNet-56 are 30 MB; they are read line by line
+MAX_LINE = 2**22  # one record
 TAIL = 2**18  # from the end of a file, where its last record is wanted; one of ResNet-56 is 3 kB
-MOST_DOTS = 256  # in a line of TOML: a key of n parts takes n² steps
+MAX_DOTS = 256  # in a line of TOML: a key of n parts takes n² steps
 
 
 class RunDir:
@@ -241,7 +242,7 @@ class RunDir:
     def newest_check(self) -> Check | None:
         """Read the last check alone, of a run that may be under way; None when there is none, or none that can be read."""
         try:
-            with _opened(self.checks_file, MOST_RECORDS) as stream:
+            with _opened(self.checks_file, MAX_RECORDS) as stream:
                 stream.seek(max(stream.seek(0, os.SEEK_END) - TAIL, 0))
                 lines = stream.read().rpartition(b"\n")[0].rsplit(b"\n", 1)
             return Check.from_json(json.loads(lines[-1]))
@@ -308,7 +309,7 @@ def read_json(file: Path) -> Any:
     Raises:
         InputError: it is absent, too large, or not JSON.
     """
-    return _json(file, _read(file, MOST_JSON))
+    return _json(file, _read(file, MAX_JSON))
 
 
 def _why(error: Exception) -> str:
@@ -359,11 +360,11 @@ def _records(kind: type[R], file: Path) -> list[R]:
     if not is_file(file):
         return []
     found = []
-    with _opened(file, MOST_RECORDS) as stream:
+    with _opened(file, MAX_RECORDS) as stream:
         for number in itertools.count(1):
-            line = stream.readline(MOST_LINE + 1)  # not splitlines(), which also cuts at U+2028 within a string
-            if len(line) > MOST_LINE:
-                raise InputError(f"{str(file)!r} is damaged at line {number}: it has more than {MOST_LINE} bytes")
+            line = stream.readline(MAX_LINE + 1)  # not splitlines(), which also cuts at U+2028 within a string
+            if len(line) > MAX_LINE:
+                raise InputError(f"{str(file)!r} is damaged at line {number}: it has more than {MAX_LINE} bytes")
             if not line.endswith(b"\n"):
                 break
             try:
@@ -408,10 +409,10 @@ def read_toml(file: Path) -> dict[str, Any]:
     Raises:
         InputError: it is absent, too large, nested without end, or not TOML.
     """
-    text = _read(file, MOST_TOML)
-    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+    text = _read(file, MAX_TOML)
+    if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
         raise InputError(
-            f"{str(file)!r} has a line with more than {MOST_DOTS} dots: it is no plan; write lists on several"
+            f"{str(file)!r} has a line with more than {MAX_DOTS} dots: it is no plan; write lists on several"
         )
     try:
         found = tomllib.loads(text)
@@ -422,8 +423,8 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def _plain_toml(file: Path, value: Any, depth: int = 0) -> None:
-    if depth > DEEPEST:
-        raise InputError(f"{str(file)!r} is nested more than {DEEPEST} levels deep: it is no plan")
+    if depth > MAX_DEPTH:
+        raise InputError(f"{str(file)!r} is nested more than {MAX_DEPTH} levels deep: it is no plan")
     if isinstance(value, int) and abs(value) > 2**63:  # in hexadecimal they may be of any length
         raise InputError(f"{str(file)!r} has a whole number of more than 64 bits, which TOML does not allow")
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():

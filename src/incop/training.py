@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,10 @@ from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
 from incop.ranks import ALONE, Ranks
 from incop.records import Interval, Metric
-from incop.scoring import Scoring, in_memory, refuse_broadcast
-from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
+from incop.states import State
+from incop.tensor_split import SampleOrder, TensorSplit, in_memory
+from incop.training_state import Carried, Stretch
+from incop.validation_metric import ValidationMetric, refuse_broadcast
 from incop.watch import Watch
 
 __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
@@ -30,51 +32,25 @@ __all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("float32", "bfloat16")
+CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
+LIMITS = {  # the least and the largest value of a setting
+    "epochs": (1e-6, math.inf),
+    "level_epochs": (1e-6, math.inf),
+    "batch_size": (1, math.inf),
+    "lr": (1e-12, math.inf),
+    "momentum": (0.0, 1.0 - 1e-12),
+    "weight_decay": (0.0, math.inf),
+    "clip": (1e-12, math.inf),
+    "search_batch_size": (1, math.inf),
+    "search_lr": (1e-12, math.inf),
+}
+OWN_OF_LOADERS = {  # settings that a data loader has itself
+    "search_batch_size": "it has a batch size of its own",
+    "augment": "change its samples in its data set, or a batch in unpack=",
+    "prepare": "change its samples in its data set, or a batch in unpack=",
+}
+OPTIONAL = ("level_epochs", "clip", "search_batch_size")
 FLOOR = 0.01  # where the cosine schedule ends, as a share of the rate: "rewind none" goes on at the end, which must not be 0
-
-
-@dataclass
-class _Samples:
-    """The order in which samples are drawn, and how many of it have been."""
-
-    generator: torch.Generator
-    order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    at: int = 0
-
-    def afresh(self) -> _Samples:
-        """Return an order that is yet to be drawn."""
-        return _Samples(self.generator)
-
-    def state(self) -> State:
-        """Return what `restore` needs."""
-        return {"generator": self.generator.get_state(), "order": self.order, "at": self.at}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on in the same order from the same place."""
-        self.order, self.at = state["order"].to(self.order.device), int(state["at"])
-        self.generator.set_state(state["generator"])
-
-    def next(self, labels: Tensor, batch_size: int) -> Tensor:
-        """Return the places of the next batch; the order is drawn anew when all were seen, the last batch may be smaller."""
-        if self.at >= len(self.order):
-            self.order, self.at = torch.randperm(len(labels), generator=self.generator).to(labels.device), 0
-        index = self.order[self.at : self.at + batch_size]
-        self.at += len(index)
-        return index
-
-
-@dataclass
-class _Stretch:
-    """A stretch of training with one optimizer and one batch size: a level, or what a rule's stop divides it into."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    samples: _Samples | Place
-    begin: float  # epochs of the level before it
-    searching: bool
-    step: int = 0
-    losses: list[float] = field(default_factory=list)  # since the last look
-    ranks: Ranks = ALONE
 
 
 @dataclass
@@ -152,87 +128,51 @@ class Trainer:
     metric: Any = None
     higher_is_better: bool | None = None
     unpack: Callable[[Any], Any] | None = None
-    _loader: Loader | None = field(default=None, init=False, repr=False, compare=False)
-    _validating: Loader | None = field(default=None, init=False, repr=False, compare=False)
-    _scoring: Scoring = field(default_factory=Scoring, init=False, repr=False, compare=False)
-    _kept: tuple[nn.Module, torch.optim.Optimizer] | None = field(default=None, init=False, repr=False, compare=False)
-    _now: _Stretch | None = field(default=None, init=False, repr=False, compare=False)
-    _restored: State | None = field(default=None, init=False, repr=False, compare=False)
-    _outside: State = field(default_factory=dict, init=False, repr=False, compare=False)
+    _split: TensorSplit | Loader = field(init=False, repr=False, compare=False)
+    _held_out: TensorSplit | Loader = field(init=False, repr=False, compare=False)
+    _judge: ValidationMetric = field(default_factory=ValidationMetric, init=False, repr=False, compare=False)
+    _carried: Carried = field(default_factory=Carried, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
-            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
-        if self.schedule not in SCHEDULES:
-            raise unknown("schedule", self.schedule, SCHEDULES)
-        if self.precision not in PRECISIONS:
-            raise unknown("precision", self.precision, PRECISIONS)
-        limits: list[tuple[str, Any, float, float]] = [
-            ("epochs", self.epochs, 1e-6, math.inf),
-            ("level_epochs", self.level_epochs if self.level_epochs is not None else 1.0, 1e-6, math.inf),
-            ("batch_size", self.batch_size, 1, math.inf),
-            ("lr", self.lr, 1e-12, math.inf),
-            ("momentum", self.momentum, 0.0, 1.0 - 1e-12),
-            ("weight_decay", self.weight_decay, 0.0, math.inf),
-            ("clip", self.clip if self.clip is not None else 1.0, 1e-12, math.inf),
-            ("search_batch_size", self.search_batch_size if self.search_batch_size is not None else 1, 1, math.inf),
-            ("search_lr", self.search_lr, 1e-12, math.inf),
-        ]
-        for name, value, least, most in limits:
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not least <= value <= most
-                or value == math.inf
-            ):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise unknown(name, getattr(self, name), known)
+        for name, (least, most) in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL:
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not least <= value <= most or value == math.inf:
                 raise InputError(f"{name}={value!r} is out of range: it must lie in [{least:g}, {most:g}]")
-        self._scoring = Scoring.of(self.metric, self.higher_is_better)
-        for name in ("train", "validation"):
-            split = getattr(self, name)
-            if in_memory(split):
-                if len(split[0]) != len(split[1]) or len(split[0]) == 0:
-                    raise InputError(
-                        f"the {name} split has {len(split[0])} inputs and {len(split[1])} labels: it needs as many, and some"
-                    )
-                target = split[1]
-            else:
-                loader = Loader(split, unpack=self.unpack, what=f"the {name} split")
-                target = loader.first.target
-                self._loader, self._validating = (loader, None) if name == "train" else (self._loader, loader)
-            self._scoring.check(target, name)
-        self._check_loader()
+        self._judge = ValidationMetric.of(self.metric, self.higher_is_better)
+        self._split = self._read(self.train, "the train split", augment=self.augment)
+        self._held_out = self._read(self.validation, "the validation split")
+        for split in (self._split, self._held_out):
+            self._judge.check(split.target, split.what)
+        if isinstance(self._split, Loader):
+            for name, remedy in OWN_OF_LOADERS.items():
+                if getattr(self, name) is not None:
+                    raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
 
-    def _check_loader(self) -> None:
-        """Refuse what a data loader does itself."""
-        if self._loader is None:
-            return
-        for name, remedy in (
-            ("search_batch_size", "it has a batch size of its own"),
-            ("augment", "change its samples in its data set, or a batch in unpack="),
-            ("prepare", "change its samples in its data set, or a batch in unpack="),
-        ):
-            if getattr(self, name) is not None:
-                raise InputError(f"{name}= is of tensors in memory, and the train split is a data loader: {remedy}")
+    def _read(self, split: Any, what: str, **more: Any) -> TensorSplit | Loader:
+        if in_memory(split):
+            return TensorSplit(split[0], split[1], what, self.prepare, **more)
+        return Loader(split, unpack=self.unpack, what=what)
 
     @property
-    def measures(self) -> Metric | None:
-        """The metric and its direction; None where it is accuracy."""
-        return self._scoring.metric
+    def measures(self) -> Metric:
+        """The metric and its direction; `incop.records.ACCURACY` where no other was given."""
+        return self._judge.metric
 
     @property
     def inexact(self) -> str | None:
         """Why a search cannot be resumed within a level, as a sentence; None where it can."""
-        return None if self._loader is None else self._loader.inexact
+        return self._split.inexact
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch; the last batch may be smaller."""
-        return self._steps_of(self.batch_size)
-
-    def _steps_of(self, batch_size: int) -> int:
-        if self._loader is not None:
-            return len(self._loader)
-        return math.ceil(len(self.train[0]) / batch_size)
+        return self._split.steps(self.batch_size)
 
     def rate(self, epoch: float, *, of: float | None = None) -> float:
         """Return the learning rate at an epoch of the schedule over `of` epochs; past its end, the rate at its end."""
@@ -252,26 +192,28 @@ class Trainer:
         begin = watch.schedule_from
         whole = self._whole(watch)
         budget = whole if math.isinf(begin) else max(whole - begin, 0.0)
-        devices = [observing.device_of(model)] if observing.device_of(model).type == "cuda" else []
-        was = model.training
-        self._check_divided(ranks.of(model))
+        device, was, together, carried = observing.device_of(model), model.training, ranks.of(model), self._carried
+        devices = [device] if device.type == "cuda" else []
+        seed = self.seed * 1_000_003
+        own = seed + (together.rank << 40)  # each process's, where it draws for itself
+        self._check_divided(together)
         self.check_batches(model, watch.every)
-        self._outside = self._callers(devices)
+        carried.enter(devices)
         try:
             with torch.random.fork_rng(devices=devices):
-                self._now = self._resumed(model)
-                if self._now is None:
-                    seed = self.seed * 1_000_003 + watch.level
-                    # dropout, each process its own; the caller's own random state comes back afterwards
-                    torch.manual_seed(_own(seed, ranks.of(model)))
-                    samples = self._samples(model, seed, watch.level)
-                    if watch.due() and watch.look(**self._looked(model, watch), epoch=0.0).stop:
+                if carried.pending is not None:
+                    blank = Stretch(model, self._fresh(model), self._split.order(device, 0, 0), ranks=together)
+                    carried.now = carried.resumed(blank, self._split, lambda: self._fresh(model), own)
+                if carried.now is None:
+                    torch.manual_seed(own + watch.level)  # for dropout; the caller's random state comes back afterwards
+                    samples = self._split.order(device, watch.level, seed)
+                    if watch.due() and watch.look(metric_value=self._validated(model, watch), epoch=0.0).stop:
                         return
-                    self._now = self._begun(model, watch, samples)
-                while self._train(model, masks, watch, self._now, budget):
-                    self._now = self._begun(model, watch, self._now.samples.afresh())
+                    carried.now = self._begun(model, watch, samples)
+                while self._train(model, masks, watch, carried.now, budget):
+                    carried.now = self._begun(model, watch, carried.now.samples.afresh())
         finally:
-            self._now = None
+            carried.now = None
             model.train(was)
 
     def state(self) -> State:
@@ -279,86 +221,15 @@ class Trainer:
 
         The optimizer and what it has gathered, the order of samples, where it stands in it, and torch's random state.
         """
-        now = self._now
-        kept = None if self._kept is None else self._kept[1]
-        apart = {} if kept is None or (now is not None and kept is now.optimizer) else optimizer_state(kept)
-        own = {} if self._loader is None else under("loader", self._loader.state())
-        if now is None:
-            return {"keeps": kept is not None, **under("kept", apart), **own}
-        state: State = {
-            "begin": now.begin,
-            "step": now.step,
-            "searching": now.searching,
-            "losses": torch.tensor(now.losses, dtype=torch.float64),
-            "keeps": kept is not None,
-            "apart": kept is not None and kept is not now.optimizer,
-            **now.samples.state(),
-            **{_torch_of(n): one for n, one in enumerate(now.ranks.all(torch.get_rng_state()))},
-            **under("outside", self._outside),
-            **under("optimizer", optimizer_state(now.optimizer)),
-            **under("kept", apart),
-        }
-        if observing.device_of(now.model).type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(observing.device_of(now.model))
-        return state
+        return self._carried.state(self._split)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state in the next `fit`, of the same network at the same level."""
-        self._restored = dict(state)
-
-    def _callers(self, devices: list[torch.device]) -> State:
-        """Return the caller's random states, which come back after the level; of a resumed level, those at its beginning."""
-        outside = part("outside", self._restored or {})
-        with restoring("training"):
-            if "torch" in outside:
-                torch.set_rng_state(outside["torch"])
-            for device in devices:
-                if "cuda" in outside:
-                    torch.cuda.set_rng_state(outside["cuda"], device)
-        found: State = {"torch": torch.get_rng_state()}
-        for device in devices:
-            found["cuda"] = torch.cuda.get_rng_state(device)
-        return found
-
-    def _resumed(self, model: nn.Module) -> _Stretch | None:
-        """Return the stretch of training that was restored; None where the level begins."""
-        state, self._restored = self._restored, None
-        if state is None:
-            return None
-        self._kept = None  # of a level that diverged
-        with restoring("training"):
-            return self._stretch_of(model, state)
-
-    def _stretch_of(self, model: nn.Module, state: State) -> _Stretch | None:
-        if self._loader is not None and "step" not in state:
-            self._loader.restore(part("loader", state))
-        if state.get("keeps"):
-            kept = self._fresh(model)
-            restore_optimizer(kept, part("kept", state))
-            self._kept = model, kept
-        if "step" not in state:
-            return None
-        optimizer = self._fresh(model)
-        if self._kept is not None and not state["apart"]:
-            optimizer = self._kept[1]
-        restore_optimizer(optimizer, part("optimizer", state))
-        samples, together = self._samples(model, 0), ranks.of(model)
-        samples.restore(state)
-        torch.set_rng_state(state["torch"])
-        if (mine := state.get(_torch_of(together.rank))) is not None:
-            torch.set_rng_state(mine)
-        else:  # there were fewer processes
-            torch.manual_seed(_own(self.seed * 1_000_003 + int(state["step"]), together))
-        if "cuda" in state and observing.device_of(model).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], observing.device_of(model))
-        begin, searching, step = float(state["begin"]), bool(state["searching"]), int(state["step"])
-        if not (0.0 <= begin < 1e9 and step >= 0):
-            raise ValueError(f"it stands at epoch {begin}, step {step}")
-        return _Stretch(model, optimizer, samples, begin, searching, step, state["losses"].tolist(), together)
+        self._carried.pending = dict(state)
 
     def _check_divided(self, together: Ranks) -> None:
         """Refuse a data loader that gives all processes the same samples."""
-        if not together.one and self._loader is not None and not self._loader.divided:
+        if not together.one and not self._split.divided:
             raise InputError(
                 f"the model is trained by {together.size} processes, and the train loader gives each all samples: make it with "
                 "sampler=torch.utils.data.DistributedSampler(dataset), or give two tensors, which are divided here"
@@ -384,7 +255,7 @@ class Trainer:
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
             >>> Trainer((x, y), (x, y), epochs=2, batch_size=7).check_batches(net, Interval.parse(1.0))
         """
-        if self._loader is not None or not any(isinstance(one, _BatchNorm) for one in model.modules()):
+        if isinstance(self._split, Loader) or not any(isinstance(one, _BatchNorm) for one in model.modules()):
             return
         for name in ("batch_size", "search_batch_size"):
             size, samples = getattr(self, name), len(self.train[0])
@@ -393,7 +264,7 @@ class Trainer:
             if name == "batch_size":
                 to_the_end = max(self.epochs, self.level_epochs or 0.0) >= 1
             else:
-                to_the_end = not every.passed(epoch=1 - 1e-6, step=self._steps_of(size) - 1)
+                to_the_end = not every.passed(epoch=1 - 1e-6, step=self._split.steps(size) - 1)
             one = size == 1 or (samples % size == 1 and to_the_end)
             if not one or self._trains_on_one(model):
                 continue
@@ -403,39 +274,33 @@ class Trainer:
             )
 
     def _trains_on_one(self, model: nn.Module) -> bool:
-        one = self.train[0][:1]
+        assert isinstance(self._split, TensorSplit)
+        one = self._split.prepared(self._split.inputs[:1])
         with observing.undisturbed(model), torch.no_grad():
             model.train()
             try:
-                self._output(ranks.within(model), one if self.prepare is None else self.prepare(one))
+                self._output(ranks.within(model), one)
             except ValueError as error:
                 return "more than 1 value per channel" not in str(error)
         return True
 
-    def _samples(self, model: nn.Module, seed: int, level: int = 0) -> _Samples | Place:
-        if self._loader is not None:
-            return Place(self._loader, observing.device_of(model), level * 100_000)
-        return _Samples(
-            torch.Generator().manual_seed(seed), torch.empty(0, dtype=torch.int64, device=self.train[1].device)
-        )
-
-    def _begun(self, model: nn.Module, watch: Watch, samples: _Samples | Place) -> _Stretch:
+    def _begun(self, model: nn.Module, watch: Watch, samples: SampleOrder | Place) -> Stretch:
         optimizer = self._optimizer(model, watch)
-        return _Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
+        return Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
 
     def _whole(self, watch: Watch) -> float:
         return self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
 
-    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: _Stretch, budget: float) -> bool:
+    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: Stretch, budget: float) -> bool:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
         size = self.search_batch_size if searching and self.search_batch_size is not None else self.batch_size
-        per_epoch, offset, whole = self._steps_of(size), watch.schedule_from, self._whole(watch)
+        per_epoch, offset, whole = self._split.steps(size), watch.schedule_from, self._whole(watch)
         total = max(round((budget - begin) * per_epoch), 0 if begin else 1)
         model.train()
         with hold(masks, model, optimizer, gradients=self.clip is not None):
             for step in range(now.step + 1, total + 1):
-                inputs, labels, count = self._batch(now.samples, size, now.ranks)
+                inputs, labels, count = now.samples.next(size, now.ranks)
                 rate = self.rate(offset + begin + (step - 1) / per_epoch, of=whole) * watch.lr_share
                 rate *= self.search_lr if searching else 1.0
                 for group in optimizer.param_groups:
@@ -446,7 +311,7 @@ class Trainer:
                 if watch.due() or step == total:
                     loss = math.fsum(now.losses) / len(now.losses)
                     now.losses = []
-                    if watch.look(**self._looked(model, watch), loss=loss).stop:
+                    if watch.look(metric_value=self._validated(model, watch), loss=loss).stop:
                         return False
                     if searching and not watch.searching and self._searches_otherwise:
                         return step < total
@@ -460,7 +325,7 @@ class Trainer:
     def _step(
         self,
         model: nn.Module,
-        now: _Stretch,
+        now: Stretch,
         inputs: Tensor | Batch,
         labels: Any,
         watch: Watch,
@@ -496,33 +361,17 @@ class Trainer:
         with torch.autocast(observing.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
-    def _batch(self, samples: _Samples | Place, batch_size: int, together: Ranks) -> tuple[Tensor | Batch, Any, int]:
-        if isinstance(samples, Place):
-            found = samples.next()
-            return found, found.target, sum(together.all(found.samples))
-        inputs, labels = self.train
-        index = samples.next(labels, batch_size)
-        batch = inputs.index_select(0, index)  # 7 µs with the labels; `inputs[index]`, 21
-        if self.augment is not None:
-            batch = self.augment(batch, samples.generator)
-        count = len(index)
-        if (
-            not together.one and count >= 2 * together.size
-        ):  # of a batch too small to divide each process takes the whole
-            begin, end = together.share(count)
-            batch, index = batch[begin:end], index[begin:end]
-        ready = self.prepare(batch) if self.prepare is not None else batch
-        return ready, labels.index_select(0, index), count
-
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
         """Return the optimizer of the last search level where this one goes on from it, a fresh one otherwise."""
-        kept, self._kept = self._kept, None
+        kept, self._carried.kept = self._carried.kept, None
         if not (self.keep_optimizer and watch.searching):
             if watch.stopped is not None:
-                self._kept = kept  # a ticket on the way is trained on to its end; the search goes on from the stop
+                self._carried.kept = (
+                    kept  # a ticket on the way is trained on to its end; the search goes on from the stop
+                )
             return self._fresh(model)
         optimizer = kept[1] if kept is not None and kept[0] is model and watch.continues else self._fresh(model)
-        self._kept = model, optimizer
+        self._carried.kept = model, optimizer
         return optimizer
 
     def _fresh(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -537,15 +386,15 @@ class Trainer:
         kind = torch.optim.Adam if self.optimizer == "adam" else torch.optim.AdamW
         return kind(trained, self.lr, weight_decay=self.weight_decay, fused=fused)
 
-    def _looked(self, model: nn.Module, watch: Watch) -> dict[str, Any]:
-        """Return what a look is handed: a function that measures accuracy, or the metric."""
+    def _validated(self, model: nn.Module, watch: Watch) -> Callable[[], float]:
+        """Return the function that measures the metric for a look."""
 
         def validated() -> float:
-            value, samples = self._evaluated(model, self.validation)
+            value, samples = self._evaluated(model, self._held_out)
             watch.probed(samples)
             return value
 
-        return {"accuracy" if self.measures is None else "score": validated}
+        return validated
 
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
@@ -553,40 +402,21 @@ class Trainer:
         Accuracy is the share of targets, in [0, 1], that have the largest output; with the loss `flow.TokenLoss()` the share
         of tokens that the output before them foretells.
         """
-        return self._evaluated(model, split if split is not None else self.validation)[0]
+        own = split is None or split is self.validation
+        return self._evaluated(model, self._held_out if own else self._read(split, "the split to evaluate"))[0]
 
-    def _evaluated(self, model: nn.Module, split: Any) -> tuple[float, int]:
-        """Return the accuracy or metric on a split, and of how many samples it was taken."""
-        samples, together = 0, ranks.of(model)
-        inner = ranks.within(model)
-        with observing.undisturbed(model), torch.no_grad(), self._scoring.over_a_split(together) as score:
-            for inputs, target, count in self._parts(model, split, together if self._scoring.divided() else ALONE):
+    def _evaluated(self, model: nn.Module, split: TensorSplit | Loader) -> tuple[float, int]:
+        """Return the metric on a split, and of how many samples it was taken."""
+        together, inner = ranks.of(model), ranks.within(model)
+        device, shared, seen = observing.device_of(model), self._judge.divided(), 0
+        with observing.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
+            for inputs, target, count in split.once(device, together if shared else ALONE):
                 output = _called(inner, inputs)
-                if isinstance(self.loss, TokenLoss) and self._scoring.metric is None:
+                if isinstance(self.loss, TokenLoss) and self._judge.measure is None:
                     output, target = self.loss.aligned(output, target)
-                score.add(output, target)
-                samples += count
-            return score.value(), sum(together.all(samples)) if self._scoring.divided() else samples
-
-    def _parts(self, model: nn.Module, split: Any, together: Ranks) -> Iterator[tuple[Tensor | Batch, Any, int]]:
-        if not in_memory(split):
-            known = self._validating if split is self.validation else None
-            loader = known or Loader(split, unpack=self.unpack, what="the split to evaluate")
-            for batch in loader.once(observing.device_of(model), together):
-                yield batch, batch.target, batch.samples
-            return
-        begin, end = together.share(len(split[0]))
-        inputs, labels = split[0][begin:end], split[1][begin:end]
-        for part_, wanted in zip(inputs.split(1000), labels.split(1000), strict=True):
-            yield self.prepare(part_) if self.prepare is not None else part_, wanted, len(wanted)
-
-
-def _own(seed: int, together: Ranks) -> int:
-    return seed + (together.rank << 40)
-
-
-def _torch_of(rank: int) -> str:
-    return "torch" if rank == 0 else f"torch of {rank}"
+                running.add(output, target)
+                seen += count
+            return running.value(), sum(together.all(seen)) if shared else seen
 
 
 def _of_all(loss: Tensor, terms: float, together: Ranks) -> tuple[float, Tensor]:

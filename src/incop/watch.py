@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import nn
 
 from incop import observing, ranks
 from incop.batches import reusable
-from incop.errors import Diverged, InputError, TrainingError
+from incop.errors import Diverged, InputError, TrainingError, renamed
 from incop.flow import Meter, measure
+from incop.ledger import Cost, Ledger
 from incop.masks import Masks
-from incop.records import Check, Flow, History, Interval, Metric, Spent, Verdict
+from incop.records import ACCURACY, Check, Flow, History, Interval, Metric, Spent, Verdict
 from incop.snapshots import check_extra_states
 from incop.states import State, part, restoring, under
 from incop.stopping import Rule
@@ -26,28 +26,6 @@ __all__ = ["Watch"]
 
 NO_RULE = "no rule watches this level"
 OLDER_MASKS = 10  # as many earlier masks as any rule may ask for
-
-
-@dataclass
-class _Looks:
-    """What looks of one kind have cost."""
-
-    samples: int = 0
-    seconds: float = 0.0
-
-
-class _Timed:
-    """Adds the time spent inside to a ledger."""
-
-    def __init__(self, looks: _Looks) -> None:
-        self._looks = looks
-
-    def __enter__(self) -> _Looks:
-        self._started = time.perf_counter()
-        return self._looks
-
-    def __exit__(self, *error: object) -> None:
-        self._looks.seconds += time.perf_counter() - self._started
 
 
 class Watch:
@@ -67,8 +45,8 @@ class Watch:
         rule: when to stop; without one the verdict is never to stop.
         reference: the dense network's flow, from the same meter and probe.
         reference_accuracy: the dense network's validation accuracy in [0, 1], for `AccuracyRestored`.
-        metric: what the network is judged by, where that is not accuracy: `look(score=…)` then takes its value.
-        reference_score: the dense network's value of it, for `MetricRestored`.
+        metric: what the network is judged by, by default accuracy; of another metric `look(metric_value=…)` takes the value.
+        reference_value: the dense network's value of the metric, for `MetricRestored`.
         masks: the weights that are left, for meters of weights.
         next_masks: gives the masks that would be cut now, for `MaskSettled`.
         level: number of the level, for the records.
@@ -100,6 +78,7 @@ class Watch:
         'flow within 0.05 of dense (0)'
     """
 
+    @renamed(reference_score="reference_value")
     def __init__(
         self,
         model: nn.Module,
@@ -109,8 +88,8 @@ class Watch:
         rule: Rule | None = None,
         reference: Flow | None = None,
         reference_accuracy: float | None = None,
-        metric: Metric | None = None,
-        reference_score: float | None = None,
+        metric: Metric = ACCURACY,
+        reference_value: float | None = None,
         masks: Masks | None = None,
         next_masks: Callable[[], Masks] | None = None,
         level: int = 0,
@@ -127,8 +106,13 @@ class Watch:
         if meter is not None and probe is None:
             raise InputError("a meter needs a probe: pass batches of the training split")
         self._probe = None if probe is None else reusable(probe)
-        known = reference_accuracy if metric is None else reference_score
-        _check_needs(rule, meter, reference, reference_accuracy, next_masks, metric, known)
+        self.metric = metric
+        self.reference_value = reference_value
+        if reference_accuracy is not None:
+            what = "Watch(reference_accuracy=…)"
+            self.reference_value = _of_accuracy(metric, reference_accuracy, reference_value, what, "reference_value=")
+        has = {"flow": meter is not None, "reference": reference is not None, "mask": next_masks is not None}
+        _check_needs(rule, metric, {**has, "metric": self.reference_value is not None})
         if on_rest is not None:  # a state of all will be taken, and nothing is trained yet
             check_extra_states(model)
         self.model = model
@@ -136,9 +120,6 @@ class Watch:
         self.meter = meter
         self.rule = rule
         self.reference = reference
-        self.reference_accuracy = reference_accuracy
-        self.metric = metric
-        self.reference_score = reference_score
         self.masks = masks
         self.level = level
         self.every = Interval.parse(every)
@@ -156,18 +137,13 @@ class Watch:
         self._on_step = on_step
         self._on_rest = on_rest
         self._checks: list[Check] = []
-        self._samples = 0
-        self._seconds = 0.0
-        self._probed = _Looks()
-        self._recorded = _Looks()
-        self._bucket = self._probed
+        self._ledger = Ledger()
         self._stopped: Spent | None = None
-        self._abandoned = Spent()
         self._odd = frozenset(
             observing.not_finite(model)
         )  # a mask of -inf that the model adds may be among its buffers
-        self._mark = time.perf_counter()
         self._taken = False
+        self._ledger.start()
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -177,8 +153,7 @@ class Watch:
     @property
     def spent(self) -> Spent:
         """The ledger up to the last look."""
-        epoch = self._checks[-1].epoch if self._checks else 0.0
-        return self._ledger(epoch)
+        return self._ledger.spent(self._checks[-1].epoch if self._checks else 0.0, self.step)
 
     @property
     def stopped(self) -> Spent | None:
@@ -188,7 +163,7 @@ class Watch:
     @property
     def abandoned(self) -> Spent | None:
         """The part of the ledger that was spent before the level was begun again; None where it was not."""
-        return self._abandoned if self.attempt else None
+        return self._ledger.abandoned if self.attempt else None
 
     @property
     def searching(self) -> bool:
@@ -200,22 +175,9 @@ class Watch:
         """The last verdict, None before the first look."""
         return self._checks[-1].verdict if self._checks else None
 
-    def _ledger(self, epoch: float) -> Spent:
-        probe, record = self._probed, self._recorded
-        return Spent(
-            self._abandoned.epochs + epoch,
-            self._abandoned.steps + self.step,
-            self._samples,
-            self._seconds,
-            probe.seconds,
-            probe.samples,
-            record.seconds,
-            record.samples,
-        )
-
     def start(self) -> None:
         """Start the clock now: what has passed since the watch was made is not training."""
-        self._mark = time.perf_counter()
+        self._ledger.start()
 
     def again(self, lr_share: float) -> None:
         """Begin the level again, whose training diverged; what was spent stays in the ledger, its checks do not.
@@ -223,12 +185,11 @@ class Watch:
         Args:
             lr_share: what the trainer is to multiply its learning rate by from now on.
         """
-        self._seconds += time.perf_counter() - self._mark
-        self._abandoned = self._ledger(self.epoch)
+        self._ledger.pause()
+        self._ledger.abandoned = self._ledger.spent(self.epoch, self.step)
         self.attempt, self.lr_share = self.attempt + 1, lr_share
         self.epoch, self.step = 0.0, 0
         self._checks, self._older, self._stopped = [], [], None
-        self._mark = time.perf_counter()
 
     def check_finite(self) -> None:
         """Refuse weights and buffers that have become NaN or infinite; every look does so.
@@ -248,9 +209,7 @@ class Watch:
 
     def pause(self) -> None:
         """Stop the clock until `start()`: what a loop does in between for a look of its own is not training."""
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark = now
+        self._ledger.pause()
 
     def stepped(self, samples: int = 0, *, epoch: float | None = None) -> None:
         """Count one optimizer step.
@@ -260,7 +219,7 @@ class Watch:
             epoch: epochs trained in this level so far, where the loop knows them.
         """
         self.step += 1
-        self._samples += samples
+        self._ledger.trained.samples += samples
         if epoch is not None:
             self.epoch = epoch
         if self._on_step is not None:
@@ -285,26 +244,18 @@ class Watch:
         self._taken = False
         self._on_rest()
         if self._taken:
-            now = time.perf_counter()
-            self._recorded.seconds += now - self._mark
-            self._mark = now
+            self._ledger.pause(self._ledger.recorded)
 
     def state(self) -> State:
         """Return what the watch of a resumed level needs: where it stands, its ledger, its checks, masks it remembers."""
-        now = time.perf_counter()
-        self._seconds += now - self._mark
-        self._mark, self._taken = now, True
-        probed, recorded = self._probed, self._recorded
+        self._ledger.pause()
+        self._taken = True
         return {
             "epoch": self.epoch,
             "step": self.step,
-            "samples": self._samples,
-            "seconds": self._seconds,
-            "probed": [probed.samples, probed.seconds],
-            "recorded": [recorded.samples, recorded.seconds],
+            **self._ledger.state(),
             "stopped": None if self._stopped is None else self._stopped.to_json(),
             "attempt": self.attempt,
-            "abandoned": self._abandoned.to_json(),
             "odd": sorted(self._odd),
             "checks": [check.to_json() for check in self._checks],
             "older": len(self._older),
@@ -319,32 +270,29 @@ class Watch:
         """Go on from a state of this level's watch; its checks are not told again."""
         with restoring("watch"):
             self.epoch, self.step = float(state["epoch"]), int(state["step"])
-            self._samples, self._seconds = int(state["samples"]), float(state["seconds"])
-            for bucket, name in ((self._probed, "probed"), (self._recorded, "recorded")):
-                samples, seconds = state[name]
-                bucket.samples, bucket.seconds = int(samples), float(seconds)
+            self._ledger.restore(state)
             self._stopped = None if state["stopped"] is None else Spent.from_json(state["stopped"])
             self.attempt = int(state.get("attempt", 0))
-            self._abandoned = Spent.from_json(state.get("abandoned", {}))
             self._odd = frozenset(map(str, state.get("odd", self._odd)))
             self._checks = [Check.from_json(check) for check in state["checks"]]
             self._older = [
                 Masks(part(f"older/{number}", state)) for number in range(min(int(state["older"]), len(state)))
             ]
-        self._mark = time.perf_counter()
+        self._ledger.start()
 
     def probed(self, samples: int, seconds: float = 0.0) -> None:
         """Count samples that a look needed, from within the function given as `accuracy`, or that the cut before it did."""
-        self._bucket.samples += samples
-        self._bucket.seconds += seconds
+        self._ledger.bucket.samples += samples
+        self._ledger.bucket.seconds += seconds
 
+    @renamed(score="metric_value")
     def look(
         self,
         *,
         accuracy: float | Callable[[], float] | None = None,
         loss: float | None = None,
         epoch: float | None = None,
-        score: float | Callable[[], float] | None = None,
+        metric_value: float | Callable[[], float] | None = None,
     ) -> Verdict:
         """Measure the flow, note it, and ask the rule.
 
@@ -353,7 +301,7 @@ class Watch:
             loss: mean training loss since the last look.
             epoch: epochs trained in this level so far, a fraction within one; by default one more than at the
                 last look, or what `stepped` was told. 0 is a look before any training.
-            score: value of the watch's metric, any number, or a function that measures it.
+            metric_value: value of the watch's metric, where that is not accuracy, or a function that measures it.
 
         Returns:
             The verdict: `.stop` and `.reason`.
@@ -364,7 +312,7 @@ class Watch:
         """
         ranks.level_buffers(self.model)
         self.check_finite()
-        training = time.perf_counter() - self._mark
+        self._ledger.pause()
         last = self._checks[-1].epoch if self._checks else 0.0
         now = epoch if epoch is not None else (self.epoch if self.epoch > last else last + 1.0)
         if not math.isfinite(now) or now < last:
@@ -372,22 +320,15 @@ class Watch:
         self.epoch = now
         if self._on_step is not None:
             self._on_step(self.epoch, self.step)
-        self._seconds += training
         flow = self._measured()
-        number = self._accuracy(accuracy)
-        value = self._score(score)
+        value = self._judged(accuracy, metric_value)
         changes = self._mask_changes()
-        verdict = self._note(flow, number, self._merged(loss), changes, value)
-        self._mark = time.perf_counter()
+        verdict = self._note(flow, value, None if loss is None else self._ranks.mean(loss), changes)
+        self._ledger.start()
         return verdict
 
     def _note(
-        self,
-        flow: Flow | None,
-        accuracy: float | None,
-        loss: float | None,
-        changes: tuple[float, ...],
-        score: float | None,
+        self, flow: Flow | None, metric_value: float | None, loss: float | None, changes: tuple[float, ...]
     ) -> Verdict:
         distance = flow.distance(self.reference) if flow is not None and self.reference is not None else None
         trained = self.epoch > 0 or self.step > 0
@@ -399,12 +340,12 @@ class Watch:
             step=self.step,
             flow=flow,
             distance=distance,
-            accuracy=accuracy,
+            metric_value=metric_value,
             loss=loss,
             mask_changes=changes,
-            spent=self._ledger(self.epoch),
+            spent=self._ledger.spent(self.epoch, self.step),
             attempt=self.attempt,
-            score=score,
+            metric=self.metric.name,
             sparsity=None if self.masks is None else self.masks.sparsity,
         )
         verdict = Verdict(False, NO_RULE)
@@ -412,7 +353,7 @@ class Watch:
             verdict = Verdict(False, "trained on to its full budget after the rule's stop")
         elif self.rule is not None:
             seen = (*self._checks, check)
-            history = History(seen, self.reference, self.reference_accuracy, self.metric, self.reference_score)
+            history = History(seen, self.reference, self.reference_value, self.metric)
             verdict = self._ranks.once(functools.partial(self.rule, history))
         self._checks.append(dataclasses.replace(check, verdict=verdict))
         if self._on_check is not None:
@@ -423,15 +364,15 @@ class Watch:
             return dataclasses.replace(verdict, stop=False)
         return verdict
 
-    def _charge(self, *what: str) -> _Timed:
+    def _charge(self, *what: str) -> AbstractContextManager[Cost]:
         """Charge what follows to probing when the rule needs it, to the record otherwise.
 
         The dense level has no rule; its flow is the reference, which rules need.
         """
         wants = self.rule.wants if self.rule is not None else frozenset({"flow"} if self.level == 0 else ())
         needed = any(one in wants for one in what)
-        self._bucket = self._probed if needed and self._stopped is None else self._recorded
-        return _Timed(self._bucket)
+        ledger = self._ledger
+        return ledger.charged(ledger.probed if needed and self._stopped is None else ledger.recorded)
 
     def _measured(self) -> Flow | None:
         if self.meter is None:
@@ -446,26 +387,16 @@ class Watch:
             looks.samples += flow.samples
         return flow
 
-    def _score(self, score: float | Callable[[], float] | None) -> float | None:
-        if score is None:
-            return None
-        if self.metric is None:
-            raise InputError(
-                "look(score=…): the watch was given no metric=, Metric(name, higher_is_better), to say what it is"
-            )
-        with self._charge("metric"):
-            number = self._ranks.mean(score() if callable(score) else score)
-        return float(number)
-
-    def _accuracy(self, accuracy: float | Callable[[], float] | None) -> float | None:
+    def _judged(
+        self, accuracy: float | Callable[[], float] | None, value: float | Callable[[], float] | None
+    ) -> float | None:
+        name = "metric_value" if accuracy is None else "accuracy"
+        if accuracy is not None:
+            value = _of_accuracy(self.metric, accuracy, value, "look(accuracy=…)", "metric_value=")
         with self._charge("accuracy", "metric"):
-            number = self._merged(accuracy() if callable(accuracy) else accuracy)
-        if number is not None and not 0.0 <= number <= 1.0:
-            raise InputError(f"look(accuracy={number!r}): accuracy is a fraction in [0, 1], not a percentage")
-        return None if number is None else float(number)
-
-    def _merged(self, number: float | None) -> float | None:
-        return None if number is None else self._ranks.mean(number)
+            number = value() if callable(value) else value
+            number = None if number is None else self._ranks.mean(number)
+        return None if number is None else self.metric.check(number, f"look({name}=")
 
     def _mask_changes(self) -> tuple[float, ...]:
         if self.rule is None or "mask" not in self.rule.wants or self._next_masks is None:
@@ -477,43 +408,33 @@ class Watch:
         return changes
 
 
-def _check_needs(
-    rule: Rule | None,
-    meter: Meter | None,
-    reference: Flow | None,
-    reference_accuracy: float | None,
-    next_masks: Callable[[], Masks] | None,
-    metric: Metric | None,
-    value: float | None,
-) -> None:
+def _of_accuracy(metric: Metric, accuracy: Any, value: Any, what: str, other: str) -> Any:
+    """Return an accuracy as the metric's value, which it is only where nothing else is measured."""
+    if metric != ACCURACY:
+        raise InputError(f"{what}: what is measured is {metric.name}; give its value as {other}")
+    if value is not None:
+        raise InputError(f"{what} and {other} are two values of one metric, the accuracy: give one")
+    return accuracy
+
+
+def _check_needs(rule: Rule | None, metric: Metric, has: dict[str, bool]) -> None:
+    """Refuse a rule that asks for something that the watch was not given."""
     if rule is None:
         return
     if not isinstance(rule, Rule):
         raise InputError(
             f"the rule is a {type(rule).__name__}: pass one of incop.stopping, or a subclass of stopping.Rule"
         )
-    has = {
-        "flow": (meter is not None, "a meter and a probe"),
-        "reference": (
-            reference is not None,
-            "reference=, the dense network's flow (incop.measure at the end of its training)",
-        ),
-        "accuracy": (
-            reference_accuracy is not None,
-            "reference_accuracy=, the dense network's validation accuracy"
-            if metric is None
-            else f"the accuracy, and what is measured is {metric.name}: use MetricRestored ('metric restored')",
-        ),
-        "metric": (
-            value is not None,
-            "reference_accuracy=, or metric= and reference_score=, of the dense network",
-        ),
-        "mask": (
-            next_masks is not None,
-            "next_masks=, a function that returns the masks that would be cut now",
-        ),
+    how = {
+        "flow": "a meter and a probe",
+        "reference": "reference=, the dense network's flow (incop.measure at the end of its training)",
+        "accuracy": "reference_accuracy=, the dense network's validation accuracy"
+        if metric == ACCURACY
+        else f"the accuracy, and what is measured is {metric.name}: use MetricRestored ('metric restored')",
+        "metric": "reference_accuracy=, or metric= and reference_value=, of the dense network",
+        "mask": "next_masks=, a function that returns the masks that would be cut now",
     }
+    has = has | {"accuracy": has["metric"] and metric == ACCURACY}
     for need in sorted(rule.wants):
-        there, what = has.get(need, (True, ""))
-        if not there:
-            raise InputError(f"the rule {str(rule)!r} needs {what}")
+        if not has.get(need, True):
+            raise InputError(f"the rule {str(rule)!r} needs {how[need]}")

@@ -91,7 +91,7 @@ def test_report_of_a_replay(tmp_path):
     folder.write_plan({"method": "lth", "data": "digits", "model": "lenet-5", "seed": 0})
     for number in range(3):
         near = 0.5 if number == 0 else 0.4
-        folder.append(Check(number, 1, 2.0, flow=Flow({"a->b": near}, meter="m"), accuracy=0.9, spent=Spent(2)))
+        folder.append(Check(number, 1, 2.0, flow=Flow({"a->b": near}, meter="m"), metric_value=0.9, spent=Spent(2)))
         full = Level(number, 0.3 * number, 0.0, 9, 4.0, 40, 400, 1.0, 0.1, 50, 0.9, "full budget", "init", flow=dense)
         folder.append(full)
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from incop.cli.under_way import MOST_LINES, standing, watch_comparison
-from incop.experiments.comparisons import Job
+from incop.experiments.comparison import Job
 from incop.experiments.controls import Label
 from incop.experiments.engines import Task
 from incop.experiments.plan import Plan
@@ -22,8 +22,8 @@ def task(tmp_path, name="R"):
 def begun(task):
     run = RunDir.create(task.folder)
     run.write_plan({"data": "digits"})
-    run.append(Check(2, 0, 0.0, accuracy=0.5))
-    run.append(Check(3, 4, 1.25, accuracy=0.875))
+    run.append(Check(2, 0, 0.0, metric_value=0.5))
+    run.append(Check(3, 4, 1.25, metric_value=0.875))
     return run
 
 

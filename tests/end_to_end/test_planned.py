@@ -10,7 +10,7 @@ from incop.cli import main
 from incop.experiments import methods
 from incop.experiments.controls import Cost
 from incop.reports import read
-from incop.reports.subjects import page_of
+from incop.reports.page_contents import page_of
 from incop.rundir import RunDir
 
 TRAIN = 1294  # of digits, less the validation split

@@ -126,7 +126,7 @@ def test_in_a_loop_of_ones_own_with_the_rule_that_asks_for_the_next_mask():
         model,
         rule=stopping.MaskSettled(1.0, 2) | stopping.AfterEpochs(5),
         masks=masks,
-        next_masks=lambda: incop.prune(model, masks, amount=0.3, selection=how),
+        next_masks=lambda: incop.prune(model, masks=masks, amount=0.3, selection=how),
     )
     with incop.hold(masks, model, optimizer):
         for _ in range(5):

@@ -26,7 +26,7 @@ def level(number, sparsity, epochs, *, probe=0, search=None):
         seconds=1.0,
         probe_seconds=0.1,
         probe_samples=probe,
-        val_accuracy=0.9,
+        metric_value=0.9,
         stop_reason="",
         rewind="init",
         search=search,

@@ -15,7 +15,8 @@ import torch
 from incop.cli import main
 from incop.errors import InputError, MissingExtra
 from incop.experiments import engines
-from incop.experiments.comparisons import Comparison, compare
+from incop.experiments.comparison import Comparison
+from incop.experiments.comparison_runs import compare
 from incop.experiments.engines import Task, worker
 from incop.experiments.engines.local import Local
 from incop.experiments.engines.resources import Resources

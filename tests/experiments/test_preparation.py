@@ -136,3 +136,12 @@ def test_even_damage_needs_all_weights_in_one_competition():
     )  # as only code can
     with pytest.raises(InputError, match="use it with selection global"):
         search(parts.model, parts.trainer, **parts.arguments)
+
+
+def test_an_amount_takes_the_number_of_levels_from_the_search():
+    resolved = resolve(Plan(method="lth-rate", amount="flow to 0.9", levels=5))
+    assert resolved.amount == EvenDamage(0.9)
+    with pytest.raises(
+        InputError, match=r"--sparsity 0\.95 cannot be reached: the amount flow to 0\.9 leads to 0\.9000"
+    ):
+        resolve(Plan(method="lth-rate", amount="flow to 0.9", levels=5, sparsity=0.95))

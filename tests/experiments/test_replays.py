@@ -27,7 +27,7 @@ def level(number, epochs, **more):
         seconds=0.0,
         probe_seconds=0.0,
         probe_samples=0,
-        val_accuracy=0.9,
+        metric_value=0.9,
         stop_reason="full budget",
         rewind="init",
         **more,
@@ -36,7 +36,7 @@ def level(number, epochs, **more):
 
 def check(number, at, flow=None, accuracy=None):
     return Check(
-        number, at, float(at), flow=flow, accuracy=accuracy, spent=Spent(at), verdict=Verdict(False, "no rule")
+        number, at, float(at), flow=flow, metric_value=accuracy, spent=Spent(at), verdict=Verdict(False, "no rule")
     )
 
 

@@ -36,7 +36,7 @@ def network():
 
 
 def halved(model):
-    return incop.prune(model, Masks.full(model), amount=pruning.Fraction(0.5))
+    return incop.prune(model, masks=Masks.full(model), amount=pruning.Fraction(0.5))
 
 
 def bits(model):

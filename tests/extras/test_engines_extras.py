@@ -21,7 +21,8 @@ import clusters
 
 from incop.errors import IncopError
 from incop.experiments import engines
-from incop.experiments.comparisons import Comparison, compare
+from incop.experiments.comparison import Comparison
+from incop.experiments.comparison_runs import compare
 from incop.experiments.engines import slurm as slurm_
 from incop.experiments.plan import Plan
 

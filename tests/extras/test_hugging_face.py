@@ -48,7 +48,7 @@ def bert(seed=0, dropout=0.1):
 
 
 def halved(model):
-    return incop.prune(model, incop.Masks.full(model), amount=pruning.Fraction(0.5))
+    return incop.prune(model, masks=incop.Masks.full(model), amount=pruning.Fraction(0.5))
 
 
 def accuracy(prediction):
@@ -257,7 +257,7 @@ def test_reports_reach_tensorboard(tmp_path, monkeypatch):
 
 
 def next_masks(model):
-    return lambda: incop.prune(model, incop.Masks.full(model), amount=pruning.Fraction(0.7))
+    return lambda: incop.prune(model, masks=incop.Masks.full(model), amount=pruning.Fraction(0.7))
 
 
 def resumable(model, masks):
@@ -352,7 +352,7 @@ def test_a_training_with_evaluations_resumes_exactly(tmp_path, save):
 
 def test_other_masks_than_the_checkpoints_are_refused(tmp_path, whole):
     model = bert()
-    other = incop.prune(model, incop.Masks.full(model), amount=pruning.Fraction(0.4))
+    other = incop.prune(model, masks=incop.Masks.full(model), amount=pruning.Fraction(0.4))
     trainer = trainer_of(model, tmp_path, resumable(model, other), **CHECKPOINTS)
     with pytest.raises(InputError, match="masks are not those of the checkpoint"):
         trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))

@@ -26,7 +26,7 @@ METER = flow.InformationFlow("square")
 
 
 def cut(module, amount=0.6):
-    return incop.prune(module, incop.Masks.full(module), amount=amount)
+    return incop.prune(module, masks=incop.Masks.full(module), amount=amount)
 
 
 class Zeros:

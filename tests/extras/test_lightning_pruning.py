@@ -101,7 +101,7 @@ def test_after_going_on_from_a_checkpoint_model_pruning_has_lost_its_masks(tmp_p
 def test_after_going_on_from_a_checkpoint_incop_holds_on(tmp_path):
     file = tmp_path / "fit.ckpt"
     module = Module()
-    masks = incop.prune(module, incop.Masks.full(module), amount=0.5)
+    masks = incop.prune(module, masks=incop.Masks.full(module), amount=0.5)
     trainer(max_epochs=3, callbacks=[InCoP(masks=masks), SaveFirst(file)]).fit(module, loader())
     again = Module()
     trainer(max_epochs=3, callbacks=[InCoP()]).fit(again, loader(), ckpt_path=file)
@@ -122,6 +122,6 @@ def test_model_pruning_names_weights_otherwise_while_it_trains():
     assert names[0] == own
     assert "net.0.weight_orig" in names[-1]
     names.clear()
-    masks = incop.prune(module, incop.Masks.full(module), amount=0.3)
+    masks = incop.prune(module, masks=incop.Masks.full(module), amount=0.3)
     trainer(max_epochs=2, callbacks=[InCoP(masks=masks), Names()]).fit(module, loader())
     assert all(found == own for found in names)

@@ -29,7 +29,7 @@ def test_rmse_and_its_direction():
     tickets = list(search(model, trainer, levels=2, rewind="rate", rule=stopping.MetricRestored(drop=0.5)))
     with torch.no_grad():
         by_hand = float(functional.mse_loss(model(X), Y).sqrt())
-    assert tickets[-1].record.score == pytest.approx(by_hand)
+    assert tickets[-1].record.metric_value == pytest.approx(by_hand)
     assert by_hand > 1
     assert trainer.evaluate(model, [(X[:13], Y[:13]), (X[13:], Y[13:])]) == pytest.approx(by_hand)
 
@@ -48,7 +48,7 @@ def test_several_labels_by_f1():
     )
     tickets = list(search(net(3), trainer, levels=1, rewind="rate"))
     assert tickets[0].record.metric == incop.Metric("MultilabelF1Score", higher_is_better=True)
-    assert tickets[-1].record.score > 0.7
+    assert tickets[-1].record.metric_value > 0.7
 
 
 def test_a_metric_of_several_numbers_is_told():

@@ -18,7 +18,7 @@ from incop import flow, stopping
 from incop.checkpoints import Checkpoints
 from incop.cli import main
 from incop.errors import Diverged, InputError, TrainingError
-from incop.experiments import comparisons, runs
+from incop.experiments import comparison, comparison_runs, runs
 from incop.loop import search
 from incop.masks import Masks
 from incop.rundir import RunDir
@@ -393,7 +393,7 @@ def test_a_comparison_says_which_runs_were_slower(tmp_path):
         "controls": False,
         "plan": {**said, "device": "cpu"},
     }
-    comparisons.compare(comparisons.Comparison.from_toml(told, source="here"), tmp_path / "C")
+    comparison_runs.compare(comparison.Comparison.from_toml(told, source="here"), tmp_path / "C")
     from incop import reports
 
     (notice,) = [one for one in reports.read([tmp_path / "C"]).notices if "diverged" in one]

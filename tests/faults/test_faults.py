@@ -194,7 +194,7 @@ def test_a_checkpoint_of_a_newer_incop_is_refused_by_name(cut, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "CHECKPOINT_SCHEMA", 0)
     before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
-    with pytest.raises(InputError, match=r"was written by a newer incop \(schema 1\): upgrade"):
+    with pytest.raises(InputError, match=r"was written by a newer incop \(schema 2\): upgrade"):
         runs.resume(cut)
     assert before == {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
 
@@ -373,7 +373,13 @@ def test_records_that_were_cut_short_are_refused(cut):
 
 
 @pytest.mark.parametrize(
-    ("text", "due"), [("60s", CheckpointInterval(60.0)), ("0.5 s", CheckpointInterval(0.5)), ("500steps", CheckpointInterval(None, 500)), (None, CheckpointInterval())]
+    ("text", "due"),
+    [
+        ("60s", CheckpointInterval(60.0)),
+        ("0.5 s", CheckpointInterval(0.5)),
+        ("500steps", CheckpointInterval(None, 500)),
+        (None, CheckpointInterval()),
+    ],
 )
 def test_how_often(text, due):
     assert CheckpointInterval.parse(text) == due

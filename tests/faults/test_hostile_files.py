@@ -29,7 +29,7 @@ from safetensors.torch import save
 from incop import checkpoints, reports
 from incop.cli import main
 from incop.errors import IncopError, InputError
-from incop.experiments import comparisons, datasets, runs
+from incop.experiments import comparison, comparison_runs, datasets, runs
 from incop.experiments.plan import Plan
 from incop.experiments.signals import Interrupted
 from incop.records import Check
@@ -388,7 +388,7 @@ def test_a_hostile_plan(name, tmp_path):
         hostile_inputs.read("plan.toml", TOML[name].encode(), tmp_path / "x")
     (tmp_path / "comparison.toml").write_text(f'methods = ["lth"]\n[plan]\n{TOML[name]}')
     with bounded(), contextlib.suppress(InputError):
-        comparisons.Comparison.from_toml(read_toml(tmp_path / "comparison.toml"), source="c").check()
+        comparison.Comparison.from_toml(read_toml(tmp_path / "comparison.toml"), source="c").check()
 
 
 def test_a_plan_of_all_of_these_shows_none_at_length(tmp_path, capsys):
@@ -456,8 +456,8 @@ def test_a_comparison_is_not_gone_on_with_through_links(tmp_path):
     folder.mkdir()
     (folder / "comparison.toml").write_text("")
     (folder / "runs").symlink_to(tmp_path / "elsewhere")
-    plan = comparisons.Comparison(methods=("lth",), plan=Plan(max_epochs=1.0))
-    refused(lambda: comparisons.compare(plan, folder), "leads out of the folder")
+    plan = comparison.Comparison(methods=("lth",), plan=Plan(max_epochs=1.0))
+    refused(lambda: comparison_runs.compare(plan, folder), "leads out of the folder")
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
@@ -612,7 +612,7 @@ EDITS = {
     "order": {'"model/fc1.weight", ': ""},
     "point": {'"points": {"': '"points": {"../../x": "../../../etc/passwd", "'},
     "threads": {'"threads": ': '"threads": 1000000000, "x": '},
-    "schema": {'"schema": 1': '"schema": "1"'},
+    "schema": {'"schema": 2': '"schema": "2"'},
 }
 
 

@@ -15,7 +15,8 @@ import pytest
 from folders import planned, same
 
 from incop.experiments import runs
-from incop.experiments.comparisons import Comparison, compare
+from incop.experiments.comparison import Comparison
+from incop.experiments.comparison_runs import compare
 from incop.experiments.engines.local import PROCESSES, Local
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir

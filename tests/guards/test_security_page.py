@@ -25,17 +25,22 @@ def test_every_promise_names_one():
 
 def test_the_limits_said_are_the_limits_kept():
     from incop import checkpoints, rundir
-    from incop.experiments.datasets import parts, pictures
+    from incop.experiments.datasets import pictures, stored_parts
     from incop.experiments.models import MOST_PARAMETERS
-    from incop.records import DEEPEST, MOST
-    from incop.reports.compare import MOST_JOBS
+    from incop.record_json import MAX_COUNT, MAX_DEPTH
+    from incop.reports.recorded import MOST_JOBS
 
-    assert (parts.MAX_BYTES, parts.MAX_EXAMPLES, parts.MAX_RATIO, parts.SMALL) == (8 << 30, 10_000_000, 100, 32 << 20)
-    assert (rundir.MOST_TOML, rundir.MOST_JSON, rundir.MOST_RECORDS, rundir.MOST_LINE) == (
+    assert (stored_parts.MAX_BYTES, stored_parts.MAX_EXAMPLES, stored_parts.MAX_RATIO, stored_parts.SMALL) == (
+        8 << 30,
+        10_000_000,
+        100,
+        32 << 20,
+    )
+    assert (rundir.MAX_TOML, rundir.MAX_JSON, rundir.MAX_RECORDS, rundir.MAX_LINE) == (
         1 << 16,
         1 << 24,
         1 << 28,
         1 << 22,
     )
-    assert (rundir.MOST_DOTS, DEEPEST, MOST, MOST_JOBS, pictures.MAX_SIDE) == (256, 20, 2**53, 10_000, 4096)
+    assert (rundir.MAX_DOTS, MAX_DEPTH, MAX_COUNT, MOST_JOBS, pictures.MAX_SIDE) == (256, 20, 2**53, 10_000, 4096)
     assert (checkpoints.MOST_HEADER, MOST_PARAMETERS) == (4 << 20, 500_000_000)

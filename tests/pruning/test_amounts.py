@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from incop.errors import InputError
-from incop.pruning import Competition, EvenDamage, Fraction, Path, PQIndex, Target, parse_amount
+from incop.pruning import Competition, EvenDamage, Fraction, Planned, PQIndex, SparsityPath, Target, parse_amount
 
 
 def competition(weights, total=None, level=1):
@@ -69,7 +69,7 @@ def test_a_path_leaves_what_it_says_and_never_gives_back(sparsities, total, cut)
     left = total - min(cut, total)
     for level in range(1, len(sparsities) + 3):
         wanted = min(left, round((1 - sparsities[min(level, len(sparsities)) - 1]) * total))
-        left -= Path(tuple(sparsities))(competition(torch.ones(left), total, level))
+        left -= SparsityPath(tuple(sparsities))(competition(torch.ones(left), total, level))
         assert left == wanted
 
 
@@ -91,7 +91,7 @@ def test_a_path_leaves_what_it_says_and_never_gives_back(sparsities, total, cut)
 )
 def test_a_path_that_falls_or_leaves_the_range(bad):
     with pytest.raises(InputError, match=r"give at least one sparsity in \[0, 1\), none below the one before it"):
-        Path(bad)
+        SparsityPath(bad)
 
 
 # --- cuts of even damage
@@ -242,7 +242,7 @@ def test_even_damage_sparsity_out_of_range(bad):
         EvenDamage(bad, 3)
 
 
-@pytest.mark.parametrize("bad", [-1, 0, 2.0, True, "3", None, math.nan])
+@pytest.mark.parametrize("bad", [-1, 0, 2.0, True, "3", [], math.nan])
 @pytest.mark.parametrize(("key", "least"), [("levels", 1), ("trials", 2)])
 def test_even_damage_counts_out_of_range(bad, key, least):
     with pytest.raises(InputError, match=rf"EvenDamage\({key}=.*a whole number of at least {least}$"):
@@ -382,7 +382,7 @@ positive = st.floats(1e-3, 1e3)
 @given(
     st.builds(Fraction, share)
     | st.builds(Target, share, st.integers(1, 99))
-    | st.builds(EvenDamage, st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 99))
+    | st.builds(EvenDamage, st.floats(0, 1, exclude_min=True, exclude_max=True), st.none() | st.integers(1, 99))
     | st.builds(
         lambda p, gap, e, g, b: PQIndex(p, p + gap, e, g, b), positive, positive, positive, positive, st.just(0.7)
     )
@@ -399,6 +399,7 @@ def test_what_an_amount_writes_is_read_back(rule):
         (EvenDamage(0.98, 40), "flow to 0.98 in 40"),
         (PQIndex(1, 2, 0, 1, 0.5), "pq:1,2,0,1,0.5"),
         (Target(0.9, 20, "cubic"), "cubic to 0.9 in 20"),
+        (EvenDamage(0.98), "flow to 0.98"),
         (PQIndex(), "pq:1,2"),
         (PQIndex(0.5, 1), "pq:0.5,1"),
         (PQIndex(beta=0.5), "pq:1,2,0,1,0.5"),
@@ -408,8 +409,28 @@ def test_in_words(rule, text):
     assert str(rule) == text
 
 
+@pytest.mark.parametrize("levels", [1, 4])
+def test_even_damage_takes_the_levels_of_the_search_where_it_says_none(levels):
+    now = many(1000, damage=lambda count: count / 1000)
+    told = dataclasses.replace(now, levels=levels)
+    assert EvenDamage(0.9).plan(told) == EvenDamage(0.9, levels).plan(now)
+    assert EvenDamage(0.9)(told) == EvenDamage(0.9, levels)(now)
+    assert EvenDamage(0.9, 3).plan(told) == EvenDamage(0.9, 3).plan(now)  # its own number goes first
+
+
+def test_even_damage_of_no_number_of_levels_is_refused():
+    for asked in (EvenDamage(0.9), EvenDamage(0.9).plan):
+        with pytest.raises(InputError, match=r"EvenDamage\(0\.9\) does not know in how many levels: .*levels="):
+            asked(many(100, damage=lambda count: 1.0))
+
+
+def test_which_amounts_plan():
+    assert isinstance(EvenDamage(0.9), Planned)
+    assert not any(isinstance(amount, Planned) for amount in (Fraction(0.2), SparsityPath((0.5,)), PQIndex()))
+
+
 def test_a_path_in_words():
-    assert str(Path((0.5, 0.8, 0.9))) == "path of 3 to 0.9"
+    assert str(SparsityPath((0.5, 0.8, 0.9))) == "path of 3 to 0.9"
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
@@ -434,7 +455,7 @@ def test_what_is_competed_for_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Competition(torch.ones(1), total=1).total = 2
     assert Competition(torch.ones(1), total=1).level == 1
-    for amount in (Target(0.5, 2), Path((0.5,)), EvenDamage(0.5, 2), PQIndex()):
+    for amount in (Target(0.5, 2), SparsityPath((0.5,)), EvenDamage(0.5, 2), PQIndex()):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(amount, dataclasses.fields(amount)[0].name, 1)
 

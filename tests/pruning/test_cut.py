@@ -70,11 +70,11 @@ def test_global_cuts_are_those_of_a_stable_sort(layers, seed, coarse, first, sec
     masks = Masks.full(net)
     for fraction in (first, second):
         count = round(fraction * masks.remaining)
-        new = prune(net, masks, amount=fraction)
+        new = prune(net, masks=masks, amount=fraction)
         assert {n: m.tolist() for n, m in new.items()} == oracle(weights, masks, [(list(masks), count)])
         assert new.remaining == masks.remaining - count
         assert new.within(masks)
-        assert prune(net, masks, amount=Fraction(fraction)) == new
+        assert prune(net, masks=masks, amount=Fraction(fraction)) == new
         masks = new
 
 
@@ -88,7 +88,7 @@ def test_layerwise_cuts_are_those_of_a_stable_sort(layers, seed, coarse, fractio
         shares = dict.fromkeys(masks, 1.0)
         shares[list(masks)[-1]] = output
         counts = [([n], round(round(fraction * masks.remaining_in(n)) * shares[n])) for n in masks]
-        new = prune(net, masks, amount=fraction, selection=Layerwise(output=output))
+        new = prune(net, masks=masks, amount=fraction, selection=Layerwise(output=output))
         assert {n: m.tolist() for n, m in new.items()} == oracle(weights, masks, counts)
         masks = new
 
@@ -106,7 +106,7 @@ def test_a_target_is_reached_exactly():
     for selection in (Global(), Layerwise()):
         masks = Masks.full(net)
         for level in range(1, 8):
-            masks = prune(net, masks, amount=Target(0.97, 5), selection=selection, level=level)
+            masks = prune(net, masks=masks, amount=Target(0.97, 5), selection=selection, level=level)
         assert masks.remaining == 24
     assert prune(net, amount=Target(0.97, 5), level=5).remaining == 24
 
@@ -116,7 +116,7 @@ def test_a_cut_that_must_not_pass_a_sparsity(layers, seed, coarse, fraction, at_
     net = chain(layers, seed, coarse)
     how = {"amount": fraction, "selection": Layerwise() if layerwise else Global()}
     before = prune(net, amount=0.3)
-    free, capped = prune(net, before, **how), prune(net, before, **how, at_most=at_most)
+    free, capped = prune(net, masks=before, **how), prune(net, masks=before, **how, at_most=at_most)
     assert free.within(capped)
     assert capped.within(before)
     most = max(round(at_most * before.total), before.total - before.remaining)
@@ -139,9 +139,9 @@ def test_the_pq_amount_of_what_is_left(p, q):
     for _ in range(3):
         left = torch.cat([net.get_parameter(n).detach()[m] for n, m in masks.items()])
         count = amount(pruning.Competition(left, masks.total))
-        new = prune(net, masks, amount=amount)
+        new = prune(net, masks=masks, amount=amount)
         assert masks.remaining - new.remaining == count > 0
-        layers = prune(net, masks, amount=amount, selection=Layerwise())
+        layers = prune(net, masks=masks, amount=amount, selection=Layerwise())
         for n, m in masks.items():
             alone = amount(pruning.Competition(net.get_parameter(n).detach()[m], m.numel()))
             assert masks.remaining_in(n) - layers.remaining_in(n) == alone
@@ -157,14 +157,14 @@ def test_equal_weights_go_by_position(value):
     masks = prune(net, amount=0.5)
     assert masks["0.weight"].flatten().tolist() == [False] * 9 + [True] * 3
     assert bool(masks["1.weight"].all())
-    assert prune(net, masks, amount=4 / 9)["1.weight"].flatten().tolist() == [False] + [True] * 5
+    assert prune(net, masks=masks, amount=4 / 9)["1.weight"].flatten().tolist() == [False] + [True] * 5
 
 
 def test_pruned_weights_are_not_counted_again_though_they_are_zero():
     net = chain([10, 10])
     masks = Masks.full(net)
     for left in (80, 64, 51, 41):
-        masks = prune(net, masks, amount=0.2)
+        masks = prune(net, masks=masks, amount=0.2)
         masks.apply(net)
         assert masks.remaining == left
 
@@ -181,7 +181,7 @@ def test_tiny_layers():
     assert prune(net, amount=0.2).remaining == 2
     assert prune(net, amount=0.5).remaining == 1
     assert prune(net, amount=1.0).remaining == 0
-    assert prune(net, prune(net, amount=1.0), amount=0.5).remaining == 0
+    assert prune(net, masks=prune(net, amount=1.0), amount=0.5).remaining == 0
     assert prune(net, amount=PQIndex(beta=1.0), selection=Layerwise()).remaining == 2
 
 
@@ -216,7 +216,7 @@ def test_n_of_m_shrinks_to_the_pattern(seed, nm, left):
     net = chain([10, 6, 7], seed)
     g = torch.Generator().manual_seed(seed)
     masks = Masks({n: torch.rand(m.shape, generator=g) < left for n, m in Masks.full(net).items()})
-    new = prune(net, masks, selection=NofM(*nm))
+    new = prune(net, masks=masks, selection=NofM(*nm))
     assert new.within(masks)
     n, m = nm
     for name, mask in new.items():
@@ -266,7 +266,7 @@ def test_an_amount_that_bisects_on_the_damage():
     masks = prune(net, amount=Largest(3.0), damage=damage)
     squares = torch.cat([net.get_parameter(n).detach().flatten() for n in masks]).double().square().sort().values
     assert masks.total - masks.remaining == int((squares.cumsum(0) <= 3.0).sum())
-    assert damage(masks) <= 3.0 < damage(prune(net, masks, amount=1 / masks.remaining))
+    assert damage(masks) <= 3.0 < damage(prune(net, masks=masks, amount=1 / masks.remaining))
     assert masks == prune(net, amount=(masks.total - masks.remaining) / masks.total)
 
 
@@ -298,11 +298,34 @@ def test_a_trial_is_what_the_answer_would_leave():
         seen.setdefault(masks.remaining, masks)
         return 0.0
 
-    masks = prune(net, start, amount=Asks(), damage=damage, selection=Layerwise(output=0.5))
+    masks = prune(net, masks=start, amount=Asks(), damage=damage, selection=Layerwise(output=0.5))
     steps = [start.remaining - cut for cut in (0, 4, 10, 12, 15)]
     assert list(seen) == steps
     assert seen[steps[-1]] == masks
     assert all(trial.within(start) and list(trial) == list(start) for trial in seen.values())
+
+
+def test_the_amount_comes_second_and_the_masks_third():
+    net = chain([8, 6, 4])
+    masks = prune(net, 0.5)
+    assert masks == prune(net, amount=0.5)
+    assert masks.remaining == masks.total // 2
+    assert prune(net, 0.5, masks) == prune(net, Fraction(0.5), masks=masks)
+    with pytest.raises(InputError, match=r"the amount is a Masks: .*third.* masks=masks"):
+        prune(net, masks)
+
+
+@pytest.mark.parametrize("amount", ["0.5", None, [0.5]])
+def test_what_is_no_amount_is_refused(amount):
+    with pytest.raises(InputError, match=r"the amount is a .*: give a fraction"):
+        prune(chain([4, 3]), amount)
+
+
+def test_an_amount_is_told_how_many_levels_there_are():
+    net = chain([20, 10, 5])
+    damage = lost(net)
+    masks = prune(net, EvenDamage(0.9, 4), level=2, damage=damage)
+    assert masks == prune(net, EvenDamage(0.9), level=2, levels=4, damage=damage)
 
 
 def test_no_damage_no_function():
@@ -346,12 +369,12 @@ def test_trial_cuts_of_a_plan_are_those_that_prune_would_make(layers, seed, coar
     path = planned(net, masks, EvenDamage(sparsity, levels, trials=5), damage=damage)
     for trial in tried:
         count = masks.remaining - trial.remaining
-        assert trial == prune(net, masks, amount=lambda competition, count=count: count)
+        assert trial == prune(net, masks=masks, amount=lambda competition, count=count: count)
     by_count = {masks.remaining - trial.remaining: lost(net)(trial) for trial in tried}
     flat = torch.ones(masks.remaining)
     assert path == EvenDamage(sparsity, levels, 5).plan(Competition(flat, masks.total, damage=by_count.__getitem__))
     for level in range(1, levels + 1):
-        masks = prune(net, masks, amount=path, level=level)
+        masks = prune(net, masks=masks, amount=path, level=level)
     keep = round((1 - sparsity) * masks.total)
     assert masks.remaining == (min(keep, len(flat)) if keep else 0)
     assert all(torch.equal(t, kept[n]) for n, t in net.state_dict().items())
@@ -392,7 +415,7 @@ def test_even_damage_cuts_by_itself_too(selection):
     net = nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 10), nn.ReLU(), nn.Linear(10, 5))
     damage, masks = Damage(net, torch.randn(40, 8)), None
     for level in range(1, 6):
-        smaller = prune(net, masks, amount=EvenDamage(0.9, 5), selection=selection, level=level, damage=damage)
+        smaller = prune(net, masks=masks, amount=EvenDamage(0.9, 5), selection=selection, level=level, damage=damage)
         assert masks is None or smaller.within(masks)
         masks = smaller
     assert masks.remaining == round(0.1 * masks.total)
@@ -438,9 +461,9 @@ def test_weights_that_are_not_finite(value, score, selection):
 
 def test_no_masks_and_masks_of_another_model():
     with pytest.raises(InputError, match="there are no masks to prune in"):
-        prune(chain([4, 3]), Masks({}))
+        prune(chain([4, 3]), masks=Masks({}))
     with pytest.raises(InputError, match="these masks belong to another model"):
-        prune(chain([4, 3]), Masks.full(chain([5, 3])))
+        prune(chain([4, 3]), masks=Masks.full(chain([5, 3])))
     with pytest.raises(InputError, match="no prunable weights"):
         prune(nn.ReLU())
 
@@ -448,7 +471,7 @@ def test_no_masks_and_masks_of_another_model():
 def test_layers_left_out():
     net = chain([4, 3, 2])
     assert list(prune(net, skip=["1"])) == ["0.weight"]
-    assert list(prune(net, prune(net, skip=["0"]))) == ["1.weight"]
+    assert list(prune(net, masks=prune(net, skip=["0"]))) == ["1.weight"]
 
 
 # --- half precision, and the other scores
@@ -484,7 +507,7 @@ def test_a_path_is_planned_as_from_the_first_level():
     class Seen:
         def plan(self, competition):
             self.level = competition.level
-            return pruning.Path((0.5,))
+            return pruning.SparsityPath((0.5,))
 
     net, amount = nn.Linear(4, 4), Seen()
     planned(net, Masks.full(net), amount, damage=lambda masks: 0.0)

@@ -653,8 +653,8 @@ def test_a_user_trains_cuts_and_goes_on():
         left = np.concatenate([scores[name][masks[name].numpy()] for name in scores])
         cut = round(0.2 * masks.remaining)
         wanted = np.sort(left)[cut:]
-        by_size = incop.prune(net, masks, amount=0.2)
-        masks = incop.prune(net, masks, amount=0.2, score=score)
+        by_size = incop.prune(net, masks=masks, amount=0.2)
+        masks = incop.prune(net, masks=masks, amount=0.2, score=score)
         assert masks != by_size
         masks.apply(net)
         kept = np.concatenate([scores[name][masks[name].numpy()] for name in scores])

@@ -92,10 +92,10 @@ def test_cuts_are_those_of_the_slow_way(widths, seed, coarse, first, second, lef
     how = Units(torch.randn(3, widths[0]), each_layer)
     for fraction in (first, second):
         count = round(fraction * masks.remaining)
-        new = prune(net, masks, amount=fraction, selection=how)
+        new = prune(net, masks=masks, amount=fraction, selection=how)
         assert lists(new) == oracle(scores, lists(masks), chain_of(widths), count, each_layer)
         assert new.within(masks)
-        assert prune(net, masks, amount=Fraction(fraction), selection=how) == new
+        assert prune(net, masks=masks, amount=Fraction(fraction), selection=how) == new
         masks = new
 
 
@@ -119,13 +119,13 @@ def test_the_most_that_can_go_leaves_one_unit_a_layer_and_the_output_layer_its_r
     assert [int(m.any(1).sum()) for m in masks.values()] == [1, 1, 4]
     assert masks.remaining == 9 + 1 + 4
     assert reach(net, Masks.full(net), Units(torch.ones(2, 9))) == pytest.approx(1 - 14 / masks.total)
-    assert prune(net, masks, amount=1.0, selection=Units(torch.ones(2, 9))) == masks
+    assert prune(net, masks=masks, amount=1.0, selection=Units(torch.ones(2, 9))) == masks
 
 
 def test_every_layer_gives_up_the_same_share_of_its_units():
     net, how, masks = perceptron([30, 100, 40, 20, 5]), Units(torch.ones(2, 30), each_layer=True), None
     for level in range(1, 5):
-        masks = prune(net, masks, amount=Target(0.9, 4), selection=how, level=level)
+        masks = prune(net, masks=masks, amount=Target(0.9, 4), selection=how, level=level)
         shares = [int(m.any(1).sum()) / len(m) for m in list(masks.values())[:-1]]
         assert max(shares) - min(shares) <= 1 / 20
     assert 0.9 <= masks.sparsity < 0.92
@@ -136,13 +136,13 @@ def test_every_layer_gives_up_the_same_share_of_its_units():
 def test_a_cut_that_must_not_pass_a_sparsity_passes_it_by_less_than_a_unit(seed, fraction, at_most):
     net, how = perceptron([6, 7, 5, 3], seed), Units(torch.ones(2, 6))
     before = prune(net, amount=0.2, selection=how)
-    free = prune(net, before, amount=fraction, selection=how)
-    capped = prune(net, before, amount=fraction, selection=how, at_most=at_most)
+    free = prune(net, masks=before, amount=fraction, selection=how)
+    capped = prune(net, masks=before, amount=fraction, selection=how, at_most=at_most)
     assert free.within(capped)
     assert capped.within(before)
     most = round(at_most * before.total) - (before.total - before.remaining)
     wanted = min(round(fraction * before.remaining), max(most, 0))
-    assert capped == prune(net, before, amount=lambda competition: wanted, selection=how)
+    assert capped == prune(net, masks=before, amount=lambda competition: wanted, selection=how)
 
 
 # --- dead on both sides, whatever the network
@@ -429,7 +429,7 @@ def test_the_flow_chooses_among_whole_units():
         assert trial == prune(net, amount=lambda competition, asked=asked: asked, selection=how)
     masks = None
     for level in range(1, 5):
-        masks = prune(net, masks, amount=path, selection=how, level=level)
+        masks = prune(net, masks=masks, amount=path, selection=how, level=level)
     assert masks.total - masks.remaining >= round(0.8 * masks.total)
 
 

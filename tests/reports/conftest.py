@@ -49,7 +49,7 @@ def level_of(number, *, sparsity, epochs, accuracy, search=None, flow=True, reas
         probe_samples=spent.probe_samples,
         record_seconds=spent.record_seconds,
         record_samples=spent.record_samples,
-        val_accuracy=min(accuracy + 0.004, 1.0),
+        metric_value=min(accuracy + 0.004, 1.0),
         test_accuracy=accuracy,
         stop_reason=reason or "full budget",
         rewind="init",
@@ -122,7 +122,7 @@ def write_run(
                     2.0 * number,
                     flow=flow_at(level.level, number) if flow else None,
                     distance=distance if level.level and flow else None,
-                    accuracy=level.val_accuracy,
+                    metric_value=level.metric_value,
                     verdict=Verdict(2.0 * number == epochs and level.level > 0, "flow 0.2 from dense", rule),
                 )
             )

@@ -11,8 +11,8 @@ import pytest
 
 from incop.records import Check
 from incop.reports import Replay, html, read
-from incop.reports.inside import threshold, tracks
-from incop.reports.subjects import page_of
+from incop.reports.page_contents import page_of
+from incop.reports.run_figures import threshold, tracks
 from incop.rundir import RunDir
 
 from .conftest import flow_at, read_jobs, write_comparison, write_jobs, write_run

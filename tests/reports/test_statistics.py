@@ -7,7 +7,7 @@ from scipy import stats
 
 from incop.errors import InputError, MissingExtra
 from incop.reports import extras
-from incop.reports.compare import read_comparison
+from incop.reports.recorded import read_comparison
 from incop.reports.statistics import (
     Estimate,
     analyse,

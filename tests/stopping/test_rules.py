@@ -39,7 +39,7 @@ def histories(draw, values=value, before=None):
                 number=number,
                 epoch=number * 0.5,
                 flow=Flow({"a->b": draw(values), "b->c": draw(values)}),
-                accuracy=draw(unit),
+                metric_value=draw(unit),
                 loss=None if number == 0 else draw(st.floats(-1, 3) | st.sampled_from([math.nan, math.inf])),
                 mask_changes=tuple(draw(unit) for _ in checks),
             )
@@ -116,7 +116,7 @@ def test_mask_settled(history, less_than, checks):
 
 @given(histories(), unit)
 def test_accuracy_restored(history, drop):
-    gap = history.now.accuracy - (history.reference_accuracy - drop)
+    gap = history.now.metric_value - (history.reference_value - drop)
     if abs(gap) > 1e-8:
         assert AccuracyRestored(drop)(history).stop == (gap > 0)
 
@@ -130,8 +130,8 @@ def test_accuracy_restored_by_exactly_the_drop():
         (0.94, 0.0, 0.94),
         (0.97, 0.005, 0.965),
     ):
-        assert AccuracyRestored(drop)(History((Check(1, 1, 1.0, accuracy=now),), None, dense)).stop
-    assert not AccuracyRestored()(History((Check(1, 1, 1.0, accuracy=0.9399),), None, 0.94)).stop
+        assert AccuracyRestored(drop)(History((Check(1, 1, 1.0, metric_value=now),), None, dense)).stop
+    assert not AccuracyRestored()(History((Check(1, 1, 1.0, metric_value=0.9399),), None, 0.94)).stop
 
 
 @given(histories(), st.integers(1, 3), unit)
@@ -175,7 +175,7 @@ def test_a_rule_is_replayed_from_json(rule, history):
     text = json.dumps([check.to_json() for check in history.checks], allow_nan=False)
     checks = tuple(Check.from_json(data) for data in json.loads(text))
     reference = Flow.from_json(json.loads(json.dumps(history.reference.to_json())))
-    assert rule(History(checks, reference, history.reference_accuracy)) == rule(history)
+    assert rule(History(checks, reference, history.reference_value)) == rule(history)
 
 
 @given(rules)
@@ -281,13 +281,13 @@ def test_one_bad_distance_does_not_settle(bad):
 
 def test_accuracies_that_are_no_numbers_never_stop():
     for now, dense in ((math.nan, 0.5), (0.5, math.nan)):
-        assert not AccuracyRestored(1.0)(History((Check(1, 1, 1.0, accuracy=now),), None, dense)).stop
+        assert not AccuracyRestored(1.0)(History((Check(1, 1, 1.0, metric_value=now),), None, dense)).stop
 
 
 @given(rules, st.integers(1, 3))
 def test_before_training_nothing_has_settled(rule, looks):
     """Looks before any training, however many, show what the level starts from, and never that it has settled."""
-    check = Check(1, 0, 0.0, flow=Flow({"a": 1.0}), accuracy=0.5, loss=0.1, mask_changes=(0.0,) * 10)
+    check = Check(1, 0, 0.0, flow=Flow({"a": 1.0}), metric_value=0.5, loss=0.1, mask_changes=(0.0,) * 10)
     history = History((check,) * looks, Flow({"a": 1.0}), 0.5)
     stop = rule(history).stop
     if isinstance(rule, FlowSettled | MaskSettled | LossPlateau):
@@ -340,7 +340,7 @@ def test_what_is_missing_is_said(rule, how):
 
 
 def test_a_missing_reference_is_said():
-    history = History((Check(1, 1, 1.0, flow=Flow({"a": 1.0}), accuracy=0.5),))
+    history = History((Check(1, 1, 1.0, flow=Flow({"a": 1.0}), metric_value=0.5),))
     with pytest.raises(InputError, match="dense network's flow as reference="):
         FlowRestored(0.1)(history)
     with pytest.raises(InputError, match="reference_accuracy="):
@@ -438,7 +438,7 @@ def judged(rule, *, flows=(), changes=(), accuracy=None, losses=(), reference=0.
             float(number),
             flow=Flow({"a->b": flows[number - 1]}) if flows else None,
             loss=losses[number - 1] if losses else None,
-            accuracy=accuracy,
+            metric_value=accuracy,
             mask_changes=tuple(changes) if number == count else (),
         )
         for number in range(1, count + 1)

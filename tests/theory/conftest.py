@@ -33,7 +33,7 @@ def sparse(trained):
     model = trained.copy()
     masks = None
     for keep in (0.3, 1 / 3):
-        masks = incop.prune(model, masks, amount=1 - keep)
+        masks = incop.prune(model, masks=masks, amount=1 - keep)
         train(model, trained.x, trained.y, epochs=12, masks=masks)
     assert (model(trained.x).argmax(1) == trained.y).double().mean() > 0.85
     return Network(model.eval(), trained.x, trained.y, trained.names)

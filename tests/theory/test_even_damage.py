@@ -23,7 +23,7 @@ def test_a_correlation_over_two_cuts_is_nearly_the_product(trained):
     first, second = trained.copy(), trained.copy()
     incop.prune(first, amount=0.6).apply(first)
     second.load_state_dict(first.state_dict())
-    incop.prune(second, incop.Masks.of(second), amount=0.6).apply(second)
+    incop.prune(second, masks=incop.Masks.of(second), amount=0.6).apply(second)
     states = [outputs(model, trained.x, trained.names) for model in (trained.model, first, second)]
     worst = 0.0
     for name in trained.names:
@@ -229,7 +229,7 @@ def test_the_planned_path_against_blind_ones_on_real_networks(request, which, sp
     measure, whole = Damage(model, network.x[:128]), incop.Masks.full(model)
 
     def damage_at(count):
-        return measure(incop.prune(model, whole, amount=pruning.Fraction(count / whole.total)))
+        return measure(incop.prune(model, masks=whole, amount=pruning.Fraction(count / whole.total)))
 
     weights = torch.cat([w.detach().flatten() for w in whole.weights(model).values()])
     found = paths(sparsity, cuts, pruning.Competition(weights, whole.total, damage=damage_at))

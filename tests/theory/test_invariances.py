@@ -67,7 +67,9 @@ def test_permuting_units_changes_nothing(network):
         )
     probe = network.x[:128]
     for amount in (0.5, 0.9):
-        harm = [Damage(m, probe)(incop.prune(m, incop.Masks.of(m), amount=amount)) for m in (network.model, other)]
+        harm = [
+            Damage(m, probe)(incop.prune(m, masks=incop.Masks.of(m), amount=amount)) for m in (network.model, other)
+        ]
         assert harm[0] == pytest.approx(harm[1], abs=1e-10)
         assert harm[0] > 1e-3
 

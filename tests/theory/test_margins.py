@@ -30,7 +30,7 @@ class Bare(nn.Module):
 def cut(weights, count, masks=None):
     """The product's cut of so many of the weights that are left, as a boolean array: True stays."""
     left = len(weights) if masks is None else masks.remaining
-    new = incop.prune(Bare(weights), masks, amount=pruning.Fraction(count / left))
+    new = incop.prune(Bare(weights), masks=masks, amount=pruning.Fraction(count / left))
     assert left - new.remaining == count
     return new
 

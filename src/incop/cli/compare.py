@@ -15,14 +15,14 @@ from incop.cli.tables import plain_console, table
 from incop.cli.under_way import watch_comparison
 from incop.errors import IncopError, InputError, MissingExtra
 from incop.experiments import engines
+from incop.experiments.dispatch import KEPT
 from incop.experiments.plan import Plan
-from incop.experiments.schedule import KEPT
 from incop.rundir import read_toml
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from incop.experiments.comparisons import Comparison, Job
+    from incop.experiments.comparison import Comparison, Job
     from incop.experiments.engines import Engine
 
 __all__ = ["compare"]
@@ -122,7 +122,7 @@ def _carried_out(
     console: Console, comparison: Comparison, engine: Engine, folder: Path, track: str | None
 ) -> list[Job]:
     from incop.cli import tracking
-    from incop.experiments import comparisons, runs  # imports torch
+    from incop.experiments import comparison_runs, runs  # imports torch
 
     follow = None
     if track is not None:
@@ -131,7 +131,7 @@ def _carried_out(
             tracking.of_comparison, track, folder if engine.name == "local" else folder.absolute()
         )
     with watch_comparison(console, lines=engine.name != "local") as listeners:
-        return comparisons.compare(comparison, folder, engine=engine, follow=follow, **listeners._asdict())
+        return comparison_runs.compare(comparison, folder, engine=engine, follow=follow, **listeners._asdict())
 
 
 def _comparison(
@@ -143,7 +143,7 @@ def _comparison(
     controls: bool | None,
     plan: Plan,
 ) -> Comparison:
-    from incop.experiments import comparisons  # imports torch
+    from incop.experiments.comparison import Comparison  # imports torch
 
     told: dict[str, object] = {"methods": ["lth-rate", "incop"]}
     if file is not None:
@@ -168,7 +168,7 @@ def _comparison(
         told["pairs"] = [f"{data or 'digits'}/{model or 'lenet-300-100'}"]
     base = told.get("plan", {})
     told["plan"] = {**(base if isinstance(base, dict) else {}), **keys}
-    comparison = comparisons.Comparison.from_toml(told, source=str(file) if file is not None else "the flags")
+    comparison = Comparison.from_toml(told, source=str(file) if file is not None else "the flags")
     allowed = plan.run_code if plan.run_code is not None else (said_here or None)
     return replace(comparison, plan=replace(comparison.plan, run_code=allowed))
 
@@ -188,14 +188,14 @@ def _number(text: str) -> float:
 def _print_outlook(console: Console, comparison: Comparison, engine: Engine, folder: Path) -> None:
     """Print what would be handed to the engine, and what it may cost; nothing is written."""
     from incop.experiments import estimates
-    from incop.experiments.comparisons import jobs_of
-    from incop.experiments.pieces import Run, Whole, pieces_of
-    from incop.experiments.schedule import outlook
+    from incop.experiments.comparison import jobs_of
+    from incop.experiments.comparison_runs import ComparisonRuns, MethodRun, scheduled_runs
+    from incop.experiments.dispatch import outlook
 
     rates = {pair: estimates.seconds_per_epoch(comparison, *pair) for pair in comparison.pairs}
-    pieces = pieces_of(Whole(comparison, folder, jobs_of(comparison), engine))
-    stands = outlook(pieces)
-    states = [state for piece, state in stands if isinstance(piece, Run)]
+    runs = scheduled_runs(ComparisonRuns(comparison, folder, jobs_of(comparison), engine))
+    stands = outlook(runs)
+    states = [state for piece, state in stands if isinstance(piece, MethodRun)]
     rows, seconds = [], 0.0
     for (job, epochs), state in zip(estimates.estimates(comparison), states, strict=True):
         took = epochs * rates[job.data, job.model]
@@ -219,7 +219,7 @@ def _print_results(console: Console, folder: Path) -> None:
     from incop import reports  # imports SciPy
 
     subject = reports.read([folder])
-    assert isinstance(subject, reports.Comparison)
+    assert isinstance(subject, reports.RecordedComparison)
     analysis = reports.analyse(subject)
     columns = (
         "data",

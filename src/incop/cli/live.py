@@ -53,8 +53,8 @@ def _listeners(
         if check is not None and check.level == level:
             if check.distance is not None:
                 parts.append(f"flow {check.distance:.3g} from dense ({plan.rule})")
-            if check.accuracy is not None:
-                parts.append(f"accuracy {check.accuracy:.3f}")
+            if check.judged:
+                parts.append(check.judged)
         parts.append(f"last sparsity {state['sparsity']:.3f}")
         done = state["spent"] + epoch
         if done:

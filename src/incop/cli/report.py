@@ -70,11 +70,11 @@ def report(
 
 
 def _replays(
-    subject: reports.Recorded | reports.Comparison, rule: str | None, grid: str | None
+    subject: reports.RecordedRun | reports.RecordedComparison, rule: str | None, grid: str | None
 ) -> list[reports.Replay]:
     if rule is None and grid is None:
         return []
-    if not isinstance(subject, reports.Recorded):
+    if not isinstance(subject, reports.RecordedRun):
         raise InputError("--rule and --grid replay the checks of one run: name the folder of one run, not a comparison")
     folder, found = RunDir.open(subject.path), []
     if rule is not None:
@@ -87,7 +87,7 @@ def _replays(
 
 
 def _content(
-    subject: reports.Recorded | reports.Comparison, again: list[reports.Replay], format_: str, margin: float
+    subject: reports.RecordedRun | reports.RecordedComparison, again: list[reports.Replay], format_: str, margin: float
 ) -> str:
     if format_ == "html":
         return reports.html(subject, margin=margin, replays=again)

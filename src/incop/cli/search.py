@@ -70,9 +70,9 @@ def search(
         folder = out if out is not None else Path(together.once(lambda: str(runs.default_out(full.plan))))
         mode = progress if together.first else "off"
         with watch_progress(full.plan, mode) as (console, listeners):
-            told = runs.Progress(*listeners, on_notice=say)
-            told = tracked(told, track) if together.first else told
-            run = runs.execute(full, folder, told, dense=dense, together=together)
+            listening = runs.Progress(*listeners, on_notice=say)
+            listening = tracked(listening, track) if together.first else listening
+            run = runs.execute(full, folder, listening, dense=dense, together=together)
         if together.first:
             print_run(console, run)
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from incop.experiments.plan import Plan
-from incop.records import Level, Run, Spent, full_retraining
+from incop.records import ACCURACY, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 
 __all__ = ["level_table", "plain_console", "print_run", "printable", "say_code", "spent_lines", "table"]
@@ -61,17 +61,14 @@ def level_table(levels: Sequence[Level], *, title: str) -> Table:
             f"{level.sparsity:.4f}",
             f"{level.model_sparsity:.4f}",
             f"{round(level.trained, 2):g}{budget}",
-            _fraction(level.val_accuracy) if level.metric is None else _judged(level),
+            _fraction(level.val_accuracy)
+            if level.metric == ACCURACY
+            else printable(level.judged or f"{level.metric.name} –"),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",
             printable("; ".join([level.stop_reason, *level.notices])),
         )
     return made
-
-
-def _judged(level: Level) -> str:
-    assert level.metric is not None
-    return printable(level.metric.name) + (" –" if level.score is None else f" {level.score:.4g}")
 
 
 def _fraction(value: float | None) -> str:

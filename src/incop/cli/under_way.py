@@ -16,7 +16,7 @@ from incop.locks import holder
 from incop.rundir import RunDir
 
 if TYPE_CHECKING:
-    from incop.experiments.comparisons import Job
+    from incop.experiments.comparison import Job
     from incop.experiments.engines import Task
 
 __all__ = ["Listeners", "standing", "watch_comparison"]
@@ -78,6 +78,6 @@ def standing(name: str, task: Task) -> str:
     check = RunDir(task.folder).newest_check()
     if check is not None:
         parts[1] = f"level {check.level} · epoch {check.epoch:.1f}"
-        if check.accuracy is not None:
-            parts.append(f"accuracy {check.accuracy:.3f}")
+        if check.judged:
+            parts.append(check.judged)
     return printable(" · ".join([*parts, who.partition(" since ")[0]]))

@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import replace
 
-from incop.experiments.comparisons import Comparison, Job, jobs_of
+from incop.experiments.comparison import Comparison, Job, jobs_of
+from incop.experiments.comparison_runs import GUESS
 from incop.experiments.controls import Label
-from incop.experiments.pieces import GUESS
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import prepare, resolve
 from incop.masks import Masks

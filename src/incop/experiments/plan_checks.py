@@ -13,8 +13,7 @@ from incop.experiments.models.making import check_weights, read_arguments
 from incop.experiments.plan import Plan
 from incop.experiments.plan_words import ResolvedPlan
 from incop.loop.combinations import as_flag, beyond_the_end, ends_of, past_the_budget, without_a_meter
-from incop.pruning import Layerwise, NofM
-from incop.pruning.amounts import is_planned
+from incop.pruning import Layerwise, NofM, Planned
 from incop.training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -95,7 +94,7 @@ def _past_the_level(resolved: ResolvedPlan) -> list[str]:
 def _planned_layer_by_layer(resolved: ResolvedPlan, given: Plan) -> list[str]:
     """Return why cuts that are planned for all weights together cannot be made by a selection that goes layer by layer."""
     selection, words = resolved.selection, f"--selection {resolved.selection}"
-    if not is_planned(resolved.amount) or not isinstance(selection, NofM | Layerwise):
+    if not isinstance(resolved.amount, Planned) or not isinstance(selection, NofM | Layerwise):
         return []
     if isinstance(selection, NofM):
         does = f"{words} leaves {selection.n} of every {selection.m} weights by one cut, whatever the amount"

@@ -15,7 +15,7 @@ from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.models.making import Made, read_arguments
 from incop.experiments.models.named import place
 from incop.experiments.plan import DEFAULTS, Plan, filled
-from incop.experiments.plan_words import ResolvedPlan, read_words, with_data
+from incop.experiments.plan_words import READERS, ResolvedPlan, read_words, with_data
 from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
 from incop.pruning.cut import reach
@@ -130,20 +130,12 @@ def _arguments(resolved: ResolvedPlan, probe: list[tuple[Tensor, Tensor]]) -> di
     """Return the arguments of the search."""
     plan = resolved.plan
     return {
+        **{key: getattr(resolved, key) for key in READERS},
+        **{key: getattr(plan, key) for key in ("levels", "sparsity", "check_before", "last_level_full")},
         "probe": probe,
-        "meter": resolved.meter,
-        "rule": resolved.rule,
-        "amount": resolved.amount,
         "score": with_data(resolved.score, probe),
         "selection": with_data(resolved.selection, probe),
-        "rewind": resolved.rewind,
-        "check_every": resolved.check_every,
-        "keep": resolved.keep,
-        "levels": plan.levels,
         "skip": plan.skip or (),
-        "check_before": plan.check_before,
-        "last_level_full": plan.last_level_full,
-        "sparsity": plan.sparsity,
         "ticket_at": plan.ticket_at or (),
         "on_collapse": plan.on_collapse or "tell",
         "on_divergence": plan.on_divergence or "stop",

@@ -111,23 +111,14 @@ def _level(level: Level, checks: Sequence[Check], rule: Rule, dense: Level) -> R
 
 
 def _seen(checks: Sequence[Check], dense: Level, rule: Rule) -> History:
-    now, reference, accuracy = checks[-1], dense.flow, dense.val_accuracy
-    judged = (now.accuracy, accuracy) if dense.metric is None else (now.score, dense.score)
-    recorded = {
-        "flow": now.flow is not None,
-        "reference": reference is not None,
-        "accuracy": now.accuracy is not None and accuracy is not None,
-        "metric": None not in judged,
-        "mask": now.number == 0 or len(checks) < 2 or bool(now.mask_changes),
-    }
-    for need in sorted(rule.wants):
-        if not recorded.get(need, True):
-            what = {"mask": "the masks' change", "reference": "the dense network's flow"}.get(need, f"the {need}")
-            raise InputError(
-                f"the rule {str(rule)!r} needs {what}, which this run did not record: run it with a meter or rule that does "
-                "(--meter information:mean records the flow, whatever the rule)"
-            )
-    return History(tuple(checks), reference, accuracy, dense.metric, dense.score)
+    history = History(tuple(checks), dense.flow, dense.metric_value, dense.metric)
+    for need in rule.lacking(history):
+        what = {"mask": "the masks' change", "reference": "the dense network's flow"}.get(need, f"the {need}")
+        raise InputError(
+            f"the rule {str(rule)!r} needs {what}, which this run did not record: run it with a meter or rule that does "
+            "(--meter information:mean records the flow, whatever the rule)"
+        )
+    return history
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -20,7 +21,10 @@ import incop
 from incop.checkpoints import Checkpoint, Checkpoints
 from incop.errors import InputError
 from incop.experiments import models
-from incop.experiments.preparation import PreparedRun
+from incop.experiments.plan import Plan
+from incop.experiments.plan_words import ResolvedPlan
+from incop.experiments.preparation import PreparedRun, resolve
+from incop.experiments.run_levels import plan_of
 from incop.experiments.signals import Interrupted, Signals
 from incop.ranks import ALONE, Ranks
 from incop.rundir import RunDir
@@ -181,6 +185,56 @@ def environment(prepared: PreparedRun) -> dict[str, Any]:
         "model_library": None if models.code_of(prepared.plan.model) else prepared.origin,
         "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
+
+
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """What a run that has not finished was left with: its plan, its environment and its newest checkpoint."""
+
+    resolved: ResolvedPlan
+    environment: Mapping[str, Any]
+    checkpoint: Checkpoint | None
+    damaged: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: RunDir, given: Plan) -> UnfinishedRun | None:
+        """Return what a run was left with, None of one that is finished; given keys go before its own."""
+        files = Checkpoints(run.checkpoint_dir)
+        then: Any = {}
+        if run.summary_file.exists():
+            summary = run.read_summary()
+            if summary.status == "finished":
+                files.remove()  # killed while it did so itself
+                run.sweep()
+                return None
+            then = summary.environment
+        resolved = resolve(given.over(plan_of(run)))
+        found, damaged = files.newest()
+        if found is not None:
+            # the weights it began with need not be there any more
+            resolved = dataclasses.replace(resolved, plan=dataclasses.replace(resolved.plan, weights=None))
+            then = found.about.get("environment")
+        if not isinstance(then, Mapping):
+            then = {"threads": None}
+        check_unedited(run, found, then)
+        return cls(resolved, then, found, damaged)
+
+    @property
+    def state(self) -> State | None:
+        """Where the search goes on; None: at its beginning."""
+        return None if self.checkpoint is None else self.checkpoint.state
+
+    @property
+    def at(self) -> str:
+        """The same in words."""
+        if self.state is None:
+            return "the beginning"
+        return f"level {self.state['level']}, epoch {self.state['watch/epoch']:.4g}"
+
+    def cut_back(self, run: RunDir) -> None:
+        """Take out what was recorded after the checkpoint."""
+        run.cut_back({} if self.checkpoint is None else self.checkpoint.about["records"])
+        run.sweep()
 
 
 def check_unedited(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -> None:

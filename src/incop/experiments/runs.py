@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from incop.checkpoints import Checkpoint, Checkpoints
+from incop.checkpoints import Checkpoints
 from incop.errors import IncopError, TrainingError
 from incop.experiments import distributed_runs, models
 from incop.experiments.distributed_runs import by_the_first, check_one_plan
 from incop.experiments.plan import Plan
 from incop.experiments.plan_words import ResolvedPlan
-from incop.experiments.preparation import PreparedRun, prepare, resolve
+from incop.experiments.preparation import PreparedRun, prepare
 from incop.experiments.run_checkpoints import (
     CheckpointInterval,
     CheckpointWriter,
+    UnfinishedRun,
     check_exact,
     check_same_data,
-    check_unedited,
     environment,
 )
-from incop.experiments.run_levels import plan_of, shared_dense
+from incop.experiments.run_levels import shared_dense
 from incop.experiments.run_records import is_reported, summary_of, test_accuracy_of, write_level
 from incop.experiments.signals import Signals
 from incop.locks import Lock, LockLost
@@ -180,7 +179,7 @@ def resume(
     lock = Lock(run.path, patience=patience)
     with by_the_first(lock, together):
         given = Plan(data_dir=data_dir, run_code=run_code or None)
-        left = together.once(lambda: _Left.of(run, given))
+        left = together.once(lambda: UnfinishedRun.of(run, given))
         if left is None:
             notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
             return run
@@ -196,58 +195,8 @@ def resume(
     return run
 
 
-@dataclass(frozen=True)
-class _Left:
-    """What a run was left with."""
-
-    resolved: ResolvedPlan
-    environment: Mapping[str, Any]
-    checkpoint: Checkpoint | None
-    damaged: tuple[str, ...]
-
-    @classmethod
-    def of(cls, run: RunDir, given: Plan) -> _Left | None:
-        """Return what a run was left with, None of one that is finished; given keys go before its own."""
-        files = Checkpoints(run.checkpoint_dir)
-        then: Any = {}
-        if run.summary_file.exists():
-            summary = run.read_summary()
-            if summary.status == "finished":
-                files.remove()  # killed while it did so itself
-                run.sweep()
-                return None
-            then = summary.environment
-        resolved = resolve(given.over(plan_of(run)))
-        found, damaged = files.newest()
-        if found is not None:
-            # the weights it began with need not be there any more
-            resolved = dataclasses.replace(resolved, plan=dataclasses.replace(resolved.plan, weights=None))
-            then = found.about.get("environment")
-        if not isinstance(then, Mapping):
-            then = {"threads": None}
-        check_unedited(run, found, then)
-        return cls(resolved, then, found, damaged)
-
-    @property
-    def state(self) -> State | None:
-        """Where the search goes on; None: at its beginning."""
-        return None if self.checkpoint is None else self.checkpoint.state
-
-    @property
-    def at(self) -> str:
-        """The same in words."""
-        if self.state is None:
-            return "the beginning"
-        return f"level {self.state['level']}, epoch {self.state['watch/epoch']:.4g}"
-
-    def cut_back(self, run: RunDir) -> None:
-        """Take out what was recorded after the checkpoint."""
-        run.cut_back({} if self.checkpoint is None else self.checkpoint.about["records"])
-        run.sweep()
-
-
 def _taken_up(
-    run: RunDir, left: _Left, progress: Progress, dense: str | Path | None, inexact: bool, together: Ranks
+    run: RunDir, left: UnfinishedRun, progress: Progress, dense: str | Path | None, inexact: bool, together: Ranks
 ) -> tuple[_Work, Iterator[Ticket], list[str]]:
     """Prepare a run as it was left; return its search and what has changed since, a sentence each."""
     then = left.environment

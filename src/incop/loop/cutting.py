@@ -10,68 +10,99 @@ from incop import ranks
 from incop.batches import first_samples, unpack
 from incop.errors import TrainingError
 from incop.flow import Damage
-from incop.loop.parts import Search
+from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.settings import SearchSettings
 from incop.masks import Masks
-from incop.pruning import EvenDamage, Magnitude, Path, prune
+from incop.pruning import Magnitude, Planned, SparsityPath, prune
 from incop.pruning.cut import planned
 from incop.snapshots import Snapshot
 
-__all__ = ["cut_at", "next_masks", "plan_cuts", "planned_path", "reached"]
-
-PLAN_PROBE = 128  # samples on which trial cuts are ranked: each cut is held against itself, so few are enough
+TRIAL_SAMPLES = 128  # on which trial cuts are ranked: each cut is held against itself, so few are enough
 
 
-def planned_path(parts: Search, amount: Any, damage: Damage) -> Path:
-    """Return the path of sparsities that an amount plans by trial cuts."""
-    return planned(parts.model, parts.masks, amount, score=parts.score, selection=parts.selection, damage=damage)
+class TrialCuts:
+    """What trial cuts would do to the flow of a network as it is now; nothing is measured before an amount asks."""
+
+    def __init__(self, model: nn.Module, probe: Any) -> None:
+        self._model, self._probe = model, probe
+        self._damage: Damage | None = None
+
+    def __call__(self, masks: Masks) -> float:
+        """Return the damage of leaving only these weights, in [0, 1]."""
+        if self._damage is None:
+            self._damage = Damage(self._model, _first(self._probe, TRIAL_SAMPLES))
+        return self._damage(masks)
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        """Samples and seconds that the trials took."""
+        return (0, 0.0) if self._damage is None else (self._damage.samples, self._damage.seconds)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a reader of the record should know of them."""
+        if self._damage is None or not self._damage.blind:
+            return []
+        return ["no layer's output varies over the probe, so that no cut shows any damage: check the probe"]
 
 
-def plan_cuts(parts: Search) -> list[str]:
-    """Let an amount that tries cuts do so once, on the dense network; the first level is charged for it."""
-    if not isinstance(parts.amount, EvenDamage):
-        return []
-    probe, left = [], PLAN_PROBE
-    for batch in map(unpack, parts.probe):
-        probe.append(first_samples(batch, left))
-        left -= probe[-1].samples
-        if left <= 0:
+def _first(probe: Any, samples: int) -> list[Any]:
+    found: list[Any] = []
+    for batch in map(unpack, probe):
+        found.append(first_samples(batch, samples))
+        samples -= found[-1].samples
+        if samples <= 0:
             break
-
-    def tried() -> tuple[Path, int, float, bool]:
-        damage = Damage(parts.model, probe)
-        return planned_path(parts, parts.amount, damage), damage.samples, damage.seconds, damage.blind
-
-    parts.amount, samples, seconds, blind = ranks.of(parts.model).once(tried)
-    parts.planning = samples, seconds
-    if not blind:
-        return []
-    return [
-        "no layer's output varies over the probe, so that the flow could not choose the cuts: they go evenly; check the probe"
-    ]
+    return found
 
 
-def cut_at(parts: Search, level: int, *, at_most: float | None) -> list[str]:
-    """Cut the weights that a level begins without, and return what a reader of its record should know."""
-    told = plan_cuts(parts) if level == 1 else []
-    masks = next_masks(parts, level, at_most=at_most)
+def trial_cuts(settings: SearchSettings) -> TrialCuts | None:
+    """Return what measures trial cuts of the network as it is now; None where the search has no probe."""
+    return None if settings.probe is None else TrialCuts(settings.model, settings.probe)
+
+
+def planned_path(
+    settings: SearchSettings, progress: SearchProgress, amount: Planned, damage: TrialCuts | None
+) -> SparsityPath:
+    """Return the path of sparsities that an amount plans for the network as it is now."""
+    return planned(
+        settings.model,
+        progress.masks,
+        amount,
+        score=progress.score,
+        selection=settings.selection,
+        damage=damage,
+        levels=settings.levels,
+    )
+
+
+def cut_at(settings: SearchSettings, progress: SearchProgress, number: int, *, at_most: float | None) -> LevelProgress:
+    """Cut the weights that a level begins without, and return the level with what a reader of its record should know."""
+    trials = trial_cuts(settings)
+    together = ranks.of(settings.model)
+    amount = settings.amount
+    if number == 1 and isinstance(amount, Planned):
+        progress.path = together.once(lambda: planned_path(settings, progress, amount, trials))
+    masks = next_masks(settings, progress, number, trials, at_most=at_most)
     if masks.remaining == 0:
-        raise TrainingError(f"level {level} would leave no weights at all: cut less per level, or search fewer levels")
+        raise TrainingError(f"level {number} would leave no weights at all: cut less per level, or search fewer levels")
     notices = [
         f"layer {name.removesuffix('.weight')!r} has no weights left"
         for name in masks
-        if masks.remaining_in(name) == 0 and parts.masks.remaining_in(name) > 0
+        if masks.remaining_in(name) == 0 and progress.masks.remaining_in(name) > 0
     ]
-    if notices and parts.on_collapse == "refuse":
+    if notices and settings.on_collapse == "refuse":
         raise TrainingError(
-            f"level {level} would begin with a collapse ({notices[0]}): cut less per level or layer by layer, skip the layer, "
+            f"level {number} would begin with a collapse ({notices[0]}): cut less per level or layer by layer, skip the layer, "
             "or let on_collapse tell it"
         )
-    notices += told
-    if masks.remaining == parts.masks.remaining:
+    cost, found = together.same(((0, 0.0), []) if trials is None else (trials.cost, trials.notices))
+    notices += found
+    if masks.remaining == progress.masks.remaining:
         notices.append("nothing was cut: the amount asked for no weight")
-    notices += _prove_agreement(parts.model, masks, level)
-    parts.masks = masks
-    return notices
+    notices += _prove_agreement(settings.model, masks, number)
+    progress.masks = masks
+    return LevelProgress(number, notices, trials=cost)
 
 
 def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
@@ -94,16 +125,25 @@ def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
     return [f"{together.size} processes hold the same masks ({digest[:16]}) and weights"]
 
 
-def next_masks(parts: Search, level: int, *, at_most: float | None = None) -> Masks:
-    """Return the masks that the next cut would leave; the first process decides where last bits could."""
-    asked = ranks.of(parts.model).asked
+def next_masks(
+    settings: SearchSettings,
+    progress: SearchProgress,
+    number: int,
+    damage: TrialCuts | None,
+    *,
+    at_most: float | None = None,
+) -> Masks:
+    """Return the masks that the cut of a level would leave; the first process decides where last bits could."""
+    asked, score = ranks.of(settings.model).asked, progress.score
     return prune(
-        parts.model,
-        parts.masks,
-        amount=asked(parts.amount),
-        score=parts.score if parts.score is None or isinstance(parts.score, Magnitude) else asked(parts.score),
-        selection=parts.selection,
-        level=level,
+        settings.model,
+        asked(progress.amount(settings)),
+        progress.masks,
+        score=score if score is None or isinstance(score, Magnitude) else asked(score),
+        selection=settings.selection,
+        level=number,
+        levels=settings.levels,
+        damage=damage,
         at_most=at_most,
     )
 

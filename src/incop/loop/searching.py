@@ -6,9 +6,10 @@ It knows no files, no trainer class and no plots.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
@@ -17,24 +18,23 @@ from incop import ranks
 from incop.batches import reusable
 from incop.errors import InputError
 from incop.flow import Meter, measure
-from incop.loop.cutting import cut_at, next_masks, reached
-from incop.loop.fitting import fit_level, prove_zero
-from incop.loop.parts import Search, Standing
-from incop.loop.states import offer, restored
-from incop.loop.tickets import Dense, Ticket, Trains, budget_of
+from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
+from incop.loop.fitting import fit_level, level_record, prove_zero
+from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.settings import SearchSettings
+from incop.loop.states import offer, restore
+from incop.loop.tickets import Dense, Ticket, Trains
 from incop.loop.validation import validate
 from incop.masks import Masks
 from incop.offload import Offload
-from incop.pruning import Amount, Fraction, Path, Score, Selection
-from incop.pruning.saliency import Gathers
-from incop.records import Check, Interval, Level
+from incop.pruning import Amount, Score, Selection, SparsityPath
+from incop.pruning.cut import amount_of
+from incop.records import Check, Interval
 from incop.snapshots import RewindPoint, Snapshot
 from incop.states import State
 from incop.stopping import Rule
 from incop.watch import Watch
 from incop.wrappers import refuse_sharded
-
-__all__ = ["search"]
 
 
 def search(
@@ -60,7 +60,7 @@ def search(
     on_divergence: Literal["stop", "retry"] = "stop",
     dense: Dense | None = None,
     keep: Sequence[str | RewindPoint] = (),
-    offload: str | FilePath | None = None,
+    offload: str | Path | None = None,
     on_check: Callable[[Check], None] | None = None,
     on_step: Callable[[int, float, int], None] | None = None,
     on_state: Callable[[Callable[[], State]], None] | None = None,
@@ -81,10 +81,10 @@ def search(
         model: the network; it is trained and pruned in place.
         trainer: anything with `fit(model, masks, watch)` and `evaluate(model)`; see `Trains`.
         levels: pruning levels after level 0, at least 1 (0: the dense network only).
-        probe: batches of the training split that the meter sees; needed with a meter.
+        probe: batches of the training split that the meter and trial cuts see; needed with a meter.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
         rule: ends a level's retraining; None retrains every level in full.
-        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning`.
+        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning` or of your own.
         rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`.
         score: which weights go, by default the smallest.
         selection: who competes with whom, by default all with all.
@@ -137,237 +137,190 @@ def search(
 
     Source: arXiv 2501.15592, the InCoP algorithm; Frankle & Carbin 2019 for iterative magnitude pruning.
     """
+    arguments = dict(locals())  # by the names that the settings have too
     refuse_sharded(model)
-    parts = Search(
-        model=model,
-        trainer=trainer,
-        probe=None if probe is None else reusable(probe),
-        meter=meter,
-        rule=rule,
-        amount=Fraction(float(amount)) if isinstance(amount, int | float) else amount,
-        levels=levels,
-        rewind=RewindPoint.parse(rewind),
-        score=score.fresh() if isinstance(score, Gathers) else score,
-        selection=selection,
-        check_every=Interval.parse(check_every),
-        check_before=check_before,
-        last_level_full=last_level_full,
-        sparsity=sparsity,
-        ticket_at=tuple(sorted(ticket_at)),
-        on_collapse=on_collapse,
-        on_divergence=on_divergence,
-        on_notice=on_notice,
-        dense=dense,
-        keep=tuple(RewindPoint.parse(point) for point in keep),
-        offload=Offload(offload),
-        on_check=on_check,
-        on_step=on_step,
-        on_state=on_state,
-        resume=resume,
-        masks=Masks.full(model, skip=skip, frozen=frozen),
-        metric=getattr(trainer, "measures", None),
+    del arguments["resume"]  # not for as long as the search: it is as large as several networks
+    settings = SearchSettings(
+        **arguments
+        | {
+            "probe": None if probe is None else reusable(probe),
+            "amount": amount_of(amount),
+            "rewind": RewindPoint.parse(rewind),
+            "check_every": Interval.parse(check_every),
+            "ticket_at": tuple(sorted(ticket_at)),
+            "keep": tuple(RewindPoint.parse(point) for point in keep),
+            "offload": Offload(offload),
+        }
     )
-    validate(parts)
-    return _levels(parts)
+    progress = SearchProgress.of(settings)
+    validate(settings, progress)
+    return _levels(settings, progress, resume)
 
 
-def _levels(parts: Search) -> Iterator[Ticket]:
-    at = None if parts.resume is None else restored(parts, parts.resume)
-    if at is None or at.number == 0:
-        yield _dense(parts, at or Standing(0)) if parts.dense is None or at is not None else _given(parts, parts.dense)
-        at = None
-        needed = str(parts.rewind) if parts.rewind.restores else ""
-        parts.points = {
-            name: point for name, point in parts.points.items() if name == needed
-        }  # each is as large as the network
-    for number in range(1 if at is None else at.number, parts.levels + 1):
-        level, at = at or _begun(parts, number), None
-        yield _sparse(parts, level)
-        if level.last:
+def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Iterator[Ticket]:
+    if resume is not None:
+        restore(settings, progress, resume)
+        del resume
+    if progress.level.number == 0:
+        trained = settings.dense if progress.level.resume is None else None
+        yield _dense(settings, progress) if trained is None else _given(settings, progress, trained)
+        needed = str(settings.rewind) if settings.rewind.restores else ""
+        progress.points = {name: point for name, point in progress.points.items() if name == needed}  # each a network
+    for number in range(max(progress.level.number, 1), settings.levels + 1):
+        if progress.level.resume is None:  # else its cut was made
+            progress.level = _begun(settings, progress, number)
+        yield _sparse(settings, progress)
+        if progress.level.last:
             return
 
 
-def _begun(parts: Search, number: int) -> Standing:
+def _begun(settings: SearchSettings, progress: SearchProgress, number: int) -> LevelProgress:
     """Cut, and say what kind of level follows."""
-    ends = [*parts.ticket_at, *([] if parts.sparsity is None else [parts.sparsity])]
-    ahead = [end for end in ends if not reached(parts.masks, end)]
-    notices = cut_at(parts, number, at_most=min(ahead, default=None))
-    arrived = [end for end in ahead if reached(parts.masks, end)]
-    last = number == parts.levels or (parts.sparsity is not None and reached(parts.masks, parts.sparsity))
-    if last:
-        if not ends and isinstance(parts.amount, Path):  # given more cuts than there are levels
-            ahead = [end for end in parts.amount.sparsities[-1:] if not reached(parts.masks, end)]
-        notices += [
-            f"the sparsity {end:g} was not reached: {number} levels led to {parts.masks.sparsity:.4f}; search more levels or "
+    ends = [value for _, value in settings.ends]
+    ahead = [end for end in ends if not reached(progress.masks, end)]
+    level = cut_at(settings, progress, number, at_most=min(ahead, default=None))
+    arrived = [end for end in ahead if reached(progress.masks, end)]
+    level.last = number == settings.levels or (
+        settings.sparsity is not None and reached(progress.masks, settings.sparsity)
+    )
+    level.report = any(end in settings.ticket_at for end in arrived)
+    if level.last:
+        amount = progress.amount(settings)
+        if not ends and isinstance(amount, SparsityPath):  # given more cuts than there are levels
+            ahead = [end for end in amount.sparsities[-1:] if not reached(progress.masks, end)]
+        level.notices += [
+            f"the sparsity {end:g} was not reached: {number} levels led to {progress.masks.sparsity:.4f}; search more levels or "
             "cut more per level"
             for end in ahead
             if end not in arrived
         ]
-    return Standing(number, notices, last, report=any(end in parts.ticket_at for end in arrived))
+    return level
 
 
-def _dense(parts: Search, at: Standing) -> Ticket:
-    points = list(dict.fromkeys([parts.rewind, *parts.keep]))
-    if any(point.kind == "init" for point in points) and "init" not in parts.points:
-        parts.points["init"] = _copy(parts)
+def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
+    level = progress.level
+    points = list(dict.fromkeys([settings.rewind, *settings.keep]))
+    if any(point.kind == "init" for point in points) and "init" not in progress.points:
+        progress.points["init"] = _copy(settings)
 
     def remember(epoch: float, step: int) -> None:
-        if parts.on_step is not None:
-            parts.on_step(0, epoch, step)
+        if settings.on_step is not None:
+            settings.on_step(0, epoch, step)
         for point in points:
             after = point.after
-            if after is None or str(point) in parts.points or not after.passed(epoch=epoch, step=step):
+            if after is None or str(point) in progress.points or not after.passed(epoch=epoch, step=step):
                 continue
-            ranks.level_buffers(parts.model)
-            parts.points[str(point)] = _copy(parts, epoch)
+            ranks.level_buffers(settings.model)
+            progress.points[str(point)] = _copy(settings, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
-                at.notices.append(
+                level.notices.append(
                     f"the rewind point {point} was taken at {passed:g} {after.unit}, where the trainer first reported"
                 )
 
     watch = Watch(
-        parts.model,
-        parts.probe,
-        meter=parts.meter,
-        masks=parts.masks,
-        metric=parts.metric,
-        every=parts.check_every,
-        lr_share=parts.lr_share,
-        on_check=parts.on_check,
+        settings.model,
+        settings.probe,
+        meter=settings.meter,
+        masks=progress.masks,
+        metric=settings.metric,
+        every=settings.check_every,
+        lr_share=progress.lr_share,
+        on_check=settings.on_check,
         on_step=remember,
-        on_rest=lambda: offer(parts, at, watch),  # noqa: F821  # until the level has ended
+        on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended
     )
-    fit_level(parts, at, watch)
-    parts.points["dense"] = end = _copy(parts, watch.epoch)
+    fit_level(settings, progress, watch)
+    progress.points["dense"] = end = _copy(settings, watch.epoch)
     for point in points:
-        if parts.levels and point.restores and str(point) not in parts.points:
+        if settings.levels and point.restores and str(point) not in progress.points:
             raise InputError(
                 f"level 0 ended after {watch.epoch:g} epochs without passing the rewind point {str(point)!r}: "
                 "train it longer, rewind to an earlier point, or let the trainer report steps with watch.stepped(epoch=…)"
             )
-    parts.reference = watch.checks[-1].flow
-    record = _record(parts, watch, rewind="none", stop_reason="dense network, full training", notices=at.notices)
-    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
-    ticket = Ticket(record, parts.masks, end.tensors, watch.checks, dict(parts.points))
+    progress.reference = watch.checks[-1].flow
+    record = level_record(settings, progress, watch, rewind="none", stop_reason="dense network, full training")
+    progress.reference_value = record.metric_value
+    ticket = Ticket(record, progress.masks, end.tensors, watch.checks, dict(progress.points))
     del watch  # as in `_sparse`
     return ticket
 
 
-def _copy(parts: Search, epoch: float = 0.0) -> Snapshot:
-    return Snapshot.of(parts.model, epoch=epoch, offload=parts.offload)
+def _copy(settings: SearchSettings, epoch: float = 0.0) -> Snapshot:
+    return Snapshot.of(settings.model, epoch=epoch, offload=settings.offload)
 
 
-def _given(parts: Search, dense: Dense) -> Ticket:
+def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> Ticket:
     """Start from a dense level that is already trained; only its flow is measured, by this search's meter."""
-    parts.points.update({**dense.points, "dense": dense.weights})
-    if parts.rewind.restores and str(parts.rewind) not in parts.points:
-        have = ", ".join(parts.points)
+    progress.points.update({**dense.points, "dense": dense.weights})
+    if settings.rewind.restores and str(settings.rewind) not in progress.points:
+        have = ", ".join(progress.points)
         raise InputError(
-            f"the dense level given has no rewind point {str(parts.rewind)!r}: it has {have}; train it with keep="
+            f"the dense level given has no rewind point {str(settings.rewind)!r}: it has {have}; train it with keep="
         )
-    dense.weights.rewind(parts.model)
-    if parts.meter is not None:
-        found = measure(parts.model, parts.probe, parts.meter, masks=parts.masks, together=True)
-        parts.reference = ranks.of(parts.model).same(found)
-    record = dataclasses.replace(dense.record, flow=parts.reference)
-    parts.lr_share = record.lr_share  # as if this search had trained it
-    if record.metric != parts.metric:
-        names = [one.name if one is not None else "accuracy" for one in (record.metric, parts.metric)]
+    dense.weights.rewind(settings.model)
+    if settings.meter is not None:
+        found = measure(settings.model, settings.probe, settings.meter, masks=progress.masks, together=True)
+        progress.reference = ranks.of(settings.model).same(found)
+    record = dataclasses.replace(dense.record, flow=progress.reference)
+    progress.lr_share = record.lr_share  # as if this search had trained it
+    if record.metric != settings.metric:
         raise InputError(
-            f"the dense level given was judged by {names[0]}, and the trainer measures {names[1]}: give them one"
+            f"the dense level given was judged by {record.metric.name}, and the trainer measures {settings.metric.name}: "
+            "give them one metric"
         )
-    parts.reference_accuracy, parts.reference_score = record.val_accuracy, record.score
-    return Ticket(record, parts.masks, dense.weights.tensors, (), dict(parts.points))
+    progress.reference_value = record.metric_value
+    return Ticket(record, progress.masks, dense.weights.tensors, (), dict(progress.points))
 
 
-def _sparse(parts: Search, at: Standing) -> Ticket:
-    level, masks, last = at.number, parts.masks, at.last
-    point = parts.points[str(parts.rewind)] if parts.rewind.restores else None
-    if parts.resume is None:
-        (point or Snapshot.of(parts.model)).rewind(parts.model, masks)  # proves itself
-    full = last and parts.last_level_full
+def _sparse(settings: SearchSettings, progress: SearchProgress) -> Ticket:
+    level, masks = progress.level, progress.masks
+    point = progress.points[str(settings.rewind)] if settings.rewind.restores else None
+    if level.resume is None:
+        (point or Snapshot.of(settings.model)).rewind(settings.model, masks)  # proves itself
+    full = level.last and settings.last_level_full
 
     def go_on() -> None:
-        at.stopped = _copy(parts)
+        level.stopped = _copy(settings)
+
+    def would_cut() -> Masks:
+        trials = trial_cuts(settings)
+        cut = next_masks(settings, progress, level.number + 1, trials)
+        if trials is not None:
+            watch.probed(trials.cost[0])  # noqa: F821  # until the level has ended; the look counts its seconds itself
+        return cut
 
     starts = {"early": 0.0 if point is None else point.epoch, "none": math.inf}
     watch = Watch(
-        parts.model,
-        parts.probe,
-        meter=parts.meter,
-        rule=None if full else parts.rule,
-        reference=parts.reference,
-        reference_accuracy=parts.reference_accuracy,
-        metric=parts.metric,
-        reference_score=parts.reference_score,
+        settings.model,
+        settings.probe,
+        meter=settings.meter,
+        rule=None if full else settings.rule,
+        reference=progress.reference,
+        metric=settings.metric,
+        reference_value=progress.reference_value,
         masks=masks,
-        next_masks=lambda: next_masks(parts, level + 1),
-        level=level,
-        every=parts.check_every,
-        before=parts.check_before and not full,
-        go_on=go_on if at.report and not last else None,
-        schedule_from=starts.get(parts.rewind.kind, 0.0),
-        continues=level > 1 and not parts.rewind.restores,
-        lr_share=parts.lr_share,
-        on_check=parts.on_check,
-        on_step=_told(parts.on_step, level),
-        on_rest=lambda: offer(parts, at, watch),  # noqa: F821  # until the level has ended
+        next_masks=would_cut,
+        level=level.number,
+        every=settings.check_every,
+        before=settings.check_before and not full,
+        go_on=go_on if level.report and not level.last else None,
+        schedule_from=starts.get(settings.rewind.kind, 0.0),
+        continues=level.number > 1 and not settings.rewind.restores,
+        lr_share=progress.lr_share,
+        on_check=settings.on_check,
+        on_step=None if settings.on_step is None else functools.partial(settings.on_step, level.number),
+        on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended
     )
-    watch.probed(*parts.planning)
-    parts.planning = 0, 0.0
-    fit_level(parts, at, watch)
-    prove_zero(parts.model, masks, level)
+    watch.probed(*level.trials)
+    fit_level(settings, progress, watch)
+    prove_zero(settings.model, masks, level.number)
     stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
     reason = stops[0] if stops else "full budget"
-    record = _record(parts, watch, rewind=str(parts.rewind), stop_reason=reason, notices=at.notices)
-    weights = _copy(parts).tensors
-    if at.stopped is not None:
-        at.stopped.rewind(parts.model)  # the search goes on from where the rule stopped
+    record = level_record(settings, progress, watch, rewind=str(settings.rewind), stop_reason=reason)
+    weights = _copy(settings).tensors
+    if level.stopped is not None:
+        level.stopped.rewind(settings.model)  # the search goes on from where the rule stopped
     ticket = Ticket(record, masks, weights, watch.checks)
     del watch  # it holds the function that holds it, and with both the masks, until Python looks for such rings
     return ticket
-
-
-def _told(on_step: Callable[[int, float, int], None] | None, level: int) -> Callable[[float, int], None] | None:
-    if on_step is None:
-        return None
-    return lambda epoch, step: on_step(level, epoch, step)
-
-
-def _record(parts: Search, watch: Watch, *, rewind: str, stop_reason: str, notices: list[str]) -> Level:
-    end = watch.checks[-1]
-    measured = end.accuracy if parts.metric is None else end.score
-    if measured is None:
-        measured = ranks.of(parts.model).mean(parts.trainer.evaluate(parts.model))
-    spent = watch.spent
-    budget = budget_of(parts.trainer, watch.level)
-    if budget is not None and math.isfinite(watch.schedule_from):
-        budget = max(budget - watch.schedule_from, 0.0)
-    return Level(
-        level=watch.level,
-        sparsity=parts.masks.sparsity,
-        model_sparsity=parts.masks.model_sparsity(parts.model),
-        remaining=parts.masks.remaining,
-        epochs=spent.epochs,
-        steps=spent.steps,
-        samples=spent.samples,
-        seconds=spent.seconds,
-        probe_seconds=spent.probe_seconds,
-        probe_samples=spent.probe_samples,
-        record_seconds=spent.record_seconds,
-        record_samples=spent.record_samples,
-        search=watch.stopped,
-        val_accuracy=measured if parts.metric is None else None,
-        stop_reason=stop_reason,
-        rewind=rewind,
-        max_epochs=budget,
-        distance=end.distance,
-        flow=end.flow,
-        layers=parts.masks.layer_sparsity(),
-        notices=tuple(notices),
-        lr_share=parts.lr_share,
-        abandoned=watch.abandoned,
-        metric=parts.metric,
-        score=None if parts.metric is None else measured,
-    )

@@ -6,112 +6,111 @@ from typing import Any
 
 from torch import Tensor
 
-from incop import ranks
-from incop.loop.parts import Search, Standing
+from incop import ranks, schema_1
+from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.settings import SearchSettings
 from incop.masks import Masks
-from incop.pruning import EvenDamage, Path
+from incop.pruning import Planned, SparsityPath
 from incop.pruning.saliency import Gathers
 from incop.records import Flow
 from incop.snapshots import Snapshot
 from incop.states import State, part, random_states, restoring, under
 from incop.watch import Watch
 
-__all__ = ["beginning_of", "offer", "place_of", "random_of", "restored"]
 
-
-def offer(parts: Search, at: Standing, watch: Watch) -> None:
+def offer(settings: SearchSettings, progress: SearchProgress, watch: Watch) -> None:
     """Offer the search's state where it can be gone on from: within a level only with a trainer that can, too."""
-    able = all(callable(getattr(parts.trainer, name, None)) for name in ("state", "restore"))
-    why = getattr(parts.trainer, "inexact", None)
+    able = all(callable(getattr(settings.trainer, name, None)) for name in ("state", "restore"))
+    why = getattr(settings.trainer, "inexact", None)
     able = able and why is None
-    if why is not None and parts.on_state is not None and at.number == watch.step == 0:
-        at.notices.append(str(why))
-    if parts.on_state is not None and (able or watch.step == 0):
-        parts.on_state(lambda: _state(parts, at, watch))
+    if why is not None and settings.on_state is not None and progress.level.number == watch.step == 0:
+        progress.level.notices.append(str(why))
+    if settings.on_state is not None and (able or watch.step == 0):
+        settings.on_state(lambda: _state(settings, progress, watch))
 
 
-def _state(parts: Search, at: Standing, watch: Watch) -> State:
-    take = getattr(parts.trainer, "state", dict)
-    points = {place_of(parts, name): point.tensors for name, point in parts.points.items()}
-    stopped = {} if at.stopped is None else {"stopped": at.stopped.tensors}
+def _state(settings: SearchSettings, progress: SearchProgress, watch: Watch) -> State:
+    level = progress.level
+    take = getattr(settings.trainer, "state", dict)
+    points = {place_of(progress, name): point.tensors for name, point in progress.points.items()}
+    stopped = {} if level.stopped is None else {"stopped": level.stopped.tensors}
     groups: dict[str, Any] = {
-        "model": Snapshot.of(parts.model).tensors,
-        "masks": parts.masks,
+        "model": Snapshot.of(settings.model).tensors,
+        "masks": progress.masks,
         **points,
         **stopped,
-        **{random_of(rank): one for rank, one in enumerate(ranks.of(parts.model).all(random_states()))},
+        **{random_of(rank): one for rank, one in enumerate(ranks.of(settings.model).all(random_states()))},
         "watch": watch.state(),
         "trainer": take(),
-        "score": _gathered(parts),
+        "score": _gathered(progress),
     }
-    for (
-        name,
-        value,
-    ) in at.beginning.items():  # its tensors never change, and are written once as those of a rewind point
-        groups.setdefault(f"points/beginning {at.number}" if isinstance(value, Tensor) else "beginning", {})[name] = (
-            value
-        )
+    for name, value in level.beginning.items():
+        # its tensors never change, and are written once as those of a rewind point
+        group = f"points/beginning {level.number}" if isinstance(value, Tensor) else "beginning"
+        groups.setdefault(group, {})[name] = value
     return {
-        "level": at.number,
-        "notices": list(at.notices),
-        "last": at.last,
-        "report": at.report,
-        "points": {name: point.epoch for name, point in parts.points.items()},
-        "path": list(parts.amount.sparsities) if isinstance(parts.amount, Path) else None,
-        "reference": None if parts.reference is None else parts.reference.to_json(),
-        "reference_accuracy": parts.reference_accuracy,
-        "lr_share": parts.lr_share,
-        "retaken": parts.retaken,
-        "reference_score": parts.reference_score,
+        "level": level.number,
+        "notices": list(level.notices),
+        "last": level.last,
+        "report": level.report,
+        "points": {name: point.epoch for name, point in progress.points.items()},
+        "path": None if progress.path is None else list(progress.path.sparsities),
+        "reference": None if progress.reference is None else progress.reference.to_json(),
+        "reference_value": progress.reference_value,
+        "lr_share": progress.lr_share,
+        "retaken": progress.retaken,
         **{key: value for name, group in groups.items() for key, value in under(name, group).items()},
     }
 
 
-def _gathered(parts: Search) -> State:
-    return parts.score.state() if isinstance(parts.score, Gathers) else {}
+def _gathered(progress: SearchProgress) -> State:
+    return progress.score.state() if isinstance(progress.score, Gathers) else {}
 
 
-def restored(parts: Search, state: State) -> Standing:
+def restore(settings: SearchSettings, progress: SearchProgress, state: State) -> None:
     """Put everything of the search back that does not belong to its watch or its trainer.
 
     Raises:
         InputError: the state is of another search, or incomplete.
     """
     with restoring("search"):
-        at = Standing(int(state["level"]), list(map(str, state["notices"])), bool(state["last"]), bool(state["report"]))
-        Snapshot(part("model", state)).rewind(parts.model)
-        parts.masks = Masks(part("masks", state))
-        weights = parts.masks.weights(parts.model)
-        if isinstance(parts.score, Gathers):
-            parts.score.restore(part("score", state), weights)
-        parts.lr_share, parts.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
-        at.beginning = part("beginning", state) | part(f"points/beginning {at.number}", state)
-        parts.points = {
-            name: Snapshot(parts.offload.copy(part(place_of(parts, name), state)), epoch)
+        progress.level = level = LevelProgress(
+            int(state["level"]),
+            list(map(str, state["notices"])),
+            bool(state["last"]),
+            bool(state["report"]),
+            resume=state,
+        )
+        Snapshot(part("model", state)).rewind(settings.model)
+        progress.masks = Masks(part("masks", state))
+        weights = progress.masks.weights(settings.model)
+        if isinstance(progress.score, Gathers):
+            progress.score.restore(part("score", state), weights)
+        progress.lr_share, progress.retaken = float(state.get("lr_share", 1.0)), int(state.get("retaken", 0))
+        level.beginning = part("beginning", state) | part(f"points/beginning {level.number}", state)
+        progress.points = {
+            name: Snapshot(settings.offload.copy(part(place_of(progress, name), state)), epoch)
             for name, epoch in state["points"].items()
         }
         stopped = part("stopped", state)
-        at.stopped = Snapshot(stopped) if stopped else None
-        if isinstance(parts.amount, EvenDamage) and state["path"] is not None:
-            parts.amount = Path(tuple(state["path"]))
-        parts.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
-        accuracy = state["reference_accuracy"]
-        parts.reference_accuracy = None if accuracy is None else float(accuracy)
-        score = state.get("reference_score")
-        parts.reference_score = None if score is None else float(score)
-    return at
+        level.stopped = Snapshot(stopped) if stopped else None
+        if isinstance(settings.amount, Planned) and state["path"] is not None:
+            progress.path = SparsityPath(tuple(state["path"]))
+        progress.reference = None if state["reference"] is None else Flow.from_json(state["reference"])
+        value = schema_1.reference_value(state)
+        progress.reference_value = None if value is None else float(value)
 
 
-def beginning_of(parts: Search, at: Standing) -> State:
+def beginning_of(settings: SearchSettings, progress: SearchProgress) -> State:
     """Return what a level's beginning is put back from."""
-    take = getattr(parts.trainer, "state", dict)
+    take = getattr(settings.trainer, "state", dict)
     groups = {
-        "model": Snapshot.of(parts.model).tensors,
-        "random": at.random,
+        "model": Snapshot.of(settings.model).tensors,
+        "random": progress.level.random,
         "trainer": take(),
-        "score": _gathered(parts),
+        "score": _gathered(progress),
     }
-    return {"notices": list(at.notices)} | {
+    return {"notices": list(progress.level.notices)} | {
         key: value for name, group in groups.items() for key, value in under(name, group).items()
     }
 
@@ -121,6 +120,6 @@ def random_of(rank: int) -> str:
     return "random" if rank == 0 else f"random of {rank}"
 
 
-def place_of(parts: Search, point: str) -> str:
+def place_of(progress: SearchProgress, point: str) -> str:
     """Return where a rewind point stands in a state: under another name when it was taken anew, since files hold it by name."""
-    return f"points/{point}" if not parts.retaken or point == "init" else f"points/{point} again {parts.retaken}"
+    return f"points/{point}" if not progress.retaken or point == "init" else f"points/{point} again {progress.retaken}"

@@ -35,7 +35,7 @@ class Trains(Protocol):
         NumPy and torch are the search's business, unless the trainer forks them.
 
         A trainer that is judged by another metric than accuracy says so in `measures`, a `Metric`, and calls
-        `watch.look(score=…)`.
+        `watch.look(metric_value=…)`.
         """
 
     def evaluate(self, model: nn.Module) -> float:

@@ -1,6 +1,16 @@
 """Pruning: scores (which), amounts (how many), selection (who competes), and the cut that joins them."""
 
-from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path, PQIndex, Target, parse_amount
+from incop.pruning.amounts import (
+    Amount,
+    Competition,
+    EvenDamage,
+    Fraction,
+    Planned,
+    PQIndex,
+    SparsityPath,
+    Target,
+    parse_amount,
+)
 from incop.pruning.cut import prune
 from incop.pruning.saliency import Saliency
 from incop.pruning.scores import GradientTimesWeight, Magnitude, Random, Score, parse_score
@@ -19,11 +29,12 @@ __all__ = [
     "Magnitude",
     "NofM",
     "PQIndex",
-    "Path",
+    "Planned",
     "Random",
     "Saliency",
     "Score",
     "Selection",
+    "SparsityPath",
     "Target",
     "Units",
     "parse_amount",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,7 +16,17 @@ from torch import Tensor
 from incop.errors import InputError, unknown
 from incop.records import shortest
 
-__all__ = ["Amount", "Competition", "EvenDamage", "Fraction", "PQIndex", "Path", "Target", "parse_amount"]
+__all__ = [
+    "Amount",
+    "Competition",
+    "EvenDamage",
+    "Fraction",
+    "PQIndex",
+    "Planned",
+    "SparsityPath",
+    "Target",
+    "parse_amount",
+]
 
 
 @dataclass(frozen=True)
@@ -28,13 +38,15 @@ class Competition:
         total: how many there were in the dense network.
         level: number of the level that begins with this cut, 1 for the first.
         damage: what cutting so many of them would do to the network, a function the caller hands in (for instance
-            the change of the flow), or None.
+            the change of the flow), or None. A search with a probe hands in `flow.Damage`.
+        levels: how many levels the search has, None outside a search.
     """
 
     weights: Tensor
     total: int
     level: int = 1
     damage: Callable[[int], float] | None = None
+    levels: int | None = None
 
 
 class Amount(Protocol):
@@ -42,6 +54,14 @@ class Amount(Protocol):
 
     def __call__(self, competition: Competition) -> int:
         """Return a count between 0 and the number that are left."""
+
+
+@runtime_checkable
+class Planned(Amount, Protocol):
+    """An amount that chooses the cuts of all levels before the first of them; a search then cuts by the path it returns."""
+
+    def plan(self, competition: Competition) -> SparsityPath:
+        """Return the sparsity that each level ends with, from the weights of the dense network."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +163,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Path:
+class SparsityPath:
     """A path of sparsities, one a level, given beforehand.
 
     Args:
@@ -154,8 +174,8 @@ class Path:
 
     Example:
         >>> import torch
-        >>> from incop.pruning import Competition, Path
-        >>> Path((0.5, 0.6))(Competition(torch.ones(50), total=100, level=2))
+        >>> from incop.pruning import Competition, SparsityPath
+        >>> SparsityPath((0.5, 0.6))(Competition(torch.ones(50), total=100, level=2))
         10
     """
 
@@ -166,7 +186,7 @@ class Path:
         numbers = len(given) > 0 and all(_in(s, 0.0, 1.0) and s < 1.0 for s in given)
         if not numbers or any(a > b for a, b in pairwise(given)):
             raise InputError(
-                f"Path({self.sparsities!r}): give at least one sparsity in [0, 1), none below the one before it"
+                f"SparsityPath({self.sparsities!r}): give at least one sparsity in [0, 1), none below the one before it"
             )
 
     def __call__(self, competition: Competition) -> int:
@@ -189,7 +209,7 @@ class EvenDamage:
 
     Args:
         sparsity: to be reached, in (0, 1).
-        levels: in how many cuts, at least 1.
+        levels: in how many cuts, at least 1; by default as many as the search has levels.
         trials: points of the curve, at least 2.
 
     Raises:
@@ -205,22 +225,40 @@ class EvenDamage:
     """
 
     sparsity: float
-    levels: int
+    levels: int | None = None
     trials: int = 8
 
     def __post_init__(self) -> None:
         if not _in(self.sparsity, 0.0, 1.0) or self.sparsity in (0.0, 1.0):
             raise InputError(f"EvenDamage(sparsity={self.sparsity!r}): the sparsity to reach must be in (0, 1)")
-        for name, value, least in (("levels", self.levels, 1), ("trials", self.trials, 2)):
+        levels = 1 if self.levels is None else self.levels
+        for name, value, least in (("levels", levels, 1), ("trials", self.trials, 2)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"EvenDamage({name}={value!r}): it must be a whole number of at least {least}")
 
-    def plan(self, competition: Competition) -> Path:
+    def plan(self, competition: Competition) -> SparsityPath:
         """Try cuts on the network as it is and return the path of sparsities, from its density to the last.
 
         Args:
             competition: the weights that are left, with the function from a count to its damage.
         """
+        return self._path(competition, self._levels(competition))
+
+    def __call__(self, competition: Competition) -> int:
+        """Return the first of the cuts that are still to come, planned from the network as it is now."""
+        ahead = max(self._levels(competition) - competition.level + 1, 1)
+        return self._path(competition, ahead)(dataclasses.replace(competition, level=1))
+
+    def _levels(self, competition: Competition) -> int:
+        levels = self.levels or competition.levels
+        if levels is None:
+            raise InputError(
+                f"EvenDamage({shortest(self.sparsity)}) does not know in how many levels: give it levels=, prune with levels=, "
+                "or use it in a search"
+            )
+        return levels
+
+    def _path(self, competition: Competition, levels: int) -> SparsityPath:
         damage = competition.damage
         if damage is None:
             raise InputError(
@@ -230,28 +268,23 @@ class EvenDamage:
         left, total = _left(competition), competition.total
         keep = round((1.0 - self.sparsity) * total)
         if left <= keep or keep < 1:
-            return Path((max(self.sparsity, 1.0 - left / total if left else 0.0),) * self.levels)
+            return SparsityPath((max(self.sparsity, 1.0 - left / total if left else 0.0),) * levels)
         whole = math.log(left / keep)
         way = [whole * k / self.trials for k in range(self.trials + 1)]
         harm = [0.0]
         for at in way[1:]:
             count = left - round(left * math.exp(-at))
             harm.append(max(_finite(damage(count), count), harm[-1]))
-        densities = [left / total * math.exp(-_reached(way, harm, k / self.levels)) for k in range(1, self.levels)]
-        return Path((*(1.0 - density for density in densities), 1.0 - keep / total))
-
-    def __call__(self, competition: Competition) -> int:
-        """Return the first of the cuts that are still to come, planned from the network as it is now."""
-        ahead = max(self.levels - competition.level + 1, 1)
-        path = EvenDamage(self.sparsity, ahead, self.trials).plan(competition)
-        return path(dataclasses.replace(competition, level=1))
+        densities = [left / total * math.exp(-_reached(way, harm, k / levels)) for k in range(1, levels)]
+        return SparsityPath((*(1.0 - density for density in densities), 1.0 - keep / total))
 
     def sparsity_after(self, levels: int) -> float:
         """Return the sparsity of the last cut."""
         return self.sparsity
 
     def __str__(self) -> str:
-        return f"flow to {shortest(self.sparsity)} in {self.levels}"
+        number = "" if self.levels is None else f" in {self.levels}"
+        return f"flow to {shortest(self.sparsity)}{number}"
 
 
 def _finite(damage: float, count: int) -> float:
@@ -360,11 +393,6 @@ def _in(value: float, low: float, high: float) -> bool:
     )
 
 
-def is_planned(amount: object) -> bool:
-    """Say whether an amount plans the cuts of all levels before the first."""
-    return callable(getattr(amount, "plan", None))
-
-
 MAX_LEVELS = 10_000  # of an amount in words: a path holds a sparsity for each
 
 # How an amount is read, how it is shown, what it makes.
@@ -373,7 +401,7 @@ AMOUNTS: tuple[tuple[str, str, Callable[[re.Match[str]], Amount]], ...] = (
     (
         r"flow to (\S+)(?: in (\d+))?",
         "'flow to 0.98 in 40' (the flow chooses the cuts)",
-        lambda m: EvenDamage(float(m[1]), *(int(levels) for levels in m.groups()[1:] if levels)),
+        lambda m: EvenDamage(float(m[1]), int(m[2]) if m[2] else None),
     ),
     (
         r"(cubic )?to (\S+) in (\d+)",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 from incop.masks import Masks
-from incop.pruning.amounts import Amount, Competition, EvenDamage, Fraction, Path
+from incop.pruning.amounts import Amount, Competition, Fraction, Planned, SparsityPath
 from incop.pruning.scores import Magnitude, Score
 from incop.pruning.selection import Global, Selection, checked, foremost, lowest
 from incop.records import shortest
@@ -25,14 +25,15 @@ __all__ = ["planned", "prune", "reach"]
 
 def prune(
     model: nn.Module,
+    amount: Amount | float = 0.2,
     masks: Masks | None = None,
     *,
-    amount: Amount | float = 0.2,
     score: Score | None = None,
     selection: Selection | None = None,
     skip: Iterable[str | type[nn.Module]] = (),
     frozen: bool = False,
     level: int = 1,
+    levels: int | None = None,
     damage: Callable[[Masks], float] | None = None,
     at_most: float | None = None,
 ) -> Masks:
@@ -40,13 +41,14 @@ def prune(
 
     Args:
         model: its weights are scored as they are now.
-        masks: the weights left so far; by default all prunable ones.
         amount: how many go: a fraction of what is left, or an amount such as `Target` or `PQIndex`.
+        masks: the weights left so far; by default all prunable ones.
         score: which go first, by default the smallest in `Magnitude`.
         selection: who competes with whom, by default all (`Global`).
         skip: layers to leave out when `masks` is not given; see `layers.prunable`.
         frozen: cut weights that training leaves as they are too, when `masks` is not given.
         level: number of the level that begins with this cut, for amounts that follow a schedule.
+        levels: how many levels there will be, for amounts that depend on it.
         damage: from trial masks to the harm they would do, for amounts that ask. A trial shows what an answer of so
             many would leave: the layers before as they are cut by then, those after it as they are.
         at_most: a sparsity in [0, 1] the cut must not pass: of what it would cut beyond, the weights with the largest
@@ -64,11 +66,11 @@ def prune(
         >>> import torch
         >>> from incop import pruning
         >>> net = torch.nn.Linear(10, 10)
-        >>> masks = pruning.prune(net, amount=0.2)
-        >>> pruning.prune(net, masks, amount=pruning.Fraction(0.5)).remaining
+        >>> masks = pruning.prune(net, 0.2)
+        >>> pruning.prune(net, pruning.Fraction(0.5), masks).remaining
         40
     """
-    amount = Fraction(amount) if isinstance(amount, int | float) else amount
+    amount = amount_of(amount)
     selection = selection or Global()
     masks = masks if masks is not None else Masks.full(model, skip=skip, frozen=frozen)
     if at_most is not None and not 0 <= at_most <= 1:
@@ -84,10 +86,30 @@ def prune(
         trial = _trial(kept, names, choice, share, amount)
         flat = _flat(weights, kept, names)
         total = sum(masks[name].numel() for name in names)
-        kept = trial(amount(Competition(flat, total, level, _harm(trial, damage))))
+        kept = trial(amount(Competition(flat, total, level, _harm(trial, damage), levels)))
     if at_most is not None:
         kept = _given_back(masks, kept, choice, round(at_most * masks.total))
     return masks.intersect(kept)
+
+
+def amount_of(given: Amount | float) -> Amount:
+    """Return the amount that a number or an amount stands for.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(given, int | float):
+        return Fraction(given)
+    if isinstance(given, Masks):
+        raise InputError(
+            "the amount is a Masks: the amount comes second and masks third, as in prune(model, 0.2, masks=masks)"
+        )
+    if not callable(given):
+        raise InputError(
+            f"the amount is a {type(given).__name__}: give a fraction of what is left, such as 0.2, or an amount that is called "
+            "with a Competition and returns a count"
+        )
+    return given
 
 
 @dataclass(frozen=True)
@@ -145,16 +167,13 @@ def reach(model: nn.Module, masks: Masks, selection: Selection | None) -> float:
     if not hasattr(selection, "line"):
         return 1.0
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
-    choice = _Choice.of(model, masks, weights, _Same(), selection)
+    choice = _Choice.of(model, masks, weights, _same, selection)
     return 1.0 - (masks.remaining - choice.waiting(masks)) / max(masks.total, 1) if choice.by_amount else 1.0
 
 
-class _Same:
-    """A score that is the same for all weights, whatever they are."""
-
-    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return zeros."""
-        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+def _same(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Score all weights the same, whatever they are."""
+    return {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
 
 def _given_back(before: Masks, after: Masks, choice: _Choice, most: int) -> Masks:
@@ -170,16 +189,17 @@ def _given_back(before: Masks, after: Masks, choice: _Choice, most: int) -> Mask
 def planned(
     model: nn.Module,
     masks: Masks,
-    amount: EvenDamage,
+    amount: Planned,
     *,
     score: Score | None = None,
     selection: Selection | None = None,
-    damage: Callable[[Masks], float],
-) -> Path:
+    damage: Callable[[Masks], float] | None = None,
+    levels: int | None = None,
+) -> SparsityPath:
     """Return the path of sparsities that an amount plans before the first cut, by trial cuts that are not made.
 
     Raises:
-        InputError: not all weights compete with all, so that no one path serves them.
+        InputError: not all weights compete with all, so that no one path serves them, or the plan is no path.
         TrainingError: a weight is not finite.
     """
     selection = selection or Global()
@@ -190,7 +210,13 @@ def planned(
     weights = {name: weight.detach() for name, weight in masks.weights(model).items()}
     trial = _trial(masks, names, _Choice.of(model, masks, weights, score, selection), share, amount)
     flat = _flat(weights, masks, names)
-    return amount.plan(Competition(flat, masks.total, 1, _harm(trial, damage)))
+    found = amount.plan(Competition(flat, masks.total, 1, _harm(trial, damage), levels))
+    sparsities = getattr(found, "sparsities", None)
+    if sparsities is None:
+        raise InputError(
+            f"the amount '{amount}' planned a {type(found).__name__}: plan() must return a pruning.SparsityPath"
+        )
+    return SparsityPath(tuple(sparsities))
 
 
 Trial = Callable[[int], Masks]

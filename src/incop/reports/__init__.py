@@ -1,23 +1,23 @@
 """Reports: what run folders say, as tables, statistics and one page; never trains, and needs no torch."""
 
-from incop.reports.compare import Comparison, Job, Recorded, Row, read
+from incop.reports.page_contents import html
+from incop.reports.recorded import RecordedComparison, RecordedRun, RunEntry, TicketRow, read
 from incop.reports.replayed import Replay
-from incop.reports.statistics import MARGIN, Analysis, Difference, Estimate, Summary, analyse
-from incop.reports.subjects import html
+from incop.reports.statistics import MARGIN, ComparisonAnalysis, Difference, Estimate, Summary, analyse
 from incop.reports.tables import Table, as_csv, as_json, as_markdown, tables
 
 __all__ = [
     "MARGIN",
-    "Analysis",
-    "Comparison",
+    "ComparisonAnalysis",
     "Difference",
     "Estimate",
-    "Job",
-    "Recorded",
+    "RecordedComparison",
+    "RecordedRun",
     "Replay",
-    "Row",
+    "RunEntry",
     "Summary",
     "Table",
+    "TicketRow",
     "analyse",
     "as_csv",
     "as_json",

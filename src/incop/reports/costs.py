@@ -9,13 +9,13 @@ from typing import Any
 
 from incop.records import Level, Spent
 
-__all__ = ["Cost", "costs_of_ticket", "level_cost", "samples_per_epoch"]
+__all__ = ["TicketCost", "costs_of_ticket", "level_cost", "samples_per_epoch"]
 
 PASSES = 3  # a training step is one forward pass and a backward pass of about twice its work
 
 
 @dataclass(frozen=True)
-class Cost:
+class TicketCost:
     """A cost in every unit; what is charged is training and probing, what was measured only for the record is not.
 
     Args:
@@ -52,13 +52,13 @@ class Cost:
         """Training and probing, in seconds."""
         return self.seconds + self.probe_seconds
 
-    def __add__(self, other: Cost) -> Cost:
+    def __add__(self, other: TicketCost) -> TicketCost:
         """Add two costs entry by entry; what one of them does not know, the sum does not know."""
         values: dict[str, Any] = {}
         for entry in dataclasses.fields(self):
             pair = (getattr(self, entry.name), getattr(other, entry.name))
             values[entry.name] = None if None in pair else pair[0] + pair[1]
-        return Cost(**values)
+        return TicketCost(**values)
 
 
 def samples_per_epoch(levels: Iterable[Level]) -> float | None:
@@ -68,7 +68,7 @@ def samples_per_epoch(levels: Iterable[Level]) -> float | None:
     return sum(level.samples for level in trained) / epochs if epochs else None
 
 
-def level_cost(level: Level, spent: Spent, per_epoch: float | None) -> Cost:
+def level_cost(level: Level, spent: Spent, per_epoch: float | None) -> TicketCost:
     """Return a ledger of a level as a cost.
 
     Args:
@@ -76,7 +76,7 @@ def level_cost(level: Level, spent: Spent, per_epoch: float | None) -> Cost:
         spent: the level's ledger or the searched part of it.
         per_epoch: samples in the training split; None: probing cannot be told in epochs and counts as none.
     """
-    return Cost(
+    return TicketCost(
         epochs=spent.epochs,
         samples=spent.samples,
         seconds=spent.seconds,
@@ -90,7 +90,7 @@ def level_cost(level: Level, spent: Spent, per_epoch: float | None) -> Cost:
     )
 
 
-def costs_of_ticket(levels: Sequence[Level], number: int) -> tuple[Cost, Cost, Cost]:
+def costs_of_ticket(levels: Sequence[Level], number: int) -> tuple[TicketCost, TicketCost, TicketCost]:
     """Return what the ticket of a level has cost: its search, all after level 0, and all.
 
     The search is the searched parts of the pruning levels before it; "after level 0" adds the full training of its
@@ -101,7 +101,7 @@ def costs_of_ticket(levels: Sequence[Level], number: int) -> tuple[Cost, Cost, C
         number: the number of the ticket's level.
     """
     per_epoch = samples_per_epoch(levels)
-    search = dense = own = Cost()
+    search = dense = own = TicketCost()
     for level in levels:
         if level.level == 0:
             dense = level_cost(level, level.spent, per_epoch)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from incop.errors import InputError
-from incop.reports.compare import Comparison, Row
 from incop.reports.extras import load
+from incop.reports.recorded import RecordedComparison, TicketRow
 
 __all__ = [
     "MARGIN",
-    "Analysis",
+    "ComparisonAnalysis",
     "Difference",
     "Estimate",
     "Summary",
@@ -128,7 +128,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class ComparisonAnalysis:
     """Everything that is said of a comparison.
 
     Args:
@@ -234,10 +234,10 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> tuple[tup
 
 
 Setting = tuple[str, str, float]
-Cells = dict[Setting, dict[str, list[Row]]]
+Cells = dict[Setting, dict[str, list[TicketRow]]]
 
 
-def analyse(comparison: Comparison, *, margin: float = MARGIN) -> Analysis:
+def analyse(comparison: RecordedComparison, *, margin: float = MARGIN) -> ComparisonAnalysis:
     """Say of a comparison everything that its rows support.
 
     Args:
@@ -261,10 +261,10 @@ def analyse(comparison: Comparison, *, margin: float = MARGIN) -> Analysis:
     reference = full_method(comparison)
     summaries = [s for setting, methods in cells.items() for s in _summaries(setting, methods)]
     differences = [d for setting, methods in cells.items() for d in _against(setting, methods, reference, margin)]
-    return Analysis(margin, reference, tuple(summaries), tuple(_adjusted(differences)))
+    return ComparisonAnalysis(margin, reference, tuple(summaries), tuple(_adjusted(differences)))
 
 
-def full_method(comparison: Comparison) -> str | None:
+def full_method(comparison: RecordedComparison) -> str | None:
     """Return the method that all are held against: lth, else the first whose levels all took their full budget."""
     methods = [label for label in comparison.labels if label not in comparison.controls]
     if "lth" in methods:
@@ -284,11 +284,11 @@ def full_method(comparison: Comparison) -> str | None:
     return None
 
 
-def _accuracy(rows: Iterable[Row]) -> dict[int, float]:
+def _accuracy(rows: Iterable[TicketRow]) -> dict[int, float]:
     return {row.seed: row.test_accuracy for row in rows}
 
 
-def _summaries(setting: Setting, methods: Mapping[str, Sequence[Row]]) -> list[Summary]:
+def _summaries(setting: Setting, methods: Mapping[str, Sequence[TicketRow]]) -> list[Summary]:
     found = []
     for label, rows in methods.items():
         dense = [row.dense_test_accuracy for row in rows if row.dense_test_accuracy is not None]
@@ -323,7 +323,7 @@ def _significantly_better(first: Mapping[int, float], second: Mapping[int, float
 
 
 def _against(
-    setting: Setting, methods: Mapping[str, Sequence[Row]], reference: str | None, margin: float
+    setting: Setting, methods: Mapping[str, Sequence[TicketRow]], reference: str | None, margin: float
 ) -> list[Difference]:
     pairs: list[tuple[str, str, str]] = []
     if reference is not None and reference in methods:

@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from incop.reports.compare import Comparison, Recorded, reported
-from incop.reports.costs import Cost, costs_of_ticket, level_cost, samples_per_epoch
-from incop.reports.statistics import MARGIN, Analysis, Estimate, analyse
+from incop.records import ACCURACY
+from incop.reports.costs import TicketCost, costs_of_ticket, level_cost, samples_per_epoch
+from incop.reports.recorded import RecordedComparison, RecordedRun, reported
+from incop.reports.statistics import MARGIN, ComparisonAnalysis, Estimate, analyse
 
 __all__ = [
     "Table",
@@ -85,7 +86,7 @@ def _number(value: float) -> str:
     return f"{value:.4f}".rstrip("0").rstrip(".") if 1e-3 <= abs(value) < 1e3 else f"{value:.4g}"
 
 
-def _cost(prefix: str, cost: Cost) -> dict[str, Any]:
+def _cost(prefix: str, cost: TicketCost) -> dict[str, Any]:
     return {f"{prefix}_{unit}": getattr(cost, unit) for unit in COSTS}
 
 
@@ -97,7 +98,7 @@ def _estimate(prefix: str, value: Estimate | None) -> dict[str, Any]:
     }
 
 
-def level_table(recorded: Recorded) -> Table:
+def level_table(recorded: RecordedRun) -> Table:
     """Return the levels of a run: what each reached, and what it and the search up to it have cost."""
     levels = recorded.levels
     per_epoch = samples_per_epoch(levels)
@@ -113,7 +114,11 @@ def level_table(recorded: Recorded) -> Table:
                 "remaining": level.remaining,
                 "test_accuracy": level.test_accuracy,
                 "val_accuracy": level.val_accuracy,
-                **({} if level.metric is None else {"metric": level.metric.name, "score": level.score}),
+                **(
+                    {}
+                    if level.metric == ACCURACY
+                    else {"metric": level.metric.name, "metric_value": level.metric_value}
+                ),
                 "reported_ticket": level.level in tickets,
                 "max_epochs": level.max_epochs,
                 "searched_epochs": level.searched.epochs,
@@ -132,7 +137,7 @@ def level_table(recorded: Recorded) -> Table:
     return Table("Levels", rows)
 
 
-def row_table(comparison: Comparison) -> Table:
+def row_table(comparison: RecordedComparison) -> Table:
     """Return the reported tickets of a comparison, one row for each method, seed and sparsity."""
     rows = [
         {
@@ -160,7 +165,7 @@ def row_table(comparison: Comparison) -> Table:
     return Table("Reported tickets", rows)
 
 
-def summary_table(analysis: Analysis) -> Table:
+def summary_table(analysis: ComparisonAnalysis) -> Table:
     """Return the methods at each sparsity, over seeds."""
     rows = [
         {
@@ -184,7 +189,7 @@ def summary_table(analysis: Analysis) -> Table:
     )
 
 
-def difference_table(analysis: Analysis) -> Table:
+def difference_table(analysis: ComparisonAnalysis) -> Table:
     """Return the paired differences: every method against the reference, and against its controls."""
     rows = [
         {
@@ -204,7 +209,7 @@ def difference_table(analysis: Analysis) -> Table:
     return Table("Paired differences of test accuracy", rows, f"First minus second over seeds; margin {points}.")
 
 
-def job_table(comparison: Comparison) -> Table:
+def job_table(comparison: RecordedComparison) -> Table:
     """Return the runs of a comparison and their states."""
     rows = [
         {
@@ -223,9 +228,9 @@ def job_table(comparison: Comparison) -> Table:
     return Table("Runs", rows)
 
 
-def tables(subject: Recorded | Comparison, *, margin: float = MARGIN) -> dict[str, Table]:
+def tables(subject: RecordedRun | RecordedComparison, *, margin: float = MARGIN) -> dict[str, Table]:
     """Return all tables of a run or a comparison by name, the finest rows last."""
-    if isinstance(subject, Recorded):
+    if isinstance(subject, RecordedRun):
         return {"levels": level_table(subject)}
     analysis = analyse(subject, margin=margin)
     return {
@@ -274,9 +279,9 @@ def _cell(value: object) -> str:
     return text
 
 
-def as_json(subject: Recorded | Comparison, parts: Mapping[str, Table]) -> str:
+def as_json(subject: RecordedRun | RecordedComparison, parts: Mapping[str, Table]) -> str:
     """Return tables as one JSON object, with what is missing said under "notices"; NaN is null."""
-    if isinstance(subject, Recorded):
+    if isinstance(subject, RecordedRun):
         run = subject.run
         head: dict[str, Any] = {
             "kind": "run",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from incop.records import full_retraining
-from incop.reports.compare import Comparison, Recorded, reported
 from incop.reports.costs import costs_of_ticket
-from incop.reports.statistics import FEWEST, Analysis, Difference, Summary
+from incop.reports.recorded import RecordedComparison, RecordedRun, reported
+from incop.reports.statistics import FEWEST, ComparisonAnalysis, Difference, Summary
 
 __all__ = ["of_comparison", "of_run", "points"]
 
@@ -18,7 +18,7 @@ def points(difference: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def of_run(recorded: Recorded) -> list[str]:
+def of_run(recorded: RecordedRun) -> list[str]:
     """Say what a run reached and what it cost, the main sentence first."""
     run = recorded.run
     said = []
@@ -55,7 +55,7 @@ def of_run(recorded: Recorded) -> list[str]:
     return said
 
 
-def of_comparison(comparison: Comparison, analysis: Analysis) -> list[str]:
+def of_comparison(comparison: RecordedComparison, analysis: ComparisonAnalysis) -> list[str]:
     """Say what a comparison shows, the main sentence first."""
     if not analysis.summaries:
         return ["There is nothing to compare yet: no finished run has a ticket at a sparsity that was asked for."]
@@ -70,7 +70,7 @@ def of_comparison(comparison: Comparison, analysis: Analysis) -> list[str]:
     return said
 
 
-def _lead(controlled: Sequence[str], comparison: Comparison, analysis: Analysis, places: int) -> str:
+def _lead(controlled: Sequence[str], comparison: RecordedComparison, analysis: ComparisonAnalysis, places: int) -> str:
     everywhere = _count(places, "setting")
     if controlled:
         wins = {label: _wins(label, comparison, analysis) for label in controlled}
@@ -91,7 +91,7 @@ def _lead(controlled: Sequence[str], comparison: Comparison, analysis: Analysis,
     return f"{_listed(labels)} side by side; without a control or a full method among them, there is no verdict."
 
 
-def _wins(label: str, comparison: Comparison, analysis: Analysis) -> set[tuple[str, str, float]]:
+def _wins(label: str, comparison: RecordedComparison, analysis: ComparisonAnalysis) -> set[tuple[str, str, float]]:
     """Return the settings in which a method is better than all of its controls, none of them missing."""
     outcomes: dict[tuple[str, str, float], list[str]] = {}
     wanted = sum(label in methods for methods in comparison.controls.values())
@@ -101,7 +101,7 @@ def _wins(label: str, comparison: Comparison, analysis: Analysis) -> set[tuple[s
     return {place for place, found in outcomes.items() if found.count("better") == wanted}
 
 
-def _against_reference(label: str, analysis: Analysis) -> list[str]:
+def _against_reference(label: str, analysis: ComparisonAnalysis) -> list[str]:
     found = [d for d in analysis.differences if d.role == "reference" and d.label == label]
     if not found:
         return []
@@ -118,7 +118,7 @@ def _against_reference(label: str, analysis: Analysis) -> list[str]:
     ]
 
 
-def _cost_against(label: str, analysis: Analysis) -> str:
+def _cost_against(label: str, analysis: ComparisonAnalysis) -> str:
     by_place: dict[tuple[str, str, float], dict[str, Summary]] = {}
     for s in analysis.summaries:
         by_place.setdefault((s.data, s.model, s.target), {})[s.label] = s
@@ -135,7 +135,7 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _against_controls(label: str, analysis: Analysis) -> list[str]:
+def _against_controls(label: str, analysis: ComparisonAnalysis) -> list[str]:
     found = [d for d in analysis.differences if d.role == "control" and d.label == label]
     if not found:
         return []
@@ -151,7 +151,7 @@ def _against_controls(label: str, analysis: Analysis) -> list[str]:
     return [f"{label} against its controls: {'; '.join(parts)}."]
 
 
-def _caution(analysis: Analysis) -> list[str]:
+def _caution(analysis: ComparisonAnalysis) -> list[str]:
     counts = [d.accuracy.n for d in analysis.differences]
     if not counts or min(counts) > FEWEST:
         return []

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 from incop.errors import InputError, unknown
-from incop.records import History, Metric, Verdict, shortest
+from incop.records import ACCURACY, History, Verdict, shortest
 
 __all__ = [
     "AccuracyRestored",
@@ -25,8 +25,16 @@ __all__ = [
 ]
 
 SLACK = 1e-9  # epochs are sums of fractions, accuracies differences of them
-ACCURACY = Metric("accuracy", higher_is_better=True)
-NEEDS = ("flow", "reference", "accuracy", "metric", "loss", "mask")
+
+# What a rule may need, and how a watch is given it.
+NEEDS = {
+    "flow": "give the watch a meter",
+    "reference": "give the watch the dense network's flow as reference=",
+    "accuracy": "call look(accuracy=…) and give the watch reference_accuracy=",
+    "metric": "call look(accuracy=…) and give the watch reference_accuracy=, or metric_value=, metric= and reference_value=",
+    "loss": "call look(loss=…)",
+    "mask": "give the watch the next cut as next_masks=",
+}
 
 
 class Rule:
@@ -52,37 +60,34 @@ class Rule:
         Raises:
             InputError: the check lacks what the rule needs.
         """
-        self._demand(history)
-        stop, reason = self.judge(history)
-        return Verdict(stop, reason, str(self))
-
-    def _demand(self, history: History) -> None:
         if not history.checks:
             raise InputError(
                 f"the rule {str(self)!r} was asked about a level without any check: look at the model first"
             )
+        if lacking := self.lacking(history):
+            raise InputError(f"the rule {str(self)!r} needs what this check does not hold: {NEEDS[lacking[0]]}")
+        stop, reason = self.judge(history)
+        return Verdict(stop, reason, str(self))
+
+    def lacking(self, history: History) -> list[str]:
+        """Return which of the rule's needs the last check does not meet.
+
+        Raises:
+            InputError: the rule needs something that no check can hold.
+        """
         now = history.now
+        judged = now.metric_value is not None and history.reference_value is not None
         has = {
             "flow": now.flow is not None,
             "reference": history.reference is not None,
-            "accuracy": now.accuracy is not None and history.reference_accuracy is not None,
-            "metric": None not in _judged(history),
+            "accuracy": judged and history.metric == ACCURACY,
+            "metric": judged,
             "loss": now.number == 0 or now.loss is not None,
             "mask": now.number == 0 or len(history.checks) < 2 or bool(now.mask_changes),
         }
-        how = {
-            "flow": "give the watch a meter",
-            "reference": "give the watch the dense network's flow as reference=",
-            "accuracy": "call look(accuracy=…) and give the watch reference_accuracy=",
-            "metric": "call look(accuracy=…) and give the watch reference_accuracy=, or score=, metric= and reference_score=",
-            "loss": "call look(loss=…)",
-            "mask": "give the watch the next cut as next_masks=",
-        }
-        for need in sorted(self.wants):
-            if need not in has:
-                raise unknown("need of a rule", need, NEEDS)
-            if not has[need]:
-                raise InputError(f"the rule {str(self)!r} needs what this check does not hold: {how[need]}")
+        if strange := sorted(self.wants - has.keys()):
+            raise unknown("need of a rule", strange[0], tuple(NEEDS))
+        return [need for need in sorted(self.wants) if not has[need]]
 
     def __or__(self, other: Rule) -> Rule:
         """Stop when either rule stops."""
@@ -260,7 +265,32 @@ class MaskSettled(Rule):
 
 
 @dataclass(frozen=True)
-class AccuracyRestored(Rule):
+class _Restored(Rule):
+    """The metric is no worse than the dense network's by more than `drop`."""
+
+    drop: float = 0.0
+    word: ClassVar[str]
+    most: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        _number(type(self).__name__, "drop", self.drop, most=self.most)
+
+    def judge(self, history: History) -> tuple[bool, str]:
+        """Compare the metric now with the dense network's."""
+        metric, now, dense = history.metric, history.now.metric_value, history.reference_value
+        assert now is not None
+        assert dense is not None
+        back = metric.restored(now, of=dense, drop=self.drop, slack=SLACK * max(abs(dense), 1.0))
+        digits = ".4f" if metric == ACCURACY else ".4g"
+        goal = f"{metric.goal(dense, self.drop):{digits}}"
+        return back, f"{metric.name} {now:{digits}} {'' if back else 'not '}back at {goal}"
+
+    def __str__(self) -> str:
+        return f"{self.word} within {shortest(self.drop)}" if self.drop else f"{self.word} restored"
+
+
+@dataclass(frozen=True)
+class AccuracyRestored(_Restored):
     """Stop when validation accuracy is back at the dense network's, less `drop`.
 
     Args:
@@ -272,31 +302,17 @@ class AccuracyRestored(Rule):
     Example:
         >>> from incop.records import Check, History
         >>> from incop.stopping import AccuracyRestored
-        >>> AccuracyRestored(drop=0.01)(History((Check(1, 1, 1, accuracy=0.95),), None, 0.955)).stop
+        >>> AccuracyRestored(drop=0.01)(History((Check(1, 1, 1, metric_value=0.95),), None, 0.955)).stop
         True
     """
 
-    drop: float = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"accuracy"})
-
-    def __post_init__(self) -> None:
-        _number("AccuracyRestored", "drop", self.drop, most=1.0)
-
-    def judge(self, history: History) -> tuple[bool, str]:
-        """Compare the accuracy now with the dense network's."""
-        assert history.now.accuracy is not None
-        assert history.reference_accuracy is not None
-        goal = history.reference_accuracy - self.drop
-        if history.now.accuracy >= goal - SLACK:
-            return True, f"accuracy {history.now.accuracy:.4f} back at {goal:.4f}"
-        return False, f"accuracy {history.now.accuracy:.4f} not back at {goal:.4f}"
-
-    def __str__(self) -> str:
-        return f"accuracy within {shortest(self.drop)}" if self.drop else "accuracy restored"
+    word: ClassVar[str] = "accuracy"
+    most: ClassVar[float] = 1.0
 
 
 @dataclass(frozen=True)
-class MetricRestored(Rule):
+class MetricRestored(_Restored):
     """Stop when the metric is no worse than the dense network's by more than `drop`, in its own direction and unit.
 
     Args:
@@ -309,34 +325,12 @@ class MetricRestored(Rule):
         >>> from incop.records import Check, History, Metric
         >>> from incop.stopping import MetricRestored
         >>> rmse = Metric("rmse", higher_is_better=False)
-        >>> MetricRestored(drop=0.5)(History((Check(1, 1, 1, score=3.6),), None, None, rmse, 3.2)).reason
+        >>> MetricRestored(drop=0.5)(History((Check(1, 1, 1, metric_value=3.6),), None, 3.2, rmse)).reason
         'rmse 3.6 back at 3.7'
     """
 
-    drop: float = 0.0
     needs: ClassVar[frozenset[str]] = frozenset({"metric"})
-
-    def __post_init__(self) -> None:
-        _number("MetricRestored", "drop", self.drop)
-
-    def judge(self, history: History) -> tuple[bool, str]:
-        """Compare the metric now with the dense network's."""
-        metric = history.metric or ACCURACY
-        now, dense = _judged(history)
-        assert now is not None
-        assert dense is not None
-        back = metric.restored(now, of=dense, drop=self.drop, slack=SLACK * max(abs(dense), 1.0))
-        return back, f"{metric.name} {now:.4g} {'' if back else 'not '}back at {metric.goal(dense, self.drop):.4g}"
-
-    def __str__(self) -> str:
-        return f"metric within {shortest(self.drop)}" if self.drop else "metric restored"
-
-
-def _judged(history: History) -> tuple[float | None, float | None]:
-    """Return what the network is judged by, now and of the dense network."""
-    if history.metric is None:
-        return history.now.accuracy, history.reference_accuracy
-    return history.now.score, history.reference_score
+    word: ClassVar[str] = "metric"
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 
 from incop.errors import InputError
 from incop.experiments import datasets
-from incop.experiments.datasets.parts import Parts, held
 from incop.experiments.datasets.splits import Choices, assemble, statistics
+from incop.experiments.datasets.stored_parts import StoredParts, held
 
 
 def numbered(count, classes=2):
-    """Parts whose images spell their own index, so that any image can be traced."""
+    """StoredParts whose images spell their own index, so that any image can be traced."""
     index = torch.arange(count)
     images = torch.stack([index // 256, index % 256], 1).to(torch.uint8).reshape(count, 1, 1, 2)
-    return Parts(held(images, index % classes, "numbers"), held(images[:20], index[:20] % classes, "numbers"))
+    return StoredParts(held(images, index % classes, "numbers"), held(images[:20], index[:20] % classes, "numbers"))
 
 
 def indices(split):
@@ -103,7 +103,7 @@ def test_fingerprint_sees_every_split_and_the_shapes():
         test_images = parts.test.take(torch.arange(20)).clone()
         change(images, labels, test_images)
         test = held(test_images, parts.test.labels, "t")
-        return assemble("n", Parts(held(images, labels, "t"), test), Choices(0, 0.5, None)).fingerprint
+        return assemble("n", StoredParts(held(images, labels, "t"), test), Choices(0, 0.5, None)).fingerprint
 
     def first(images, *_):
         images[0] += 1
@@ -125,12 +125,12 @@ def test_fingerprint_sees_every_split_and_the_shapes():
 def test_parts_of_different_shape():
     wide = held(torch.zeros(10, 1, 1, 3, dtype=torch.uint8), torch.arange(10) % 2, "wide")
     with pytest.raises(InputError, match="training images are 1×1×2 but test images are 1×1×3"):
-        assemble("n", Parts(numbered(50).train, wide), Choices(0, 0.1, None))
+        assemble("n", StoredParts(numbered(50).train, wide), Choices(0, 0.1, None))
 
 
 def test_a_given_validation_part_is_kept_whole():
     parts = numbered(50)
-    data = assemble("n", Parts(parts.train, parts.test, parts.test), Choices(0, 0.5, None))
+    data = assemble("n", StoredParts(parts.train, parts.test, parts.test), Choices(0, 0.5, None))
     assert len(data.train) == 50
     assert torch.equal(data.validation.images, data.test.images)
 
@@ -138,4 +138,4 @@ def test_a_given_validation_part_is_kept_whole():
 def test_an_empty_part():
     empty = held(torch.zeros(0, 1, 1, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64), "nothing")
     with pytest.raises(InputError, match="nothing holds no test images"):
-        assemble("n", Parts(numbered(50).train, empty), Choices(0, 0.1, None))
+        assemble("n", StoredParts(numbered(50).train, empty), Choices(0, 0.1, None))

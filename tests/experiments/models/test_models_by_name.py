@@ -14,7 +14,7 @@ from incop import Masks, checkpoints
 from incop.cli import main
 from incop.errors import InputError
 from incop.experiments import models, runs
-from incop.experiments.comparisons import pair
+from incop.experiments.comparison import pair
 from incop.experiments.models.named import LIBRARIES, Named, parse
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import prepare, resolve

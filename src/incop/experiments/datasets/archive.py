@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked, held
+from incop.experiments.datasets.stored_parts import (
+    MAX_BYTES,
+    StoredPart,
+    StoredParts,
+    check_count,
+    check_unpacked,
+    held,
+)
 
 __all__ = ["read_archive", "read_arrays"]
 
@@ -27,7 +34,7 @@ _HEADER_READERS = {
 }
 
 
-def read_archive(path: Path) -> Parts:
+def read_archive(path: Path) -> StoredParts:
     """The parts of a data set in one .npz file.
 
     The arrays are `x_train`, `y_train` and optionally `x_test`, `y_test` and `x_val`, `y_val`; or `images`,
@@ -59,8 +66,8 @@ def read_archive(path: Path) -> Parts:
             " y_test"
         )
     if plain:
-        return Parts(_required(arrays, "images", "labels", path))
-    return Parts(
+        return StoredParts(_required(arrays, "images", "labels", path))
+    return StoredParts(
         _required(arrays, "x_train", "y_train", path),
         _optional(arrays, "x_test", "y_test", path),
         _optional(arrays, "x_val", "y_val", path),
@@ -133,7 +140,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) ->
         raise InputError(f"{where} has an impossible shape ({fault}): write it again with numpy.savez") from None
 
 
-def _required(arrays: dict[str, _Array], images: str, labels: str, path: Path) -> Part:
+def _required(arrays: dict[str, _Array], images: str, labels: str, path: Path) -> StoredPart:
     for name, other in ((images, labels), (labels, images)):
         if name not in arrays:
             raise InputError(f"{path} has {other} but no {name}: store both")
@@ -144,7 +151,7 @@ def _required(arrays: dict[str, _Array], images: str, labels: str, path: Path) -
     )
 
 
-def _optional(arrays: dict[str, _Array], images: str, labels: str, path: Path) -> Part | None:
+def _optional(arrays: dict[str, _Array], images: str, labels: str, path: Path) -> StoredPart | None:
     if not {images, labels} & arrays.keys():
         return None
     return _required(arrays, images, labels, path)

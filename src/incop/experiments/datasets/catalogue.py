@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import Parts
+from incop.experiments.datasets.stored_parts import StoredParts
 
-__all__ = ["KNOWN", "Known", "Row", "check_published", "check_shape", "describe", "known", "names"]
+__all__ = ["KNOWN", "CatalogueEntry", "Known", "check_published", "check_shape", "describe", "known", "names"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Row:
+class CatalogueEntry:
     """One line of the list of known data sets.
 
     Attributes:
@@ -103,7 +103,7 @@ def names() -> list[str]:
     return list(KNOWN)
 
 
-def describe() -> list[Row]:
+def describe() -> list[CatalogueEntry]:
     """One row for each known data set, for a list on the screen.
 
     Returns:
@@ -115,7 +115,10 @@ def describe() -> list[Row]:
         >>> row.name, row.train, row.test, row.shape, row.classes, row.found
         ('digits', 1438, 359, (1, 8, 8), 10, 'shipped with incop')
     """
-    return [Row(row.name, sum(row.train), sum(row.test), row.shape, row.classes, _found(row)) for row in KNOWN.values()]
+    return [
+        CatalogueEntry(row.name, sum(row.train), sum(row.test), row.shape, row.classes, _found(row))
+        for row in KNOWN.values()
+    ]
 
 
 def known(name: str) -> Known | None:
@@ -134,7 +137,7 @@ def known(name: str) -> Known | None:
     return next((row for row in KNOWN.values() if _bare(row.name) == _bare(name)), None)
 
 
-def check_published(row: Known, parts: Parts) -> None:
+def check_published(row: Known, parts: StoredParts) -> None:
     """Refuse parts that do not have exactly the published number of images, in all and in each class.
 
     The numbers in each class also tell MNIST from the data sets that share its format and file names.

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import MAX_EXAMPLES, Part, Parts, check_count
 from incop.experiments.datasets.pictures import SUFFIXES, Decoder
+from incop.experiments.datasets.stored_parts import MAX_EXAMPLES, StoredPart, StoredParts, check_count
 
 __all__ = ["read_folder"]
 
@@ -17,7 +17,7 @@ _VALIDATION = ("val", "valid", "validation")
 _DEBRIS = frozenset({"thumbs.db", "desktop.ini"})  # what file managers leave behind
 
 
-def read_folder(root: Path) -> Parts:
+def read_folder(root: Path) -> StoredParts:
     """The parts of an image folder.
 
     Either `root/train/<class>/*.png` with optional `root/test` and `root/val` (also `valid`, `validation`) of
@@ -39,7 +39,7 @@ def read_folder(root: Path) -> Parts:
     given = [name for name in _VALIDATION if name in folders]
     if "train" not in folders and not given and "test" not in folders:
         classes = _numbered(root)
-        return Parts(_read_part(root, classes, Decoder()))
+        return StoredParts(_read_part(root, classes, Decoder()))
     if "train" not in folders:
         raise InputError(f"{root} has {', '.join(sorted(folders))} but no train folder: put the training classes there")
     if len(given) > 1:
@@ -51,7 +51,7 @@ def read_folder(root: Path) -> Parts:
         )
     decoder = Decoder()
     classes = _numbered(folders["train"])
-    return Parts(
+    return StoredParts(
         _read_part(folders["train"], classes, decoder),
         _read_part(folders["test"], classes, decoder) if "test" in folders else None,
         _read_part(folders[given[0]], classes, decoder) if given else None,
@@ -91,7 +91,7 @@ def _numbered(folder: Path) -> dict[str, int]:
     return {name: number for number, name in enumerate(_classes(folder))}
 
 
-def _read_part(folder: Path, classes: dict[str, int], decoder: Decoder) -> Part:
+def _read_part(folder: Path, classes: dict[str, int], decoder: Decoder) -> StoredPart:
     files: list[Path] = []
     labels: list[int] = []
     for name in _classes(folder):
@@ -103,7 +103,7 @@ def _read_part(folder: Path, classes: dict[str, int], decoder: Decoder) -> Part:
         files += pictures
         labels += [classes[name]] * len(pictures)
         check_count(str(folder), len(files))
-    return Part(
+    return StoredPart(
         torch.tensor(labels, dtype=torch.int64),
         lambda rows: decoder.stack(((str(files[row]), files[row]) for row in rows.tolist()), len(rows)),
         str(folder),

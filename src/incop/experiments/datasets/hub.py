@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, nearest, quoted, unknown
-from incop.experiments.datasets.parts import Part, Parts, check_count
 from incop.experiments.datasets.pictures import Decoder
+from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, check_count
 from incop.experiments.models.libraries import imported
 from incop.experiments.models.named import place
 
@@ -38,7 +38,7 @@ def check(name: str) -> None:
     imported("datasets", f"the data {name}")
 
 
-def read(name: str, arguments: Mapping[str, Any]) -> Parts:
+def read(name: str, arguments: Mapping[str, Any]) -> StoredParts:
     """The parts of a data set: train, and test and validation where they are there.
 
     Args:
@@ -64,16 +64,16 @@ def read(name: str, arguments: Mapping[str, Any]) -> Parts:
         )
     decoder = Decoder()
 
-    def part(split: str) -> Part:
+    def part(split: str) -> StoredPart:
         return _part(library, splits[split], arguments, decoder, f"{name} ({split})")
 
-    found: dict[str, Part | None] = {}
+    found: dict[str, StoredPart | None] = {}
     for what in ("test", "validation"):
         wanted = arguments.get(f"{what}_split", what)
         if f"{what}_split" in arguments and wanted not in splits:
             raise unknown(f"split of {name}", str(wanted), list(splits))
         found[what] = part(wanted) if wanted in splits else None
-    return Parts(part("train"), found["test"], found["validation"])
+    return StoredParts(part("train"), found["test"], found["validation"])
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -122,7 +122,7 @@ def _quiet(library: Any) -> Iterator[None]:
             library.enable_progress_bars()
 
 
-def _part(library: Any, data: Any, arguments: Mapping[str, Any], decoder: Decoder, where: str) -> Part:
+def _part(library: Any, data: Any, arguments: Mapping[str, Any], decoder: Decoder, where: str) -> StoredPart:
     check_count(where, len(data))
     features = data.features
     images = [key for key, kind in features.items() if isinstance(kind, library.Image)]
@@ -133,7 +133,7 @@ def _part(library: Any, data: Any, arguments: Mapping[str, Any], decoder: Decode
     numbers = data.with_format(None).select_columns([label])[label]
     values = np.array([-1 if value is None else value for value in numbers], dtype=np.int64)
     stored = data.select_columns([image]).cast_column(image, library.Image(decode=False))
-    return Part(
+    return StoredPart(
         torch.from_numpy(values), lambda rows: decoder.stack(_pictures(stored, image, rows, where), len(rows)), where
     )
 

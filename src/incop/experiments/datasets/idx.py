@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked, held
+from incop.experiments.datasets.stored_parts import (
+    MAX_BYTES,
+    StoredPart,
+    StoredParts,
+    check_count,
+    check_unpacked,
+    held,
+)
 
 __all__ = ["holds_idx", "read_array", "read_folder"]
 
@@ -34,7 +41,7 @@ def holds_idx(folder: Path) -> bool:
     return bool(_candidates(folder))
 
 
-def read_folder(folder: Path) -> Parts:
+def read_folder(folder: Path) -> StoredParts:
     """The training and test part of a folder with idx files.
 
     Training files have "train" in their names, test files "t10k" or "test"; images are idx3, labels idx1.
@@ -51,7 +58,7 @@ def read_folder(folder: Path) -> Parts:
     """
     train = _read_part(folder, "train")
     has_test = any(_belongs(path, "test") for path in _candidates(folder))
-    return Parts(train, _read_part(folder, "test") if has_test else None)
+    return StoredParts(train, _read_part(folder, "test") if has_test else None)
 
 
 def read_array(path: Path, dimensions: int) -> Tensor:
@@ -136,7 +143,7 @@ def _read_at_most(stream: IO[bytes] | gzip.GzipFile, count: int) -> bytearray:
     return content
 
 
-def _read_part(folder: Path, part: str) -> Part:
+def _read_part(folder: Path, part: str) -> StoredPart:
     images, labels = (_find(folder, part, what) for what in ("images", "labels"))
     pixels = read_array(images, 3).unsqueeze(1)
     return held(pixels, read_array(labels, 1).to(torch.int64), f"{images.parent} ({images.name}, {labels.name})")

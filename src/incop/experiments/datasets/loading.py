@@ -16,8 +16,8 @@ from torch import Tensor
 from incop.errors import InputError, quoted, unknown
 from incop.experiments.datasets import archive, folder, hub, idx, parquet, vision
 from incop.experiments.datasets.catalogue import Known, check_published, check_shape, known, names
-from incop.experiments.datasets.parts import Part, Parts, carve_test, held
 from incop.experiments.datasets.splits import Choices, Dataset, assemble, stem
+from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, carve_test, held
 
 __all__ = ["check_name", "load"]
 
@@ -136,7 +136,7 @@ def _expanded(path: str | Path) -> Path:
         raise InputError(f"{path} begins with the home of an unknown user: write the path in full") from None
 
 
-def _at_path(path: Path) -> Parts:
+def _at_path(path: Path) -> StoredParts:
     if path.is_dir():
         if idx.holds_idx(path):
             return idx.read_folder(path)
@@ -159,9 +159,9 @@ def _shard_folder(path: Path) -> Path | None:
     return inside[0] if inside else None
 
 
-def _published(row: Known, data_dir: str | Path | None) -> Parts:
+def _published(row: Known, data_dir: str | Path | None) -> StoredParts:
     if not row.files:
-        parts = carve_test(Parts(_digits()))
+        parts = carve_test(StoredParts(_digits()))
     elif row.inner:
         columns = parquet.Columns("img", row.label)
         parts = parquet.read_folder(_find(row, data_dir), columns)
@@ -170,10 +170,10 @@ def _published(row: Known, data_dir: str | Path | None) -> Parts:
     check_published(row, parts)
     assert parts.test is not None
     # a validation part is never published with these: whatever lies there is not theirs
-    return Parts(_shaped(row, parts.train), _shaped(row, parts.test))
+    return StoredParts(_shaped(row, parts.train), _shaped(row, parts.test))
 
 
-def _shaped(row: Known, part: Part) -> Part:
+def _shaped(row: Known, part: StoredPart) -> StoredPart:
     def take(rows: Tensor) -> Tensor:
         images = part.take(rows)
         check_shape(row, images.shape[1:], part.where)
@@ -182,7 +182,7 @@ def _shaped(row: Known, part: Part) -> Part:
     return replace(part, take=take)
 
 
-def _digits() -> Part:
+def _digits() -> StoredPart:
     where = "digits.npz in the installed package"
     with (resources.files("incop.experiments.datasets") / "digits.npz").open("rb") as stream:
         arrays = archive.read_arrays(stream, ["images", "labels"], where)

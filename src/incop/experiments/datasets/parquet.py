@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, MissingExtra
-from incop.experiments.datasets.parts import MAX_BYTES, Part, Parts, check_count, check_unpacked
 from incop.experiments.datasets.pictures import Decoder
+from incop.experiments.datasets.stored_parts import MAX_BYTES, StoredPart, StoredParts, check_count, check_unpacked
 
 __all__ = ["Columns", "holds_parquet", "read_file", "read_folder"]
 
@@ -59,7 +59,7 @@ def holds_parquet(folder: Path) -> bool:
     return folder.is_dir() and any(path.is_file() for path in folder.glob("*.parquet"))
 
 
-def read_folder(folder: Path, columns: Columns | None = None) -> Parts:
+def read_folder(folder: Path, columns: Columns | None = None) -> StoredParts:
     """The parts of a folder with shards such as train-00000-of-00002.parquet and test-00000-of-00001.parquet.
 
     The part is told by how the name begins: train, test, or validation (valid, val). Labels are read at once,
@@ -93,23 +93,23 @@ def read_folder(folder: Path, columns: Columns | None = None) -> Parts:
         part: _read_part(_complete(paths), columns or Columns(), decoder, f"{folder} ({part}-*.parquet)")
         for part, paths in shards.items()
     }
-    return Parts(parts["train"], parts.get("test"), parts.get("validation"))
+    return StoredParts(parts["train"], parts.get("test"), parts.get("validation"))
 
 
-def read_file(path: Path) -> Parts:
+def read_file(path: Path) -> StoredParts:
     """The one part of a single parquet file.
 
     Args:
         path: the file.
 
     Returns:
-        Parts with a training part only.
+        StoredParts with a training part only.
 
     Raises:
         InputError: the file is damaged, one shard of several, or a column is not as it must be.
         MissingExtra: pyarrow is not installed.
     """
-    return Parts(_read_part(_complete([path]), Columns(), Decoder(), str(path)))
+    return StoredParts(_read_part(_complete([path]), Columns(), Decoder(), str(path)))
 
 
 def _complete(paths: list[Path]) -> list[Path]:
@@ -134,7 +134,7 @@ def _complete(paths: list[Path]) -> list[Path]:
     return [path for _, path in sorted(zip(present, paths, strict=True))]
 
 
-def _read_part(paths: list[Path], columns: Columns, decoder: Decoder, where: str) -> Part:
+def _read_part(paths: list[Path], columns: Columns, decoder: Decoder, where: str) -> StoredPart:
     labels, groups = [], []
     start = 0
     for path in paths:
@@ -153,7 +153,7 @@ def _read_part(paths: list[Path], columns: Columns, decoder: Decoder, where: str
     joined = torch.from_numpy(np.concatenate(labels))
     if len(joined) != start:
         raise InputError(f"{where} announces {start} rows but holds {len(joined)}: it is damaged; fetch it again")
-    return Part(joined, lambda rows: decoder.stack(_pictures(groups, rows), len(rows)), where)
+    return StoredPart(joined, lambda rows: decoder.stack(_pictures(groups, rows), len(rows)), where)
 
 
 def _check_sizes(metadata: Any, path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, MissingExtra
-from incop.experiments.datasets.parts import MAX_BYTES, check_unpacked
+from incop.experiments.datasets.stored_parts import MAX_BYTES, check_unpacked
 
 if TYPE_CHECKING:
     from PIL.Image import Image

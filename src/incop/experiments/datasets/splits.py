@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError
-from incop.experiments.datasets.parts import Part, Parts, carve_test, check_labels
+from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, carve_test, check_labels
 
 __all__ = ["Choices", "Dataset", "Split", "assemble", "statistics"]
 
@@ -109,7 +109,7 @@ class Choices:
             )
 
 
-def assemble(name: str, parts: Parts, choices: Choices, *, augment: str = "none") -> Dataset:
+def assemble(name: str, parts: StoredParts, choices: Choices, *, augment: str = "none") -> Dataset:
     """Cut stored parts into training, validation and test images and take their statistics.
 
     Args:
@@ -203,7 +203,7 @@ def _check_limit(limit: int | None, available: int, classes: int, where: str) ->
         )
 
 
-def _limited(part: Part, limit: int | None) -> Split:
+def _limited(part: StoredPart, limit: int | None) -> Split:
     """The whole part, or the first `limit` rows of a fixed permutation, put back in stored order."""
     count = len(part)
     rows = torch.arange(count)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from incop.errors import InputError, unknown
-from incop.experiments.datasets.parts import Part, Parts, check_count, held
+from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, check_count, held
 from incop.experiments.models.libraries import imported
 
 __all__ = ["PREFIX", "augmented", "check", "needs_folder", "read"]
@@ -52,7 +52,7 @@ def needs_folder(name: str) -> bool:
     return name.removeprefix(PREFIX) != "FakeData"
 
 
-def read(name: str, root: Path | None, arguments: Mapping[str, Any]) -> Parts:
+def read(name: str, root: Path | None, arguments: Mapping[str, Any]) -> StoredParts:
     """The training and test part.
 
     Args:
@@ -74,7 +74,7 @@ def read(name: str, root: Path | None, arguments: Mapping[str, Any]) -> Parts:
             first = kind(**arguments)
             both = [first, kind(**arguments, random_offset=len(first))]
             check_count(name, len(first))
-            return Parts(
+            return StoredParts(
                 *(_drawn(data, f"{name} ({what})") for data, what in zip(both, ("train", "test"), strict=True))
             )
         both = [kind(str(root), **which, download=False) for which in KNOWN[own]]
@@ -86,10 +86,10 @@ def read(name: str, root: Path | None, arguments: Mapping[str, Any]) -> Parts:
             f"{name} cannot be read from {root} ({type(error).__name__}: {said}): put torchvision's own files there, nothing is "
             "fetched"
         ) from error
-    return Parts(*(_stored(data, f"{root} ({what})") for data, what in zip(both, ("train", "test"), strict=True)))
+    return StoredParts(*(_stored(data, f"{root} ({what})") for data, what in zip(both, ("train", "test"), strict=True)))
 
 
-def _stored(data: Any, where: str) -> Part:
+def _stored(data: Any, where: str) -> StoredPart:
     images = torch.as_tensor(np.asarray(data.data))
     labels = torch.as_tensor(np.asarray(data.targets if hasattr(data, "targets") else data.labels), dtype=torch.int64)
     if images.dtype != torch.uint8 or images.dim() not in (3, 4):
@@ -97,7 +97,7 @@ def _stored(data: Any, where: str) -> Part:
     return held(_channels_first(images), labels, where)
 
 
-def _drawn(data: Any, where: str) -> Part:
+def _drawn(data: Any, where: str) -> StoredPart:
     """Pictures that are made up one by one."""
     found = [data[row] for row in range(len(data))]
     images = torch.stack([torch.from_numpy(np.array(image)) for image, _ in found])

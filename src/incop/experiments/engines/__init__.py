@@ -1,7 +1,7 @@
 """Engines: what carries out the runs of a comparison, on this machine or on many; no torch.
 
 An engine is handed tasks and says how each ended. It decides nothing: whether a run is done is read from its folder, and what
-is to be done about a lost worker is said by `experiments.schedule`.
+is to be done about a lost worker is said by `experiments.dispatch`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ PROCESSES: Any = multiprocessing.get_context(
 
 
 @dataclass(frozen=True, eq=False)
-class _Handle:
+class _ProcessHandle:
     """A process, and the end of the pipe by which it says how its task ended."""
 
     process: BaseProcess
@@ -60,7 +60,7 @@ class Local:
         if hasattr(PROCESSES, "set_forkserver_preload"):
             PROCESSES.set_forkserver_preload(["incop.experiments.runs", "torch._dynamo"])
 
-    def submit(self, tasks: Sequence[Task]) -> list[_Handle]:
+    def submit(self, tasks: Sequence[Task]) -> list[_ProcessHandle]:
         """Start a process for each."""
         handles = []
         for task in tasks:
@@ -68,10 +68,10 @@ class Local:
             process = PROCESSES.Process(target=_alone, args=(task, theirs), daemon=True)
             process.start()
             theirs.close()
-            handles.append(_Handle(process, ours))
+            handles.append(_ProcessHandle(process, ours))
         return handles
 
-    def wait(self, handles: Collection[_Handle], seconds: float) -> dict[_Handle, Ended]:
+    def wait(self, handles: Collection[_ProcessHandle], seconds: float) -> dict[_ProcessHandle, Ended]:
         """Return how those ended whose process is gone."""
         if not handles:
             time.sleep(seconds)
@@ -79,7 +79,7 @@ class Local:
         gone = connection.wait([handle.process.sentinel for handle in handles], timeout=seconds)
         return {handle: _ending(handle, self.slots) for handle in handles if handle.process.sentinel in gone}
 
-    def cancel(self, handles: Collection[_Handle], *, at_once: bool) -> None:
+    def cancel(self, handles: Collection[_ProcessHandle], *, at_once: bool) -> None:
         """Send SIGTERM, at which a run writes its checkpoint, or SIGKILL."""
         for handle in handles:
             if at_once:
@@ -91,7 +91,7 @@ class Local:
         """Nothing is left: every process was waited for."""
 
 
-def _ending(handle: _Handle, slots: int | None) -> Ended:
+def _ending(handle: _ProcessHandle, slots: int | None) -> Ended:
     try:
         word = handle.word.recv() if handle.word.poll() else None
     except EOFError:

@@ -45,7 +45,7 @@ COMMANDS = ("sbatch", "srun", "squeue", "scancel")
 
 
 @dataclass(frozen=True)
-class _Handle:
+class _SlurmHandle:
     """A job and the folder of its task."""
 
     job: str
@@ -102,7 +102,7 @@ class Slurm:
         self._room = room
         _scancel("--state=PENDING", f"--name={self._name}", f"--user={os.getuid()}")
 
-    def submit(self, tasks: Sequence[Task]) -> list[_Handle]:
+    def submit(self, tasks: Sequence[Task]) -> list[_SlurmHandle]:
         """Hand them in, as an array where there are several.
 
         Raises:
@@ -113,7 +113,7 @@ class Slurm:
             handle for at in range(0, len(tasks), MOST_ARRAY) for handle in self._array(tasks[at : at + MOST_ARRAY])
         ]
 
-    def wait(self, handles: Collection[_Handle], seconds: float) -> dict[_Handle, Ended]:
+    def wait(self, handles: Collection[_SlurmHandle], seconds: float) -> dict[_SlurmHandle, Ended]:
         """Look at the tasks' folders until one has ended."""
         until = time.monotonic() + seconds
         between = max(LOOK, len(handles) / MOST_LOOKS)
@@ -126,7 +126,7 @@ class Slurm:
         self._trouble = self._trouble or any(ended.how in ("failed", "lost") for ended in found.values())
         return found
 
-    def cancel(self, handles: Collection[_Handle], *, at_once: bool) -> None:
+    def cancel(self, handles: Collection[_SlurmHandle], *, at_once: bool) -> None:
         """Withdraw the jobs that wait, and signal the others."""
         jobs = [handle.job for handle in handles]
         if not jobs:
@@ -175,7 +175,7 @@ class Slurm:
         executor.update_parameters(**{key: value for key, value in said.items() if value is not None})
         return executor
 
-    def _array(self, tasks: Sequence[Task]) -> list[_Handle]:
+    def _array(self, tasks: Sequence[Task]) -> list[_SlurmHandle]:
         desks = [self._desk() for _ in tasks]
         executor = self._executor(len(tasks))
         try:
@@ -192,7 +192,7 @@ class Slurm:
                 f"Slurm does not take the runs ({why.removeprefix('sbatch: error: ')}): see to --resources"
             ) from error
         now = time.monotonic()
-        return [_Handle(job.job_id, desk, job.paths.stderr, now) for job, desk in zip(jobs, desks, strict=True)]
+        return [_SlurmHandle(job.job_id, desk, job.paths.stderr, now) for job, desk in zip(jobs, desks, strict=True)]
 
     def _desk(self) -> Path:
         assert self._room is not None, "it must be opened first"
@@ -200,7 +200,7 @@ class Slurm:
         desk.mkdir()
         return desk
 
-    def _ending(self, handle: _Handle) -> Ended | None:
+    def _ending(self, handle: _SlurmHandle) -> Ended | None:
         if (word := _word(handle.desk)) is not None:
             return word
         if (handle.desk / LOCK).exists():
@@ -214,7 +214,7 @@ class Slurm:
             return None
         return Ended("lost", f"its job {handle.job} ended before it began{_last_line(handle.log)}")
 
-    def _queued(self, handle: _Handle) -> bool:
+    def _queued(self, handle: _SlurmHandle) -> bool:
         """Say whether a job that has not begun may still do so."""
         now = time.monotonic()
         if now - handle.since < GRACE and not self._withdrawn:

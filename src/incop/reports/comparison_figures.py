@@ -6,27 +6,29 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from incop.reports.compare import Comparison, Recorded, Row
 from incop.reports.drawing import Style
 from incop.reports.page import Figure, Heat
 from incop.reports.plots import Gap, Point, Series, bars, gaps, lines, points
-from incop.reports.statistics import Analysis, Difference, Estimate, Summary
+from incop.reports.recorded import RecordedComparison, RecordedRun, TicketRow
+from incop.reports.statistics import ComparisonAnalysis, Difference, Estimate, Summary
 from incop.reports.tables import Table
 from incop.reports.verdict import points as signed
 
-__all__ = ["across", "styles"]
+__all__ = ["figures_of_comparison", "styles"]
 
 Place = tuple[str, str]
 MOST_TICKS = 8  # sparsities that find room under a picture
 
 
-def styles(comparison: Comparison) -> dict[str, Style]:
+def styles(comparison: RecordedComparison) -> dict[str, Style]:
     """Return how each method and control looks, the same in every picture."""
     controls = comparison.controls
     return {name: Style.of(n, control=name in controls) for n, name in enumerate(comparison.labels)}
 
 
-def across(comparison: Comparison, analysis: Analysis, place: Place, key: str) -> list[Figure]:
+def figures_of_comparison(
+    comparison: RecordedComparison, analysis: ComparisonAnalysis, place: Place, key: str
+) -> list[Figure]:
     """Return the figures that compare the methods on one data set and model.
 
     Args:
@@ -53,7 +55,7 @@ def across(comparison: Comparison, analysis: Analysis, place: Place, key: str) -
     return figures
 
 
-def _differences(given: Sequence[Difference], analysis: Analysis, key: str) -> list[Figure]:
+def _differences(given: Sequence[Difference], analysis: ComparisonAnalysis, key: str) -> list[Figure]:
     captions = {
         "reference": (
             f"Difference to {analysis.reference}",
@@ -220,7 +222,7 @@ def _against_spent(summaries: Sequence[Summary], look: Mapping[str, Style], key:
     )
 
 
-def _epochs(runs: Sequence[Recorded], look: Mapping[str, Style]) -> Figure:
+def _epochs(runs: Sequence[RecordedRun], look: Mapping[str, Style]) -> Figure:
     rows: dict[str, list[float | None]] = {}
     last = max((level.level for recorded in runs for level in recorded.levels), default=0)
     for label in look:
@@ -244,7 +246,7 @@ def _epochs(runs: Sequence[Recorded], look: Mapping[str, Style]) -> Figure:
     )
 
 
-def _split(rows: Sequence[Row], look: Mapping[str, Style], key: str) -> Figure:
+def _split(rows: Sequence[TicketRow], look: Mapping[str, Style], key: str) -> Figure:
     parts, table = [], []
     for label in look:
         own = [row for row in rows if row.label == label]

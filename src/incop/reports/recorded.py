@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from incop.errors import IncopError, InputError, quoted
-from incop.records import MOST, Check, Level, Run, Spent
-from incop.reports.costs import Cost, costs_of_ticket
+from incop.record_json import MAX_COUNT
+from incop.records import Check, Level, Run, Spent
+from incop.reports.costs import TicketCost, costs_of_ticket
 from incop.rundir import RunDir, inside, is_file, read_json, read_toml
 
 __all__ = [
     "TOLERANCE",
-    "Comparison",
-    "Job",
-    "Recorded",
-    "Row",
+    "RecordedComparison",
+    "RecordedRun",
+    "RunEntry",
+    "TicketRow",
     "is_comparison",
     "read",
     "read_comparison",
@@ -33,7 +34,7 @@ MOST_JOBS = 10_000  # runs of a comparison
 
 
 @dataclass(frozen=True)
-class Job:
+class RunEntry:
     """One run of a comparison, done or not.
 
     Args:
@@ -60,7 +61,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedRun:
     """A run folder as it was read: the plan, the summary, and how the run is called.
 
     Args:
@@ -71,7 +72,7 @@ class Recorded:
     """
 
     path: Path
-    job: Job
+    job: RunEntry
     plan: Mapping[str, Any]
     run: Run
 
@@ -86,7 +87,7 @@ class Recorded:
 
 
 @dataclass(frozen=True)
-class Row:
+class TicketRow:
     """One reported ticket of a comparison.
 
     Args:
@@ -124,14 +125,14 @@ class Row:
     dense_test_accuracy: float | None
     epochs: tuple[float, ...]
     stop_reasons: tuple[str, ...]
-    search: Cost
-    total: Cost
-    in_all: Cost
+    search: TicketCost
+    total: TicketCost
+    in_all: TicketCost
     folder: str
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RecordedComparison:
     """A comparison as its folders tell it.
 
     Args:
@@ -145,9 +146,9 @@ class Comparison:
 
     title: str
     settings: Mapping[str, Any]
-    jobs: tuple[Job, ...]
-    runs: tuple[Recorded, ...]
-    rows: tuple[Row, ...]
+    jobs: tuple[RunEntry, ...]
+    runs: tuple[RecordedRun, ...]
+    rows: tuple[TicketRow, ...]
     notices: tuple[str, ...] = field(default=())
 
     @property
@@ -167,7 +168,7 @@ def is_comparison(folder: Path) -> bool:
     return is_file(folder / JOBS)
 
 
-def read(folders: Sequence[Path]) -> Recorded | Comparison:
+def read(folders: Sequence[Path]) -> RecordedRun | RecordedComparison:
     """Read one run, one comparison, or several runs as a comparison.
 
     Raises:
@@ -182,7 +183,7 @@ def read(folders: Sequence[Path]) -> Recorded | Comparison:
     return together(folders)
 
 
-def read_run(folder: Path, job: Job | None = None) -> Recorded:
+def read_run(folder: Path, job: RunEntry | None = None) -> RecordedRun:
     """Read a run folder; a run that is not finished is told by the levels it has.
 
     Raises:
@@ -203,8 +204,8 @@ def read_run(folder: Path, job: Job | None = None) -> Recorded:
         dense = {"test_accuracy": levels[0].test_accuracy} if levels else {}
         spent = Spent.total(level.spent for level in levels)
         run = Run(method, data, model, seed if type(seed) is int else 0, "running", dense, levels, spent, None, {})
-    called = job or Job(run.method, run.seed, run.data, run.model, str(folder))
-    return Recorded(Path(folder), called, plan, run)
+    called = job or RunEntry(run.method, run.seed, run.data, run.model, str(folder))
+    return RecordedRun(Path(folder), called, plan, run)
 
 
 def reported(levels: Sequence[Level]) -> list[Level]:
@@ -225,7 +226,7 @@ def reported(levels: Sequence[Level]) -> list[Level]:
     ]
 
 
-def read_comparison(folder: Path) -> Comparison:
+def read_comparison(folder: Path) -> RecordedComparison:
     """Read a comparison folder: `comparison.toml`, `jobs.json`, and the run folders it names.
 
     Raises:
@@ -235,7 +236,7 @@ def read_comparison(folder: Path) -> Comparison:
     settings = read_toml(inside(folder, settings_file)) if is_file(settings_file) else {}
     jobs = _jobs(inside(folder, folder / JOBS))
     notices: list[str] = []
-    runs: list[Recorded] = []
+    runs: list[RecordedRun] = []
     for job in jobs:
         name = f"{job.label} seed {job.seed} on {job.data}, {job.model}"
         if job.state != "done":
@@ -253,7 +254,7 @@ def read_comparison(folder: Path) -> Comparison:
         notices += [f"{name}: {sentence}" for sentence in _slowed(recorded.levels)]
     rows, missed = _rows(runs, _asked(settings))
     title = str(settings.get("name") or folder.resolve().name)
-    return Comparison(title, settings, tuple(jobs), tuple(runs), tuple(rows), (*notices, *missed))
+    return RecordedComparison(title, settings, tuple(jobs), tuple(runs), tuple(rows), (*notices, *missed))
 
 
 def _slowed(levels: Sequence[Level]) -> list[str]:
@@ -265,13 +266,13 @@ def _slowed(levels: Sequence[Level]) -> list[str]:
     ]
 
 
-def together(folders: Iterable[Path]) -> Comparison:
+def together(folders: Iterable[Path]) -> RecordedComparison:
     """Read several runs as one comparison; tickets are compared where their sparsities agree.
 
     Raises:
         InputError: a folder holds no run, or one is named twice.
     """
-    runs: list[Recorded] = []
+    runs: list[RecordedRun] = []
     seen: set[tuple[object, ...]] = set()
     paths: set[Path] = set()
     for folder in folders:
@@ -284,7 +285,7 @@ def together(folders: Iterable[Path]) -> Comparison:
             label = f"{run.method} ({folder.name})"
         seen.add((label, run.seed, run.data, run.model))
         state = {"finished": "done", "failed": "failed"}.get(run.status, "waiting")
-        job = Job(label, run.seed, run.data, run.model, str(folder), state=state, error=run.error)
+        job = RunEntry(label, run.seed, run.data, run.model, str(folder), state=state, error=run.error)
         runs.append(read_run(folder, job))
     done = [recorded for recorded in runs if recorded.run.status == "finished"]
     notices = [
@@ -294,10 +295,10 @@ def together(folders: Iterable[Path]) -> Comparison:
     ]
     rows, missed = _rows(done, [])
     jobs = tuple(recorded.job for recorded in runs)
-    return Comparison(f"{len(runs)} runs", {}, jobs, tuple(done), tuple(rows), (*notices, *missed))
+    return RecordedComparison(f"{len(runs)} runs", {}, jobs, tuple(done), tuple(rows), (*notices, *missed))
 
 
-def _jobs(file: Path) -> list[Job]:
+def _jobs(file: Path) -> list[RunEntry]:
     data = read_json(file)
     if not isinstance(data, list) or len(data) > MOST_JOBS:
         raise InputError(f"{str(file)!r} holds no list of at most {MOST_JOBS} runs: the file is damaged or was edited")
@@ -311,7 +312,7 @@ def _controlled(file: Path, value: object) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _job(file: Path, entry: object) -> Job:
+def _job(file: Path, entry: object) -> RunEntry:
     if not isinstance(entry, dict):
         raise InputError(f"{str(file)!r} lists {quoted(entry)}, which is no run: the file is damaged or was edited")
 
@@ -323,12 +324,12 @@ def _job(file: Path, entry: object) -> Job:
     seed: Any = entry.get("seed")
     sparsity: Any = entry.get("sparsity")
     ends = sparsity is None or (type(sparsity) in (int, float) and 0 <= sparsity <= 1)
-    if type(seed) is not int or not 0 <= seed <= MOST or not ends:
+    if type(seed) is not int or not 0 <= seed <= MAX_COUNT or not ends:
         raise InputError(
             f"{str(file)!r} lists a run with seed {quoted(seed)} and sparsity {quoted(sparsity)}: it is damaged"
         )
     control, error = entry.get("control_of"), entry.get("error")
-    return Job(
+    return RunEntry(
         text("label"),
         seed,
         text("data"),
@@ -357,8 +358,8 @@ def _is_sparsity(value: object) -> TypeGuard[float]:
 Place = tuple[str, str]
 
 
-def _rows(runs: Sequence[Recorded], asked: Sequence[float]) -> tuple[list[Row], list[str]]:
-    rows: dict[tuple[object, ...], Row] = {}
+def _rows(runs: Sequence[RecordedRun], asked: Sequence[float]) -> tuple[list[TicketRow], list[str]]:
+    rows: dict[tuple[object, ...], TicketRow] = {}
     missed: list[str] = []
     targets = _targets(runs, asked)
     for recorded in runs:
@@ -389,7 +390,7 @@ def _distance_to(target: float) -> Callable[[Level], float]:
     return lambda level: abs(level.sparsity - target)
 
 
-def _targets(runs: Sequence[Recorded], asked: Sequence[float]) -> dict[Place, tuple[bool, list[float]]]:
+def _targets(runs: Sequence[RecordedRun], asked: Sequence[float]) -> dict[Place, tuple[bool, list[float]]]:
     """Return, for each data set and model, whether sparsities were asked for, and which; else those that were met."""
     named: dict[Place, list[float]] = {}
     met: dict[Place, list[float]] = {}
@@ -416,13 +417,13 @@ def _apart(values: Iterable[float]) -> list[float]:
     return kept
 
 
-def _row(recorded: Recorded, level: Level, target: float) -> Row:
+def _row(recorded: RecordedRun, level: Level, target: float) -> TicketRow:
     run, job = recorded.run, recorded.job
     search, total, in_all = costs_of_ticket(run.levels, level.level)
     before = [other for other in run.levels if 0 < other.level < level.level]
     dense = run.dense.get("test_accuracy")
     assert level.test_accuracy is not None
-    return Row(
+    return TicketRow(
         label=job.label,
         control_of=job.control_of,
         data=job.data,

@@ -13,8 +13,8 @@ from incop.errors import InputError
 __all__ = [
     "MAX_BYTES",
     "MAX_EXAMPLES",
-    "Part",
-    "Parts",
+    "StoredPart",
+    "StoredParts",
     "carve_test",
     "check_count",
     "check_labels",
@@ -38,7 +38,7 @@ SMALL = 32 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class StoredPart:
     """One stored part of a data set: every label, and the images of chosen rows.
 
     Attributes:
@@ -56,12 +56,12 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class StoredParts:
     """The parts of a data set as stored; None where the source has no such part."""
 
-    train: Part
-    test: Part | None = None
-    validation: Part | None = None
+    train: StoredPart
+    test: StoredPart | None = None
+    validation: StoredPart | None = None
 
 
 def check_unpacked(where: str, announced: int, stored: int) -> None:
@@ -92,7 +92,7 @@ def check_count(where: str, count: int) -> None:
         raise InputError(f"{where} announces {count} examples, more than {MAX_EXAMPLES}: take a part of them")
 
 
-def held(images: Tensor, labels: Tensor, where: str) -> Part:
+def held(images: Tensor, labels: Tensor, where: str) -> StoredPart:
     """A part whose images are in memory already.
 
     Args:
@@ -111,10 +111,10 @@ def held(images: Tensor, labels: Tensor, where: str) -> Part:
             f"{where} holds {len(images)} images but {len(labels)} labels: the files probably belong to"
             " different data sets or one is incomplete; put matching files there"
         )
-    return Part(labels, lambda rows: images[rows], where)
+    return StoredPart(labels, lambda rows: images[rows], where)
 
 
-def pick(part: Part, rows: Tensor) -> Part:
+def pick(part: StoredPart, rows: Tensor) -> StoredPart:
     """The part made of the given rows of another.
 
     Args:
@@ -143,14 +143,14 @@ def every_fifth(count: int) -> Tensor:
     return torch.arange(count) % 5 == 4
 
 
-def carve_test(parts: Parts) -> Parts:
+def carve_test(parts: StoredParts) -> StoredParts:
     """The same parts with a test part; where there is none, every fifth training example becomes test.
 
     Args:
         parts: what a reader found.
 
     Returns:
-        Parts whose `test` is not None.
+        StoredParts whose `test` is not None.
 
     Raises:
         InputError: fewer than five examples to carve from.
@@ -167,7 +167,7 @@ def carve_test(parts: Parts) -> Parts:
     return replace(parts, train=train, test=test)
 
 
-def check_labels(parts: Parts) -> int:
+def check_labels(parts: StoredParts) -> int:
     """How many classes there are, once the labels are known to be sound.
 
     Args:

@@ -1,4 +1,4 @@
-"""The schedule: which run is handed to an engine when, what is believed of how it ended, and who gets another try; no torch.
+"""The dispatcher: which run is handed to an engine when, what is believed of how it ended, and who gets another try; no torch.
 
 Whether a run is finished is read from its folder and from nowhere else. An engine's or a worker's word is what one goes by only
 where the folder does not say.
@@ -18,7 +18,7 @@ from incop.experiments.signals import Interrupted, Signals
 from incop.locks import holder
 from incop.rundir import RunDir
 
-__all__ = ["KEPT", "Piece", "Schedule", "finished", "outlook"]
+__all__ = ["KEPT", "Dispatcher", "ScheduledRun", "finished", "outlook"]
 
 KEPT = "finished: kept"
 PAUSE = 0.2  # seconds in which a signal is seen
@@ -26,7 +26,7 @@ LOOK = 1.0  # seconds between two looks at the runs that are under way
 VISIBLE = 90.0  # seconds in which what a worker on another host has written is seen here
 
 
-class Piece(Protocol):
+class ScheduledRun(Protocol):
     """A run of a whole, made when its turn has come."""
 
     @property
@@ -49,28 +49,28 @@ class Piece(Protocol):
 
 @dataclass(eq=False)
 class Try:
-    """A piece in an engine's hands, or on its way there.
+    """A run in an engine's hands, or on its way there.
 
     Args:
-        piece: the run.
+        run: the run.
         task: as it is sent.
         lost: how often its worker was lost.
         last: how it was interrupted the last time; the same again is no progress.
         until: when a run that is said to be done must have been seen to be so.
     """
 
-    piece: Piece
+    run: ScheduledRun
     task: Task
     lost: int = 0
     last: str = ""
     until: float | None = None
 
 
-class Schedule:
-    """Carries out pieces on an engine, each once.
+class Dispatcher:
+    """Carries out runs on an engine, each once.
 
     Args:
-        pieces: in the order in which they are to be handed out; one that waits for others is passed over.
+        runs: in the order in which they are to be handed out; one that waits for others is passed over.
         engine: opened already.
         notice: told in a sentence what people should know at once, such as that a worker was lost.
         look: called every second with the tasks that are under way.
@@ -78,7 +78,7 @@ class Schedule:
 
     def __init__(
         self,
-        pieces: Iterable[Piece],
+        runs: Iterable[ScheduledRun],
         engine: Engine,
         *,
         notice: Callable[[str], None] | None = None,
@@ -87,14 +87,14 @@ class Schedule:
         self.engine = engine
         self.notice = notice or (lambda sentence: None)
         self.look = look
-        self._waiting = list(pieces)
+        self._waiting = list(runs)
         self._next: list[Try] = []
         self._running: dict[Any, Try] = {}
         self._elsewhere: list[Try] = []
         self._looked = 0.0
 
     def carry_out(self, signals: Signals) -> None:
-        """Go on until every piece has ended; at a signal, or an error, end what is under way with a checkpoint.
+        """Go on until every run has ended; at a signal, or an error, end what is under way with a checkpoint.
 
         Raises:
             Interrupted: a signal came.
@@ -114,26 +114,26 @@ class Schedule:
             raise
 
     def _turns(self) -> None:
-        """Make tasks of the pieces whose turn has come; those that are done need none."""
-        for piece in list(self._waiting):
+        """Make tasks of the runs whose turn has come; those that are done need none."""
+        for run in list(self._waiting):
             if self.engine.slots is not None and len(self._running) + len(self._next) >= self.engine.slots:
                 return
-            if not piece.ready():
+            if not run.ready():
                 continue
-            self._waiting.remove(piece)
+            self._waiting.remove(run)
             try:
-                task = piece.task()
+                task = run.task()
             except IncopError as error:
-                piece.ended(str(error))
+                run.ended(str(error))
                 continue
-            self._place(Try(piece, task))
+            self._place(Try(run, task))
 
     def _place(self, one: Try) -> None:
         folder = one.task.folder
         if finished(folder):
-            one.piece.ended(None)
+            one.run.ended(None)
         elif (who := holder(folder)) is not None:
-            self.notice(f"{one.piece.name} is under way already ({who}): waiting for it")
+            self.notice(f"{one.run.name} is under way already ({who}): waiting for it")
             self._elsewhere.append(one)
         else:
             if folder.exists() and not RunDir(folder).plan_file.is_file():
@@ -148,16 +148,16 @@ class Schedule:
             self._running.update(zip(handles, now, strict=True))
 
     def _decide(self, one: Try, ended: Ended) -> None:
-        again = f"{one.piece.name}: {ended.sentence}"
+        again = f"{one.run.name}: {ended.sentence}"
         if finished(one.task.folder):
-            one.piece.ended(None)
+            one.run.ended(None)
         elif ended.how == "done":  # on storage that shows it a little later
             one.until = time.monotonic() + VISIBLE
             self._elsewhere.append(one)
         elif ended.how == "busy":
             self._elsewhere.append(one)
         elif ended.how == "failed" or not self.engine.retries:
-            one.piece.ended(ended.sentence)
+            one.run.ended(ended.sentence)
         elif ended.how == "interrupted" and ended.sentence != one.last:
             one.last = ended.sentence
             self.notice(f"{again}; handed out again")
@@ -167,7 +167,7 @@ class Schedule:
             self.notice(f"{again}; it goes on from its checkpoint (try {one.lost + 1} of {self.engine.retries + 1})")
             self._next.append(one)
         else:
-            one.piece.ended(
+            one.run.ended(
                 f"{ended.sentence}, at the last of {self.engine.retries + 1} tries: the same command goes on with it"
             )
 
@@ -180,18 +180,18 @@ class Schedule:
         for one in list(self._elsewhere):
             if finished(one.task.folder):
                 self._elsewhere.remove(one)
-                one.piece.ended(None)
+                one.run.ended(None)
             elif holder(one.task.folder) is None and (one.until is None or now > one.until):
                 self._elsewhere.remove(one)
                 if one.until is None:
                     self._next.append(one)
                 else:
-                    one.piece.ended(
+                    one.run.ended(
                         f"its worker says that it is done, but {str(one.task.folder)!r} is not finished: the folder must lie on "
                         "storage that all hosts share"
                     )
         if self.look is not None:
-            self.look([(one.piece.name, one.task) for one in (*self._running.values(), *self._elsewhere)])
+            self.look([(one.run.name, one.task) for one in (*self._running.values(), *self._elsewhere)])
 
     def _withdraw(self) -> None:
         """End what is under way: after a checkpoint, or, at a second signal, at once."""
@@ -201,7 +201,7 @@ class Schedule:
                 for handle in self.engine.wait(self._running, PAUSE):
                     one = self._running.pop(handle)
                     if finished(one.task.folder):
-                        one.piece.ended(None)
+                        one.run.ended(None)
         except KeyboardInterrupt:
             self.engine.cancel(list(self._running), at_once=True)
             raise
@@ -209,25 +209,25 @@ class Schedule:
             self._running.clear()  # an engine that is gone cannot be told
 
 
-def outlook(pieces: Iterable[Piece]) -> list[tuple[Piece, str]]:
-    """Say of every piece what would become of it now: kept, waited for, gone on with, or new. Nothing is done or written."""
+def outlook(runs: Iterable[ScheduledRun]) -> list[tuple[ScheduledRun, str]]:
+    """Say of every run what would become of it now: kept, waited for, gone on with, or new. Nothing is done or written."""
     found = []
-    for piece in pieces:
+    for run in runs:
         state = "new"
-        if piece.ready():
+        if run.ready():
             try:
-                folder = piece.task().folder
+                folder = run.task().folder
             except IncopError as error:
                 state = f"cannot be: {error}"
             else:
                 if finished(folder):
                     state = KEPT
-                    piece.ended(None)
+                    run.ended(None)
                 elif (who := holder(folder)) is not None:
                     state = f"under way: {who}"
                 elif RunDir(folder).plan_file.is_file():
                     state = "goes on"
-        found.append((piece, state))
+        found.append((run, state))
     return found
 
 

@@ -15,7 +15,7 @@ from incop.errors import InputError
 from incop.experiments import replays
 from incop.records import Check, History, Level, Metric, Run, Spent
 from incop.rundir import RunDir
-from incop.scoring import Scoring
+from incop.validation_metric import ValidationMetric
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(60, 4, generator=GENERATOR)
@@ -57,10 +57,10 @@ def test_a_regression_is_searched_and_recorded_under_its_metrics_name():
     end = tickets[-1].record
     with torch.no_grad():
         by_hand = math.sqrt(float(((model(X[:40]) - NUMBERS[:40]) ** 2).mean()))
-    assert end.score == pytest.approx(by_hand)
-    assert end.score > 1
+    assert end.metric_value == pytest.approx(by_hand)
+    assert end.metric_value > 1
     assert (end.metric, end.val_accuracy) == (Metric("rmse", higher_is_better=False), None)
-    assert f"rmse {end.score:.4g}" in str(tickets[-1])
+    assert f"rmse {end.metric_value:.4g}" in str(tickets[-1])
     assert "accuracy" not in str(tickets[-1])
     assert tickets[1].record.epochs == 1  # the rule ended it at its first check
     assert "rmse" in tickets[1].record.stop_reason
@@ -114,7 +114,7 @@ def test_l1_and_several_labels_learn():
 )
 def test_restored_is_no_worse_in_the_metrics_own_direction(better, dense, now, drop, back):
     metric = Metric("m", better)
-    history = History((Check(1, 1, 1.0, score=now),), None, None, metric, dense)
+    history = History((Check(1, 1, 1.0, metric_value=now),), None, dense, metric)
     verdict = stopping.MetricRestored(drop)(history)
     assert verdict.stop is back
     assert verdict.reason.startswith("m ")
@@ -122,7 +122,7 @@ def test_restored_is_no_worse_in_the_metrics_own_direction(better, dense, now, d
 
 def test_without_a_metric_it_is_accuracy():
     for now, dense in ((0.95, 0.94), (0.93, 0.94), (0.94, 0.94)):
-        history = History((Check(1, 1, 1.0, accuracy=now),), None, dense)
+        history = History((Check(1, 1, 1.0, metric_value=now),), None, dense)
         assert stopping.MetricRestored()(history).stop == stopping.AccuracyRestored()(history).stop
 
 
@@ -143,26 +143,48 @@ def test_a_rule_of_accuracy_is_refused_where_another_metric_is_measured_before_a
         search(model, regression(), levels=1, rule=stopping.AccuracyRestored())
     with pytest.raises(InputError, match="what is measured is rmse: use MetricRestored"):
         Watch(net(1), metric=Metric("rmse", False), rule=stopping.AccuracyRestored())
-    with pytest.raises(InputError, match="needs reference_accuracy=, or metric= and reference_score="):
+    with pytest.raises(InputError, match="needs reference_accuracy=, or metric= and reference_value="):
         Watch(net(1), metric=Metric("rmse", False), rule=stopping.MetricRestored())
 
 
-def test_a_watch_takes_any_number_as_score_and_a_fraction_as_accuracy():
-    watch = Watch(net(1), metric=Metric("rmse", False), rule=stopping.MetricRestored(0.3), reference_score=3.0)
-    assert not watch.look(score=3.4).stop
-    assert watch.look(score=lambda: 3.2).stop
+def test_a_watch_takes_any_number_and_a_fraction_as_accuracy():
+    watch = Watch(net(1), metric=Metric("rmse", False), rule=stopping.MetricRestored(0.3), reference_value=3.0)
+    assert not watch.look(metric_value=3.4).stop
+    assert watch.look(metric_value=lambda: 3.2).stop
     assert watch.spent.probe_seconds > 0
-    with pytest.raises(InputError, match="accuracy is a fraction"):
-        watch.look(accuracy=3.2)
-    with pytest.raises(InputError, match="was given no metric="):
+    with pytest.raises(InputError, match=r"what is measured is rmse; give its value as metric_value="):
+        watch.look(accuracy=0.9)
+    for named in ("accuracy", "metric_value"):
+        with pytest.raises(InputError, match=rf"look\({named}=93.0\): accuracy is a fraction.*give metric=Metric"):
+            Watch(net(1)).look(**{named: 93.0})
+    with pytest.raises(InputError, match="two values of one metric, the accuracy: give one"):
+        Watch(net(1)).look(accuracy=0.9, metric_value=0.9)
+
+
+def test_accuracy_is_one_metric_of_which_more_is_better():
+    by_name = Watch(net(1), metric=Metric("accuracy", True), rule=stopping.MetricRestored(0.1), reference_value=0.9)
+    by_default = Watch(net(1), rule=stopping.AccuracyRestored(0.1), reference_accuracy=0.9)
+    for watch in (by_name, by_default):
+        assert not watch.look(accuracy=0.7).stop
+        assert watch.look(metric_value=0.8).reason == "accuracy 0.8000 back at 0.8000"
+        assert watch.checks[-1].accuracy == watch.checks[-1].metric_value == 0.8
+        assert watch.checks[-1].to_json()["accuracy"] == 0.8
+    with pytest.raises(InputError, match="'accuracy' of which less is better: give it another name"):
+        Metric("accuracy", higher_is_better=False)
+
+
+def test_names_that_arguments_no_longer_have_say_the_new_one():
+    with pytest.raises(InputError, match=r"^score= is now called metric_value=$"):
         Watch(net(1)).look(score=3.2)
+    with pytest.raises(InputError, match=r"^reference_score= is now called reference_value=$"):
+        Watch(net(1), reference_score=3.2)
 
 
 def test_looks_for_the_metric_are_charged_where_a_rule_needs_them():
     model, trainer = net(1), regression()
     reference = 3.0
     for rule, probed in ((stopping.MetricRestored(), 40), (stopping.AfterEpochs(1), 0)):
-        watch = Watch(model, metric=trainer.measures, rule=rule, reference_score=reference, level=1)
+        watch = Watch(model, metric=trainer.measures, rule=rule, reference_value=reference, level=1)
         regression(epochs=1).fit(model, Masks.full(model), watch)
         assert watch.spent.probe_samples == probed
         assert watch.spent.record_samples == 40 - probed
@@ -171,14 +193,10 @@ def test_looks_for_the_metric_are_charged_where_a_rule_needs_them():
 # --- records -----------------------------------------------------------------------------------------------------------------
 
 
-def test_records_there_and_back_and_old_ones_read():
-    level = Level(
-        1, 0.2, 0.2, 10, 1.0, 5, 50, 0.1, 0.0, 0, None, "why", "init", metric=Metric("rmse", False), score=3.2
-    )
+def test_records_there_and_back():
+    level = Level(1, 0.2, 0.2, 10, 1.0, 5, 50, 0.1, 0.0, 0, 3.2, "why", "init", metric=Metric("rmse", False))
     assert Level.from_json(json.loads(json.dumps(level.to_json()))) == level
-    old = {k: v for k, v in level.to_json().items() if k not in ("metric", "score")}
-    assert Level.from_json({**old, "val_accuracy": 0.9}).score is None
-    check = Check(1, 1, 1.0, score=math.inf)
+    check = Check(1, 1, 1.0, metric_value=math.inf, metric="rmse")
     assert Check.from_json(json.loads(json.dumps(check.to_json()))) == check
     with pytest.raises(InputError, match=r"under 'Metric.higher_is_better'"):
         Level.from_json({**level.to_json(), "metric": {"name": "rmse", "higher_is_better": "no"}})
@@ -191,10 +209,10 @@ def test_a_recorded_run_is_replayed_by_its_metric(tmp_path):
     found = replays.replay(run, stopping.MetricRestored(drop=1000.0))
     assert [(one.epochs, one.stopped) for one in found] == [(1.0, True), (1.0, True)]
     found = replays.replay(run, stopping.parse("metric within 0"))
-    dense = run.levels()[0].score
+    dense = run.levels()[0].metric_value
     for one in found:
-        scores = [c.score for c in run.checks() if c.level == one.level]
-        assert one.stopped == any(score <= dense + 1e-9 * max(dense, 1) for score in scores)
+        values = [c.metric_value for c in run.checks() if c.level == one.level]
+        assert one.stopped == any(value <= dense + 1e-9 * max(dense, 1) for value in values)
     with pytest.raises(InputError, match="needs the accuracy"):
         replays.replay(run, stopping.AccuracyRestored())
 
@@ -209,7 +227,7 @@ def test_tables_show_it_under_its_name(tmp_path, capsys):
     run.write_plan({"model": "mine"})
     run.write_summary(Run("mine", "mine", "mine", 0, "finished", dense, tuple(levels), spent, None, {}))
     assert main(["show", str(run.path)]) == 0
-    assert f"rmse {levels[-1].score:.4g}" in capsys.readouterr().out
+    assert f"rmse {levels[-1].metric_value:.4g}" in capsys.readouterr().out
     assert main(["report", str(run.path), "--format", "json"]) == 0
     assert '"metric": "rmse"' in capsys.readouterr().out
     assert main(["report", str(run.path)]) == 0
@@ -226,7 +244,7 @@ def test_a_resumed_search_knows_the_dense_networks_score():
     whole = list(search(net(1), regression(), levels=2, rewind="init", rule=rule, on_state=on_state))
     later = next(state for state in taken if state["level"] == 1 and state["watch/step"] == 2)
     rest = list(search(net(1), regression(), levels=2, rewind="init", rule=rule, resume=later))
-    assert [t.record.score for t in rest] == [t.record.score for t in whole[1:]]
+    assert [t.record.metric_value for t in rest] == [t.record.metric_value for t in whole[1:]]
     assert [t.record.stop_reason for t in rest] == [t.record.stop_reason for t in whole[1:]]
 
 
@@ -320,17 +338,17 @@ def test_an_object_that_gathers_batch_by_batch():
 
 
 def test_names_of_metrics():
-    assert Scoring.of(lambda o, t: 0.0, True).metric.name == "metric"
-    assert Scoring.of(nn.L1Loss(), False).metric.name == "L1Loss"
+    assert ValidationMetric.of(lambda o, t: 0.0, True).metric.name == "metric"
+    assert ValidationMetric.of(nn.L1Loss(), False).metric.name == "L1Loss"
 
 
 # --- accuracy ----------------------------------------------------------------------------------------------------------------
 
 
 def accuracy(output, target):
-    with Scoring().over_a_split() as score:
-        score.add(output, target)
-        return score.value()
+    with ValidationMetric().over_a_split() as running:
+        running.add(output, target)
+        return running.value()
 
 
 def test_accuracy_of_tokens_leaves_ignored_targets_out():

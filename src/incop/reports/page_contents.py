@@ -8,14 +8,14 @@ from typing import Any
 
 from incop.errors import InputError
 from incop.records import only_incop
-from incop.reports.across import across
-from incop.reports.compare import Comparison, Recorded, reported
+from incop.reports.comparison_figures import figures_of_comparison
 from incop.reports.costs import costs_of_ticket
 from incop.reports.exported import exported
-from incop.reports.inside import accuracies, inside, spending
 from incop.reports.page import Fact, Page, Section, render
+from incop.reports.recorded import RecordedComparison, RecordedRun, reported
 from incop.reports.replayed import Replay, section
-from incop.reports.statistics import MARGIN, Analysis, analyse
+from incop.reports.run_figures import accuracies, figures_of_run, spending
+from incop.reports.statistics import MARGIN, ComparisonAnalysis, analyse
 from incop.reports.tables import Table, level_table, shown
 from incop.reports.verdict import of_comparison, of_run, points
 
@@ -24,7 +24,7 @@ __all__ = ["html", "page_of"]
 MOST_INSIDE = 8  # runs whose inside is drawn on a page; each takes two pictures
 
 
-def html(subject: Recorded | Comparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> str:
+def html(subject: RecordedRun | RecordedComparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> str:
     """Return the page of a run or a comparison.
 
     Args:
@@ -38,22 +38,24 @@ def html(subject: Recorded | Comparison, *, margin: float = MARGIN, replays: Seq
     return render(page_of(subject, margin=margin, replays=replays))
 
 
-def page_of(subject: Recorded | Comparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> Page:
+def page_of(
+    subject: RecordedRun | RecordedComparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()
+) -> Page:
     """Return what goes on the page; see `html`."""
     again = [section(replays)] if replays else []
-    return _of_run(subject, again) if isinstance(subject, Recorded) else _of_comparison(subject, margin, again)
+    return _of_run(subject, again) if isinstance(subject, RecordedRun) else _of_comparison(subject, margin, again)
 
 
 def _pairs(title: str, values: Mapping[str, Any]) -> Table:
     return Table(title, [{"key": key, "value": value} for key, value in values.items()])
 
 
-def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
+def _of_run(recorded: RecordedRun, again: Sequence[Section]) -> Page:
     run = recorded.run
     sections = []
     if run.levels:
         sections.append(Section("Accuracy and cost", figures=(accuracies(recorded), *spending(recorded))))
-    figures = inside(recorded, "run")
+    figures = figures_of_run(recorded, "run")
     if figures:
         sections.append(Section("Flow and layers", figures=figures))
     sections += again
@@ -78,7 +80,7 @@ def _of_run(recorded: Recorded, again: Sequence[Section]) -> Page:
     )
 
 
-def _run_facts(recorded: Recorded) -> list[Fact]:
+def _run_facts(recorded: RecordedRun) -> list[Fact]:
     tickets = reported(recorded.levels)
     if not tickets:
         return []
@@ -97,19 +99,19 @@ def _run_facts(recorded: Recorded) -> list[Fact]:
     ]
 
 
-def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Section]) -> Page:
+def _of_comparison(comparison: RecordedComparison, margin: float, again: Sequence[Section]) -> Page:
     analysis = analyse(comparison, margin=margin)
     places = list(dict.fromkeys((job.data, job.model) for job in comparison.jobs))
     sections = []
     for number, place in enumerate(places):
-        figures = across(comparison, analysis, place, f"p{number}")
+        figures = figures_of_comparison(comparison, analysis, place, f"p{number}")
         if figures:
             sections.append(Section(f"{place[0]} · {place[1]}", figures=figures))
     sections += _insides(comparison)
     sections += again
     sections.append(Section("All numbers", folded=(_tickets(comparison), _runs(comparison))))
     environment = next((r.run.environment for r in comparison.runs if r.run.environment), {})
-    told = [_pairs("Comparison", comparison.settings)] if comparison.settings else []
+    told = [_pairs("RecordedComparison", comparison.settings)] if comparison.settings else []
     told += [_pairs("Environment of the first run", environment)] if environment else []
     sections.append(Section("Settings", tables=told))
     return Page(
@@ -123,7 +125,7 @@ def _of_comparison(comparison: Comparison, margin: float, again: Sequence[Sectio
     )
 
 
-def _commands(comparison: Comparison) -> list[str]:
+def _commands(comparison: RecordedComparison) -> list[str]:
     if not comparison.settings:
         found = (only_incop(r.run.command) for r in comparison.runs)
         return list(dict.fromkeys(command for command in found if command))
@@ -132,9 +134,9 @@ def _commands(comparison: Comparison) -> list[str]:
     return [f"incop compare {shlex.quote(f'{comparison.title}/comparison.toml')} --out NEW_FOLDER"]
 
 
-def _insides(comparison: Comparison) -> list[Section]:
+def _insides(comparison: RecordedComparison) -> list[Section]:
     """Draw the inside of one run for each method, data set and model: the lowest seed that has a flow."""
-    chosen: dict[tuple[str, str, str], Recorded] = {}
+    chosen: dict[tuple[str, str, str], RecordedRun] = {}
     for recorded in sorted(comparison.runs, key=lambda r: (r.job.seed, -(r.job.sparsity or 0.0))):
         job = recorded.job
         if not job.control_of and any(level.flow is not None for level in recorded.levels):
@@ -144,7 +146,7 @@ def _insides(comparison: Comparison) -> list[Section]:
     for number, recorded in enumerate(ordered[:MOST_INSIDE]):
         job = recorded.job
         try:
-            figures = inside(recorded, f"i{number}")
+            figures = figures_of_run(recorded, f"i{number}")
         except InputError:  # its checks are damaged; what is compared does not need them
             continue
         sections.append(
@@ -158,7 +160,7 @@ def _insides(comparison: Comparison) -> list[Section]:
     return sections
 
 
-def _tickets(comparison: Comparison) -> Table:
+def _tickets(comparison: RecordedComparison) -> Table:
     rows = [
         {
             "method": row.label,
@@ -182,7 +184,7 @@ def _tickets(comparison: Comparison) -> Table:
     return Table("Every reported ticket", rows)
 
 
-def _runs(comparison: Comparison) -> Table:
+def _runs(comparison: RecordedComparison) -> Table:
     rows = [
         {
             "method": job.label,
@@ -200,7 +202,7 @@ def _runs(comparison: Comparison) -> Table:
     return Table("Every run", rows)
 
 
-def _comparison_facts(comparison: Comparison, analysis: Analysis) -> list[Fact]:
+def _comparison_facts(comparison: RecordedComparison, analysis: ComparisonAnalysis) -> list[Fact]:
     done, seeds = len(comparison.runs), sorted({job.seed for job in comparison.jobs})
     names = comparison.labels
     controls = len(comparison.controls)

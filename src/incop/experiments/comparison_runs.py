@@ -1,4 +1,4 @@
-"""The runs of a comparison as a schedule takes them: what each waits for, its plan, its folder."""
+"""The runs of a comparison: what each waits for, its plan, its folder; each is a process of its own."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import tomli_w
 
 from incop.errors import IncopError, InputError
-from incop.experiments import runs
+from incop.experiments import engines, runs
+from incop.experiments.comparison import Comparison, Job, jobs_of
 from incop.experiments.controls import Cost, Label
+from incop.experiments.dispatch import Dispatcher, ScheduledRun
 from incop.experiments.engines import Engine, Task, worker
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import resolve
 from incop.experiments.run_levels import dense_plan
-from incop.experiments.schedule import Piece
-from incop.rundir import RunDir, write_atomically
+from incop.experiments.signals import Signals
+from incop.locks import LOCK, Lock
+from incop.rundir import RunDir, inside, write_atomically
 
-if TYPE_CHECKING:
-    from incop.experiments.comparisons import Comparison, Job
-
-__all__ = ["GUESS", "Dense", "Follow", "Run", "Whole", "identity", "pieces_of"]
+__all__ = ["GUESS", "ComparisonRuns", "DenseRun", "Follow", "MethodRun", "compare", "identity", "scheduled_runs"]
 
 GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
 # where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
@@ -39,7 +40,7 @@ def identity(plan: Plan) -> str:
 
 
 @dataclass
-class Whole:
+class ComparisonRuns:
     """A comparison being carried out, or looked at before it is."""
 
     comparison: Comparison
@@ -73,10 +74,10 @@ class Whole:
 
 
 @dataclass
-class Dense:
+class DenseRun:
     """The dense level that all runs of a place share, with every rewind point they need."""
 
-    whole: Whole
+    whole: ComparisonRuns
     place: tuple[str, str, int]
     folder: str = ""
     done: bool = False
@@ -118,13 +119,13 @@ class Dense:
 
 
 @dataclass
-class Run:
+class MethodRun:
     """A run of a method or a control."""
 
-    whole: Whole
+    whole: ComparisonRuns
     job: Job
-    dense: Dense
-    other: Run | None = None  # whose cost it matches
+    dense: DenseRun
+    other: MethodRun | None = None  # whose cost it matches
 
     @property
     def name(self) -> str:
@@ -163,10 +164,10 @@ class Run:
         self.whole.told(self.job)
 
 
-def pieces_of(whole: Whole) -> list[Piece]:
+def scheduled_runs(whole: ComparisonRuns) -> list[ScheduledRun]:
     """Return the dense levels and the runs of a comparison, in the order in which they are begun where nothing waits."""
-    dense = {place: Dense(whole, place) for place in dict.fromkeys(job.place for job in whole.jobs)}
-    runs_ = [Run(whole, job, dense[job.place]) for job in whole.jobs]
+    dense = {place: DenseRun(whole, place) for place in dict.fromkeys(job.place for job in whole.jobs)}
+    runs_ = [MethodRun(whole, job, dense[job.place]) for job in whole.jobs]
     for one in runs_:
         if one.job.label.needs_cost:
             # a method that takes a run for each sparsity has one at the same
@@ -177,3 +178,79 @@ def pieces_of(whole: Whole) -> list[Piece]:
                 and other.job.sparsity in (None, one.job.sparsity)
             )
     return [*dense.values(), *runs_]
+
+
+def compare(
+    comparison: Comparison,
+    out: str | Path,
+    *,
+    jobs: int | None = None,
+    engine: Engine | None = None,
+    tell: Callable[[Job, int, int], None] | None = None,
+    follow: Follow | None = None,
+    notice: Callable[[str], None] | None = None,
+    look: Callable[[Sequence[tuple[str, Task]]], None] | None = None,
+) -> list[Job]:
+    """Carry out a comparison, or what is missing of it, and return its jobs with how each ended.
+
+    Every run is a process of its own and a folder under `out/runs`, named by the hash of its plan: what is finished there
+    is not done again, what was cut off is gone on with, what another process is at is waited for. A run that fails or dies does
+    not stop the others. At ctrl-C or SIGTERM the runs write their checkpoints; at a second they are ended at once.
+
+    Args:
+        comparison: what is compared.
+        out: the comparison's folder; made when it is absent, continued when it holds one.
+        jobs: how many runs at once on this machine; each has an equal share of the cores. Default: one.
+        engine: what carries the runs out, in place of this machine; see `engines.named`.
+        tell: called with (job, how many are done, how many there are) when a job ends.
+        follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
+        notice: told in a sentence when a worker was lost, or a run is waited for.
+        look: called every second with the names and tasks that are under way.
+
+    Raises:
+        InputError: the comparison cannot be carried out, or the folder is in other use.
+        Interrupted: a signal came.
+    """
+    comparison.check()
+    engine = engine if engine is not None else engines.named("local", jobs=jobs)
+    # another host is in another working directory
+    folder = _folder(Path(out) if engine.name == "local" else Path(out).absolute())
+    whole = ComparisonRuns(comparison, folder, jobs_of(comparison), engine, follow)
+    ended = 0
+
+    def told(job: Job) -> None:
+        nonlocal ended
+        whole.write_jobs()
+        ended += 1
+        if tell is not None:
+            tell(job, ended, len(whole.jobs))
+
+    whole.told = told
+    with Lock(folder), Signals("interrupted: the same command goes on with what is missing") as signals:
+        write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
+        whole.write_jobs()
+        engine.open(folder)
+        try:
+            Dispatcher(scheduled_runs(whole), engine, notice=notice, look=look).carry_out(signals)
+        finally:
+            for job in whole.jobs:
+                job.state = "waiting" if job.state == "running" else job.state
+            whole.write_jobs()
+            engine.close()
+    return whole.jobs
+
+
+def _folder(out: Path) -> Path:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{str(out)!r} is a file: choose another folder with --out")
+    entries = [entry for entry in out.iterdir() if not entry.name.startswith(LOCK)] if out.is_dir() else []
+    if entries and not (out / "comparison.toml").is_file():
+        raise InputError(f"the folder {str(out)!r} is not empty and holds no comparison: choose another with --out")
+    if out.is_dir():  # what is cut off is removed and trained again: never through a stranger's link
+        for entry in (out / "runs", *((out / "runs").glob("*"))):
+            inside(out, entry)
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the folder {str(out)!r} cannot be made: {error.strerror or error}") from error
+    return out

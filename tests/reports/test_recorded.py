@@ -5,8 +5,8 @@ import pytest
 
 from incop.errors import InputError
 from incop.records import Level
-from incop.reports.compare import Comparison, Recorded, read, read_comparison, read_run, reported, together
-from incop.reports.costs import Cost, costs_of_ticket, samples_per_epoch
+from incop.reports.costs import TicketCost, costs_of_ticket, samples_per_epoch
+from incop.reports.recorded import RecordedComparison, RecordedRun, read, read_comparison, read_run, reported, together
 from incop.rundir import RunDir
 
 from .conftest import BUDGET, METHODS, TARGETS, level_of, read_jobs, write_comparison, write_jobs, write_run
@@ -45,8 +45,8 @@ def test_training_flops_are_three_forward_passes_a_sample(run_folder):
 
 
 def test_costs_add_and_what_is_not_known_stays_unknown():
-    assert (Cost(epochs=1, flops=2) + Cost(epochs=2, flops=3)).flops == 5
-    assert (Cost(flops=None) + Cost(flops=3)).flops is None
+    assert (TicketCost(epochs=1, flops=2) + TicketCost(epochs=2, flops=3)).flops == 5
+    assert (TicketCost(flops=None) + TicketCost(flops=3)).flops is None
 
 
 def test_reported_are_the_last_those_trained_on_and_those_with_their_whole_budget():
@@ -118,7 +118,7 @@ def test_several_runs_are_one_comparison(tmp_path):
     folders += [write_run(tmp_path / "b0", seed=0, epochs=4.0), write_run(tmp_path / "l", method="lth", epochs=BUDGET)]
     folders += [write_run(tmp_path / "f", seed=9, status="failed", error="boom")]
     comparison = read(folders)
-    assert isinstance(comparison, Comparison)
+    assert isinstance(comparison, RecordedComparison)
     assert comparison.labels == ("incop-if", "incop-if (b0)", "lth")
     assert {row.target for row in comparison.rows} == {0.5, 0.8, 0.9}
     assert {row.target for row in comparison.rows if row.label != "lth"} == {0.9}
@@ -130,7 +130,7 @@ def test_several_runs_are_one_comparison(tmp_path):
 def test_a_run_without_a_summary_is_told_by_its_levels(run_folder):
     (run_folder / "summary.json").unlink()
     recorded = read([run_folder])
-    assert isinstance(recorded, Recorded)
+    assert isinstance(recorded, RecordedRun)
     assert recorded.run.status == "running"
     assert len(recorded.levels) == 4
 

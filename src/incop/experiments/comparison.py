@@ -1,31 +1,21 @@
-"""Comparisons: methods × seeds × (data, model), one dense level per seed, each run a process and a run folder."""
+"""A comparison: methods × seeds × (data, model), and the runs it consists of."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from incop.errors import InputError
-from incop.experiments import engines
 from incop.experiments.controls import Cost, Label, default_controls
-from incop.experiments.engines import Engine, Task
-from incop.experiments.pieces import Follow, Whole, pieces_of
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import resolve
-from incop.experiments.schedule import Schedule
-from incop.experiments.signals import Signals
-from incop.locks import LOCK, Lock
-from incop.rundir import inside, write_atomically
 
-__all__ = ["Comparison", "Job", "compare", "jobs_of", "pair"]
+__all__ = ["Comparison", "Job", "jobs_of", "pair"]
 
-MOST_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
+MAX_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
 
 @dataclass(frozen=True)
@@ -109,7 +99,7 @@ class Comparison:
         frame = Plan(data=data, model=model, seed=seed, sparsity=sparsity, ticket_at=on_the_way)
         # A method's own keys give way to what the user says for all runs; a control's keys are what makes it one.
         said = self.plan if label.kind == "method" else Plan()
-        return frame.over(said).over(own).over(self.plan).over(Plan(levels=MOST_LEVELS))
+        return frame.over(said).over(own).over(self.plan).over(Plan(levels=MAX_LEVELS))
 
     def to_toml(self) -> dict[str, Any]:
         """Return the keys of `comparison.toml`."""
@@ -227,79 +217,3 @@ def jobs_of(comparison: Comparison) -> list[Job]:
                 for end in ends
             ]
     return jobs
-
-
-def compare(
-    comparison: Comparison,
-    out: str | Path,
-    *,
-    jobs: int | None = None,
-    engine: Engine | None = None,
-    tell: Callable[[Job, int, int], None] | None = None,
-    follow: Follow | None = None,
-    notice: Callable[[str], None] | None = None,
-    look: Callable[[Sequence[tuple[str, Task]]], None] | None = None,
-) -> list[Job]:
-    """Carry out a comparison, or what is missing of it, and return its jobs with how each ended.
-
-    Every run is a process of its own and a folder under `out/runs`, named by the hash of its plan: what is finished there
-    is not done again, what was cut off is gone on with, what another process is at is waited for. A run that fails or dies does
-    not stop the others. At ctrl-C or SIGTERM the runs write their checkpoints; at a second they are ended at once.
-
-    Args:
-        comparison: what is compared.
-        out: the comparison's folder; made when it is absent, continued when it holds one.
-        jobs: how many runs at once on this machine; each has an equal share of the cores. Default: one.
-        engine: what carries the runs out, in place of this machine; see `engines.named`.
-        tell: called with (job, how many are done, how many there are) when a job ends.
-        follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
-        notice: told in a sentence when a worker was lost, or a run is waited for.
-        look: called every second with the names and tasks that are under way.
-
-    Raises:
-        InputError: the comparison cannot be carried out, or the folder is in other use.
-        Interrupted: a signal came.
-    """
-    comparison.check()
-    engine = engine if engine is not None else engines.named("local", jobs=jobs)
-    # another host is in another working directory
-    folder = _folder(Path(out) if engine.name == "local" else Path(out).absolute())
-    whole = Whole(comparison, folder, jobs_of(comparison), engine, follow)
-    ended = 0
-
-    def told(job: Job) -> None:
-        nonlocal ended
-        whole.write_jobs()
-        ended += 1
-        if tell is not None:
-            tell(job, ended, len(whole.jobs))
-
-    whole.told = told
-    with Lock(folder), Signals("interrupted: the same command goes on with what is missing") as signals:
-        write_atomically(folder / "comparison.toml", tomli_w.dumps(comparison.to_toml()).encode())
-        whole.write_jobs()
-        engine.open(folder)
-        try:
-            Schedule(pieces_of(whole), engine, notice=notice, look=look).carry_out(signals)
-        finally:
-            for job in whole.jobs:
-                job.state = "waiting" if job.state == "running" else job.state
-            whole.write_jobs()
-            engine.close()
-    return whole.jobs
-
-
-def _folder(out: Path) -> Path:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{str(out)!r} is a file: choose another folder with --out")
-    entries = [entry for entry in out.iterdir() if not entry.name.startswith(LOCK)] if out.is_dir() else []
-    if entries and not (out / "comparison.toml").is_file():
-        raise InputError(f"the folder {str(out)!r} is not empty and holds no comparison: choose another with --out")
-    if out.is_dir():  # what is cut off is removed and trained again: never through a stranger's link
-        for entry in (out / "runs", *((out / "runs").glob("*"))):
-            inside(out, entry)
-    try:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the folder {str(out)!r} cannot be made: {error.strerror or error}") from error
-    return out

@@ -10,8 +10,9 @@ import pytest
 
 from incop.cli import main
 from incop.errors import InputError
-from incop.experiments import comparisons
-from incop.experiments.comparisons import Comparison, compare, jobs_of
+from incop.experiments.comparison import Comparison, jobs_of
+from incop.experiments.comparison_runs import compare
+from incop.experiments.controls import Cost
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 
@@ -91,9 +92,9 @@ def test_matched_controls_cost_what_their_method_cost(done):
     folder, _, _ = done
     runs = {(j["label"], j["seed"], j["sparsity"]): RunDir.open(folder / j["folder"]).levels() for j in entries(folder)}
     for seed in (0, 1):
-        cost = comparisons.Cost.of(runs["incop-if", seed, None], 0.5)
+        cost = Cost.of(runs["incop-if", seed, None], 0.5)
         for label, sparsity in (("oneshot=incop-if", 0.5), ("gradual=incop-if", 0.5)):
-            own = comparisons.Cost.of(runs[label, seed, sparsity], 0.5)
+            own = Cost.of(runs[label, seed, sparsity], 0.5)
             assert own.total == pytest.approx(cost.total, abs=1.5), label  # whole steps of 3 an epoch, 20 levels
 
 

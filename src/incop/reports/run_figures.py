@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from incop.records import Check, Level
-from incop.reports.compare import Recorded
 from incop.reports.costs import level_cost, samples_per_epoch
 from incop.reports.drawing import Style
 from incop.reports.page import Figure, Heat
 from incop.reports.plots import Series, Track, bars, distances, lines
+from incop.reports.recorded import RecordedRun
 from incop.reports.tables import Table
 
-__all__ = ["accuracies", "inside", "spending", "threshold", "tracks"]
+__all__ = ["accuracies", "figures_of_run", "spending", "threshold", "tracks"]
 
 MOST_LINES = 8  # layers that one picture can tell apart; of more, the heat table says more
 MOST_CHECKS = 300  # rows of the table of checks on a page
 
 
-def threshold(recorded: Recorded) -> float | None:
+def threshold(recorded: RecordedRun) -> float | None:
     """Return the distance below which the rule of the run's plan calls the flow restored; None without such a rule.
 
     A relative one is turned into a distance by the norm of the dense network's flow.
@@ -67,7 +67,7 @@ def _is_budget(check: Check) -> bool:
     return check.verdict is not None and check.verdict.rule.startswith("after ")
 
 
-def inside(recorded: Recorded, key: str) -> list[Figure]:
+def figures_of_run(recorded: RecordedRun, key: str) -> list[Figure]:
     """Return the figures of what happened inside a run.
 
     Args:
@@ -97,7 +97,7 @@ def inside(recorded: Recorded, key: str) -> list[Figure]:
     return figures
 
 
-def _distances(recorded: Recorded, checks: Sequence[Check], drawn: Sequence[Track], key: str) -> Figure:
+def _distances(recorded: RecordedRun, checks: Sequence[Check], drawn: Sequence[Track], key: str) -> Figure:
     within = threshold(recorded)
     lost = sum(not math.isfinite(y) for track in drawn for y in track.y)
     note = f" {lost} check{'s' if lost != 1 else ''} without a finite distance cannot be drawn." if lost else ""
@@ -170,7 +170,7 @@ def _by_name(given: Sequence[Mapping[str, float]]) -> dict[str, list[float | Non
     return {name: [values.get(name) for values in given] for name in names}
 
 
-def accuracies(recorded: Recorded) -> Figure:
+def accuracies(recorded: RecordedRun) -> Figure:
     """Return the figure of accuracy against sparsity of one run."""
     levels = recorded.levels
     x = [level.sparsity for level in levels]
@@ -204,7 +204,7 @@ def accuracies(recorded: Recorded) -> Figure:
     )
 
 
-def spending(recorded: Recorded) -> list[Figure]:
+def spending(recorded: RecordedRun) -> list[Figure]:
     """Return the figures of what each level of one run has cost."""
     levels = recorded.levels
     per_epoch = samples_per_epoch(levels)

@@ -1,4 +1,4 @@
-"""What the schedule makes of an engine's word and of the folders, on an engine that does as it is told."""
+"""What the dispatcher makes of an engine's word and of the folders, on an engine that does as it is told."""
 
 import os
 import signal
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from incop.errors import IncopError, InputError
-from incop.experiments import schedule
+from incop.experiments import dispatch
+from incop.experiments.dispatch import KEPT, Dispatcher, outlook
 from incop.experiments.engines import Ended, Task
 from incop.experiments.plan import Plan
-from incop.experiments.schedule import KEPT, Schedule, outlook
 from incop.experiments.signals import Interrupted, Signals
 from incop.locks import Lock
 from incop.records import Run, Spent
@@ -88,13 +88,13 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(schedule, "LOOK", 0.01)
+    monkeypatch.setattr(dispatch, "LOOK", 0.01)
 
 
 def carry_out(pieces, engine, **more):
     notices = []
     with Signals("interrupted") as signals:
-        Schedule(pieces, engine, notice=notices.append, **more).carry_out(signals)
+        Dispatcher(pieces, engine, notice=notices.append, **more).carry_out(signals)
     return notices
 
 
@@ -252,12 +252,12 @@ def test_a_run_that_comes_back_waits_for_a_slot_like_others(tmp_path):
 
 
 def test_what_is_said_to_be_done_is_waited_for_until_it_is_seen(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "VISIBLE", 5.0)
+    monkeypatch.setattr(dispatch, "VISIBLE", 5.0)
     threading.Timer(0.3, lambda: finish(tmp_path / "p")).start()
     part, engine = Part(tmp_path, "p"), Scripted({"p": ["done"]})
     carry_out([part], engine)
     assert (part.told, engine.submitted) == ([None], ["p"])
-    monkeypatch.setattr(schedule, "VISIBLE", 0.05)
+    monkeypatch.setattr(dispatch, "VISIBLE", 0.05)
     part = Part(tmp_path, "q")
     carry_out([part], Scripted({"q": ["done"]}))
     assert "must lie on storage that all hosts share" in part.told[0]
@@ -325,7 +325,7 @@ def test_those_under_way_are_shown(tmp_path):
     engine = Scripted({"p": ["goes on"] * 200})
     with Signals("interrupted") as signals:
         part = Part(tmp_path, "p")
-        Schedule([part], engine, look=lambda tasks: shown.append([name for name, _ in tasks])).carry_out(signals)
+        Dispatcher([part], engine, look=lambda tasks: shown.append([name for name, _ in tasks])).carry_out(signals)
     assert ["p"] in shown
 
 

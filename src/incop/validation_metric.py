@@ -1,4 +1,4 @@
-"""Scoring: one number for a network on a split: accuracy, a function of all outputs and targets, or a torchmetrics object."""
+"""The metric on a split: accuracy, a function of all outputs and targets, or a torchmetrics object."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from incop.errors import InputError
 from incop.ranks import ALONE, Ranks
-from incop.records import Metric
+from incop.records import ACCURACY, Metric
 
-__all__ = ["Score", "Scoring", "in_memory", "refuse_broadcast"]
+__all__ = ["RunningMetric", "ValidationMetric", "refuse_broadcast"]
 
 IGNORED = -100  # the target that cross-entropy leaves out
 ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
@@ -23,12 +23,7 @@ ELEMENTWISE_MODULES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 THROWN = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
-def in_memory(split: Any) -> bool:
-    """Say whether a split is two tensors, inputs and targets, and not batches."""
-    return isinstance(split, tuple) and len(split) == 2 and all(isinstance(part, Tensor) for part in split)
-
-
-class Score(Protocol):
+class RunningMetric(Protocol):
     """What a split's outputs are handed to, batch by batch."""
 
     def add(self, output: Tensor, target: Any) -> None:
@@ -39,28 +34,28 @@ class Score(Protocol):
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ValidationMetric:
     """What is measured on a split.
 
     Args:
-        metric: its name and direction; None where it is accuracy.
-        measure: the function or torchmetrics object; None where it is accuracy.
+        metric: its name and direction.
+        measure: the function or torchmetrics object; None: the share of targets that have the largest output.
 
     Example:
         >>> import torch
-        >>> from incop.scoring import Scoring
-        >>> mae = Scoring.of(torch.nn.functional.l1_loss, higher_is_better=False)
-        >>> with mae.over_a_split() as score:
-        ...     score.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
-        ...     score.value(), mae.metric.name
+        >>> from incop.validation_metric import ValidationMetric
+        >>> mae = ValidationMetric.of(torch.nn.functional.l1_loss, higher_is_better=False)
+        >>> with mae.over_a_split() as running:
+        ...     running.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+        ...     running.value(), mae.metric.name
         (1.0, 'l1_loss')
     """
 
-    metric: Metric | None = None
+    metric: Metric = ACCURACY
     measure: Any = None
 
     @classmethod
-    def of(cls, measure: Any, higher_is_better: bool | None) -> Scoring:
+    def of(cls, measure: Any, higher_is_better: bool | None) -> ValidationMetric:
         """Read what a user gives as a metric.
 
         Raises:
@@ -98,23 +93,23 @@ class Scoring:
         Raises:
             InputError: they are numbers, not classes.
         """
-        if self.metric is None and isinstance(target, Tensor) and target.is_floating_point():
+        if self.measure is None and isinstance(target, Tensor) and target.is_floating_point():
             raise InputError(
-                f"the targets of the {split} split are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
+                f"the targets of {split} are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
                 "accuracy: give metric= and higher_is_better=, such as metric=torch.nn.functional.l1_loss, higher_is_better=False"
             )
 
     def divided(self) -> bool:
         """Say whether several processes may each take a share of a split: an object gathers what it is handed in its own way."""
-        return self.metric is None or not self._gathers()
+        return self.measure is None or not self._gathers()
 
     def _gathers(self) -> bool:
         return all(callable(getattr(self.measure, name, None)) for name in ("update", "compute", "reset"))
 
     @contextmanager
-    def over_a_split(self, ranks: Ranks = ALONE) -> Iterator[Score]:
+    def over_a_split(self, ranks: Ranks = ALONE) -> Iterator[RunningMetric]:
         """Yield what the outputs on a split are handed to; each of several processes hands in its share, if it is `divided`."""
-        if self.metric is None:
+        if self.measure is None:
             yield _Accuracy(ranks)
         elif self._gathers():
             synced = getattr(self.measure, "sync_on_compute", None)

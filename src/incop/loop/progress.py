@@ -1,0 +1,54 @@
+"""Progress: what a search carries from level to level, and the level it is at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from incop.loop.settings import SearchSettings
+from incop.masks import Masks
+from incop.pruning import Amount, Score, SparsityPath
+from incop.pruning.saliency import Gathers
+from incop.records import Flow
+from incop.snapshots import Snapshot
+from incop.states import State
+
+
+@dataclass
+class LevelProgress:
+    """The level that is trained, and what was found out before its training."""
+
+    number: int = 0
+    notices: list[str] = field(default_factory=list)
+    last: bool = False
+    report: bool = False
+    trials: tuple[int, float] = (0, 0.0)  # samples and seconds that trial cuts took before its cut
+    resume: State | None = None  # what its watch and trainer go on from
+    stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
+    random: State = field(default_factory=dict)  # of all generators when its training began
+    beginning: State = field(default_factory=dict)  # what to go back to if training diverges, where that is asked for
+
+
+@dataclass
+class SearchProgress:
+    """What a search carries from level to level."""
+
+    masks: Masks
+    score: Score | None  # a fresh one, where it gathers
+    level: LevelProgress = field(default_factory=LevelProgress)
+    path: SparsityPath | None = None  # planned on the dense network
+    points: dict[str, Snapshot] = field(default_factory=dict)
+    reference: Flow | None = None
+    reference_value: float | None = None  # of the metric, of the dense network
+    lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
+    retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
+
+    @classmethod
+    def of(cls, settings: SearchSettings) -> SearchProgress:
+        """Return the progress of a search that has not begun."""
+        masks = Masks.full(settings.model, skip=settings.skip, frozen=settings.frozen)
+        score = settings.score
+        return cls(masks, score.fresh() if isinstance(score, Gathers) else score)
+
+    def amount(self, settings: SearchSettings) -> Amount:
+        """Return the amount that cuts: the path that was planned, or what the search was given."""
+        return self.path or settings.amount
