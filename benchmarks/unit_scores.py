@@ -19,8 +19,8 @@ from side_by_side import machine
 
 import incop
 from incop import pruning, stopping
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import prepare, resolve
 from incop.loop import Dense
 from incop.pruning import units as room
 from incop.snapshots import Snapshot

@@ -116,6 +116,20 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} {quoted(name)}: {nearest(name, known)}(known: {shown or 'none'})")
 
 
+def refuse(problems: Iterable[str], source: str = "") -> None:
+    """Raise one error that lists all problems; none at all is no error.
+
+    Args:
+        problems: a sentence each; the same one twice counts once.
+        source: the file they are in, if any.
+
+    Raises:
+        InputError: there are problems.
+    """
+    if found := "; ".join(dict.fromkeys(problems)):
+        raise InputError(f"{source}: {found}" if source else found)
+
+
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Have a function refuse arguments by names they no longer have, and say the new one."""
 

@@ -15,7 +15,7 @@ from incop import observing, ranks
 from incop.batches import reusable
 from incop.errors import Diverged, InputError, TrainingError, renamed
 from incop.flow import Meter, measure
-from incop.ledger import Cost, Ledger
+from incop.ledger import Expense, Ledger
 from incop.masks import Masks
 from incop.records import ACCURACY, Check, Flow, History, Interval, Metric, Spent, Verdict
 from incop.snapshots import check_extra_states
@@ -364,7 +364,7 @@ class Watch:
             return dataclasses.replace(verdict, stop=False)
         return verdict
 
-    def _charge(self, *what: str) -> AbstractContextManager[Cost]:
+    def _charge(self, *what: str) -> AbstractContextManager[Expense]:
         """Charge what follows to probing when the rule needs it, to the record otherwise.
 
         The dense level has no rule; its flow is the reference, which rules need.

@@ -30,10 +30,10 @@ from PIL import Image
 from torch import nn
 
 from incop import checkpoints, reports, stopping
-from incop.experiments import datasets, replays, tickets
+from incop.experiments import datasets, replays, run_levels
 from incop.experiments.comparison import Comparison
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import prepare, resolve
 from incop.masks import Masks
 from incop.records import Check, Flow, Level, Run, Spent, Verdict
 from incop.rundir import RunDir, read_toml
@@ -435,7 +435,7 @@ def _tensors(content: bytes, folder: Path, page: bool) -> None:
     (folder / "masks.safetensors").write_bytes(content)
     weights = checkpoints.load_weights(folder)
     if "0.bias" in weights:
-        tickets.put_weights(net(), weights, source=str(folder))
+        run_levels.put_weights(net(), weights, source=str(folder))
     else:
         checkpoints.load_masks(folder).weights(net())
 

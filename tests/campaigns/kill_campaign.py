@@ -26,8 +26,8 @@ import torch
 import incop
 from incop.experiments import runs
 from incop.experiments.engines.local import PROCESSES
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.rundir import RunDir
 
 KINDS = [

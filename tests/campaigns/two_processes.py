@@ -26,7 +26,7 @@ from torch import nn
 
 import incop
 from incop import flow, ranks
-from incop.experiments import tickets
+from incop.experiments import run_levels
 from incop.rundir import RunDir
 
 DATA = ["--data", "fashion-mnist", "--model", "lenet-5", "--limit", "2400", "--device", "cpu"]
@@ -78,7 +78,7 @@ def measured(folder):
     """Measure the last ticket's flow on the run's probe: in two processes, each its share; the first prints it."""
     with ranks.joined() as together:
         run = RunDir(folder)
-        parts, masks = tickets.rebuild(run, max(level.level for level in run.levels()))
+        parts, masks = run_levels.rebuild(run, max(level.level for level in run.levels()))
         model = parts.model if together.one else nn.parallel.DistributedDataParallel(parts.model)
         found = [incop.measure(model, parts.probe, meter, masks=masks, together=True) for meter in METERS]
         if together.first:

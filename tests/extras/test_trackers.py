@@ -136,7 +136,7 @@ KILLED = """
 import os, signal, sys, time
 from incop.cli.tracking import tracked
 from incop.experiments import runs
-from incop.experiments.parts import resolve
+from incop.experiments.preparation import resolve
 from incop.experiments.plan import Plan
 from incop.integrations.trackers import tracker
 from pathlib import Path

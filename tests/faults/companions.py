@@ -57,7 +57,7 @@ def carry_on(rank, size, port, plan, folder, said, deadly, threads):
     try:
         with ranks.joined() as together:
             if together.once(RunDir(folder).plan_file.exists):
-                runs.resume(folder, progress, together=together, run_code=bool(plan.run_code))
+                runs.resume(folder, progress, together=together, run_code=bool(plan.plan.run_code))
             else:
                 runs.execute(plan, folder, progress, together=together)
     except BaseException as error:

@@ -24,7 +24,7 @@ from incop.cli import main
 from incop.errors import InputError, TrainingError
 from incop.experiments import runs
 from incop.experiments.engines.local import PROCESSES
-from incop.experiments.saving import Due
+from incop.experiments.run_checkpoints import CheckpointInterval
 from incop.experiments.signals import Interrupted
 from incop.locks import Lock
 from incop.rundir import RunDir
@@ -373,10 +373,16 @@ def test_records_that_were_cut_short_are_refused(cut):
 
 
 @pytest.mark.parametrize(
-    ("text", "due"), [("60s", Due(60.0)), ("0.5 s", Due(0.5)), ("500steps", Due(None, 500)), (None, Due())]
+    ("text", "due"),
+    [
+        ("60s", CheckpointInterval(60.0)),
+        ("0.5 s", CheckpointInterval(0.5)),
+        ("500steps", CheckpointInterval(None, 500)),
+        (None, CheckpointInterval()),
+    ],
 )
 def test_how_often(text, due):
-    assert Due.parse(text) == due
+    assert CheckpointInterval.parse(text) == due
 
 
 @pytest.mark.parametrize("text", ["", "60", "0s", "0steps", "-1s", "1.5steps", "often"])
@@ -387,12 +393,12 @@ def test_how_often_cannot_be_read(text, capsys, tmp_path):
 
 
 def test_writing_takes_at_most_a_fiftieth_of_the_time_unless_it_is_said():
-    assert not Due().now(seconds=59, steps=10**6, took=0.0)
-    assert Due().now(seconds=60, steps=1, took=0.0)
-    assert not Due().now(seconds=100, steps=1, took=4.0)
-    assert Due().now(seconds=200, steps=1, took=4.0)
-    assert Due(seconds=60).now(seconds=60, steps=1, took=4.0)
-    assert Due(steps=3).now(seconds=0, steps=3, took=4.0)
+    assert not CheckpointInterval().now(seconds=59, steps=10**6, took=0.0)
+    assert CheckpointInterval().now(seconds=60, steps=1, took=0.0)
+    assert not CheckpointInterval().now(seconds=100, steps=1, took=4.0)
+    assert CheckpointInterval().now(seconds=200, steps=1, took=4.0)
+    assert CheckpointInterval(seconds=60).now(seconds=60, steps=1, took=4.0)
+    assert CheckpointInterval(steps=3).now(seconds=0, steps=3, took=4.0)
 
 
 def test_a_file_that_is_not_safetensors_is_no_checkpoint(tmp_path):

@@ -1,5 +1,6 @@
 """A run that is interrupted and gone on with ends as one that never was: every method, optimizer and way of training."""
 
+import dataclasses
 import random
 import time
 
@@ -90,7 +91,7 @@ def test_killed_before_the_first_checkpoint_a_run_begins_again_with_its_dense_le
     cut_off(plan, tmp_path / "cut", (), dense=tmp_path / "dense")
     run = runs.RunDir(tmp_path / "cut")
     summary = run.read_summary()
-    run.write_summary(runs.dataclasses.replace(summary, status="running"))
+    run.write_summary(dataclasses.replace(summary, status="running"))
     told = []
     runs.resume(tmp_path / "cut", runs.Progress(on_notice=told.append))
     assert "goes on from the beginning" in told[-1]

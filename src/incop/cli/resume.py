@@ -52,9 +52,11 @@ def resume(
         from incop.experiments import runs  # imports torch
 
         with watch_progress(plan, progress if together.first else "off") as (console, listeners):
-            told = runs.Progress(*listeners, on_notice=say)
-            told = tracked(told, track) if together.first else runs.Progress()
-            folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code, together=together)
+            listening = runs.Progress(*listeners, on_notice=say)
+            listening = tracked(listening, track) if together.first else runs.Progress()
+            folder = runs.resume(
+                run, listening, data_dir=data_dir, inexact=inexact, run_code=run_code, together=together
+            )
         if together.first:
             print_run(console, folder)
 

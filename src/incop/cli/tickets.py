@@ -47,7 +47,7 @@ def subject_of(folder: RunDir, level: int, data: str | None, data_dir: Path | No
     import torch
 
     from incop.experiments.plan import Plan
-    from incop.experiments.tickets import rebuild
+    from incop.experiments.run_levels import rebuild
     from incop.export import Subject
 
     place = None if data_dir is None else str(data_dir)

@@ -10,8 +10,8 @@ from typing import Any
 
 from incop.errors import InputError
 from incop.experiments.controls import Cost, Label, default_controls
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 
 __all__ = ["Comparison", "Job", "jobs_of", "pair"]
 

@@ -7,6 +7,7 @@ from incop.flow.losses import OwnLoss, TokenLoss
 from incop.flow.meter import Meter, forward, measure, trace
 from incop.flow.sampling import SamplingError, sampling_error
 from incop.flow.taps import Taps
+from incop.flow.words import parse_meter
 
 __all__ = [
     "Damage",
@@ -19,6 +20,7 @@ __all__ = [
     "TokenLoss",
     "forward",
     "measure",
+    "parse_meter",
     "sampling_error",
     "trace",
 ]

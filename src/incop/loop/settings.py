@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from incop.flow import Meter
+from incop.loop.combinations import ends_of
 from incop.loop.tickets import Dense, Trains
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
@@ -57,5 +58,4 @@ class SearchSettings:
     @property
     def ends(self) -> list[tuple[str, float]]:
         """The sparsities at which a cut is to stop exactly, with the names of their arguments."""
-        end = [] if self.sparsity is None else [("sparsity", self.sparsity)]
-        return [*(("ticket_at", value) for value in self.ticket_at), *end]
+        return ends_of(self.sparsity, self.ticket_at)

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from incop.errors import InputError
 from incop.masks import Masks
-from incop.pruning.scores import Score
+from incop.records import shortest
 from incop.states import State
 
 __all__ = ["Gathers", "Saliency"]
@@ -24,8 +24,11 @@ FAINT = 1e-8  # of the mean squared gradient: weights of no gradient at all stil
 
 
 @runtime_checkable
-class Gathers(Score, Protocol):
+class Gathers(Protocol):
     """A score that gathers something of the weights while they are trained."""
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one score a weight, as every `Score` does."""
 
     def fresh(self) -> Self:
         """Return one of the same settings that has gathered nothing."""
@@ -192,7 +195,7 @@ class Saliency:
         }
 
     def __str__(self) -> str:
-        return "saliency" if self.power == POWER else f"saliency:{self.power:g}"
+        return "saliency" if self.power == POWER else f"saliency:{shortest(self.power)}"
 
 
 def _check(gathered: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,10 @@ class Units:
     example: Any = field(compare=False, repr=False)
     each_layer: bool = False
     by_amount: ClassVar[bool] = True
+
+    def with_data(self, batches: Any) -> Units:
+        """Return the same selection with the first of these batches as its example."""
+        return replace(self, example=next(iter(batches), None))
 
     def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
         """Return one group."""

@@ -81,6 +81,7 @@ def _settle_in(task: Task) -> None:
 
 def _carry_out(task: Task) -> None:
     from incop.experiments import runs  # imports torch
+    from incop.experiments.preparation import resolve
 
     progress = runs.Progress() if task.follow is None else task.follow()
     if RunDir(task.folder).plan_file.is_file():
@@ -93,4 +94,4 @@ def _carry_out(task: Task) -> None:
             run_code=bool(task.plan.run_code),
         )
     else:
-        runs.execute(task.plan, task.folder, progress, dense=task.dense)
+        runs.execute(resolve(task.plan), task.folder, progress, dense=task.dense)

@@ -1,36 +1,45 @@
-"""Parts: a plan made real: data, network, trainer, probe, and the arguments of the search."""
+"""Preparation: a plan with every key, and then data, network, trainer, probe, and the arguments of the search."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from incop.errors import InputError
-from incop.experiments import datasets, methods, models, problems
+from incop.errors import InputError, refuse
+from incop.experiments import datasets, methods, models, plan_checks
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.models.making import Made, read_arguments
 from incop.experiments.models.named import place
-from incop.experiments.plan import DEFAULTS, Plan
+from incop.experiments.plan import DEFAULTS, Plan, filled
+from incop.experiments.plan_words import READERS, ResolvedPlan, read_words, with_data
+from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
+from incop.pruning.cut import reach
 from incop.ranks import local
-from incop.records import Interval
-from incop.snapshots import RewindPoint
 from incop.training import Trainer
 
-__all__ = ["Parts", "prepare", "resolve", "said"]
-
-PLANNED_SPARSITY = 0.9  # of a planned method when none is said: lottery tickets are as good as dense networks there
 PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
+RECIPE_KEYS = ("optimizer", "lr", "batch_size", "momentum", "weight_decay", "schedule")
+TRAINER_KEYS = (
+    *RECIPE_KEYS,
+    "level_epochs",
+    "clip",
+    "seed",
+    "precision",
+    "search_batch_size",
+    "search_lr",
+    "keep_optimizer",
+)
 FLOATS_IN_MEMORY = 2**29  # splits up to this size in bytes are normalised once instead of batch by batch
 
 
 @dataclass(frozen=True)
-class Parts:
-    """A plan made real: data, network, trainer, the arguments of the search, and what a reader of its records should know."""
+class PreparedRun:
+    """Data, network, trainer, the arguments of the search, and what a reader of its records should know."""
 
     plan: Plan
     data: Dataset
@@ -43,42 +52,46 @@ class Parts:
     origin: str | None = None  # what made the model, where that was not incop
 
 
-def resolve(plan: Plan) -> Plan:
-    """Say every key of a plan: the method's row, the model's recipe, then the defaults, under what is said.
+def resolve(given: Plan, *, problems: Iterable[str] = (), source: str = "") -> ResolvedPlan:
+    """Fill in every key of a plan, from the method's row, the model's recipe and the defaults, and read its words.
+
+    Args:
+        given: the keys that the user gives; they go before all others.
+        problems: what is known to be wrong with them already, such as keys of a file that are none.
+        source: the file they are in, for the error.
 
     Raises:
         InputError: keys are out of range or cannot be read, or do not go together; all of these in one sentence.
     """
-    problems.refuse(problems.said_wrong(plan))
-    plan = plan.over(Plan(**{k: v for k, v in DEFAULTS.items() if k in ("data", "model", "method")}))
-    assert plan.method is not None
-    assert plan.model is not None
-    row = methods.method(plan.method)
+    words, unread = read_words(given)
+    refuse([*problems, *plan_checks.key_problems(given), *unread], source)
+    plan = _filled(given)
+    others, unread = read_words(plan, known=words)
+    refuse(unread)
+    resolved = ResolvedPlan(plan, **words, **others)
+    refuse(plan_checks.combinations(resolved, given))
+    return replace(
+        resolved, plan=replace(plan, model=models.full_name(filled(plan.model)), weights=_in_full(plan.weights))
+    )
+
+
+def _filled(plan: Plan) -> Plan:
+    """Return the plan with every key, each where it is not given that of the method, the model's recipe or the default."""
+    plan = plan.over(Plan(**{key: DEFAULTS[key] for key in ("data", "model", "method")}))
     if plan.method == "dense" and plan.levels:
         raise InputError(
             f"the method 'dense' has no pruning levels, and --levels {plan.levels} asks for some: choose lth, say"
         )
-    recipe = models.recipe(plan.model)
-    base = Plan(
-        optimizer=recipe.optimizer,
-        lr=recipe.lr,
-        batch_size=recipe.batch_size,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        schedule=recipe.schedule,
-        max_epochs=float(recipe.epochs),
+    recipe = models.recipe(filled(plan.model))
+    plan = plan.over(Plan(max_epochs=float(recipe.epochs), **{key: getattr(recipe, key) for key in RECIPE_KEYS}))
+    row = methods.arguments(
+        filled(plan.method),
+        sparsity=plan.sparsity,
+        levels=plan.levels,
+        epochs=plan.level_epochs or filled(plan.max_epochs),
+        batch_size=filled(plan.batch_size),
     )
-    if methods.is_planned(plan.method):
-        plan = plan.over(Plan(sparsity=PLANNED_SPARSITY)).over(base)
-        assert plan.sparsity is not None
-        budget = plan.level_epochs or plan.max_epochs or 1.0
-        row |= methods.planned(plan.sparsity, budget, plan.batch_size or 1, plan.levels)
-    elif plan.sparsity is not None:
-        levels = plan.levels if plan.levels is not None else row.get("levels", DEFAULTS["levels"])
-        row |= {"amount": f"to {plan.sparsity!r} in {levels}"}
-    full = plan.over(base).over(Plan(**row)).over(Plan(**DEFAULTS))
-    problems.refuse(problems.combinations(full))
-    return replace(full, model=models.full_name(said(plan.model)), weights=_in_full(full.weights))
+    return plan.over(Plan(**row)).over(Plan(**DEFAULTS))
 
 
 def _in_full(weights: str | None) -> str | None:
@@ -87,79 +100,69 @@ def _in_full(weights: str | None) -> str | None:
     return str(place(str(weights)).resolve())
 
 
-def prepare(plan: Plan) -> Parts:
-    """Make a resolved plan real; whatever is wrong with it is found here, before any folder is made or step taken.
+def prepare(resolved: ResolvedPlan) -> PreparedRun:
+    """Load the data and make the network; whatever is wrong with them is found here, before any folder is made or step taken.
 
     Raises:
         InputError: a value cannot be used, data are missing or damaged, the probe is larger than the split.
     """
+    plan = resolved.plan
     device = _device(plan)
     if plan.threads is not None:
         torch.set_num_threads(plan.threads)
-    words = _words(plan)
-    data = _data(plan)
+    data = _data(resolved)
     made = _model(plan, data, device)
     model = made.model
     trainer, test, prepared = _trainer(plan, data, device)
-    trainer.check_batches(model, words["check_every"])
+    trainer.check_batches(model, resolved.check_every)
     probe = _probe(plan, data, prepared, device)
-    score = methods.score(said(plan.score), batches=probe, seed=plan.seed or 0)
-    selection = methods.selection(said(plan.selection), batches=probe)
+    arguments = _arguments(resolved, probe)
+    selection = arguments["selection"]
     masks = Masks.full(model, skip=plan.skip or ())
-    problems.refuse(problems.of_model(plan, model, masks, selection))
-    return Parts(
-        plan,
-        data,
-        model,
-        trainer,
-        test,
-        probe,
-        {**words, "probe": probe, "score": score, "selection": selection},
-        (*problems.notices(plan, data), *problems.told(model, selection), *made.notices),
-        made.origin,
-    )
+    ends, most = ends_of(plan.sparsity, plan.ticket_at or ()), reach(model, masks, selection)
+    refuse(beyond_the_selection(ends, masks.total, most, selection, as_flag))
+    about = (selection.about(model),) if hasattr(selection, "about") else ()
+    notices = (*plan_checks.notices(plan, data), *about, *made.notices)
+    return PreparedRun(plan, data, model, trainer, test, probe, arguments, notices, made.origin)
 
 
-def _words(plan: Plan) -> dict[str, Any]:
-    """Return the arguments of the search that are read from the plan's words alone."""
+def _arguments(resolved: ResolvedPlan, probe: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    """Return the arguments of the search."""
+    plan = resolved.plan
     return {
-        "levels": plan.levels,
-        "meter": methods.meter(said(plan.meter), alive_only=bool(plan.alive_only)),
-        "rule": methods.rule(said(plan.rule)),
-        "amount": methods.amount(said(plan.amount)),
-        "rewind": RewindPoint.parse(said(plan.rewind)),
+        **{key: getattr(resolved, key) for key in READERS},
+        **{key: getattr(plan, key) for key in ("levels", "sparsity", "check_before", "last_level_full")},
+        "probe": probe,
+        "score": with_data(resolved.score, probe),
+        "selection": with_data(resolved.selection, probe),
         "skip": plan.skip or (),
-        "check_every": Interval.parse(said(plan.check_every)),
-        "check_before": bool(plan.check_before),
-        "last_level_full": plan.last_level_full is not False,
-        "sparsity": plan.sparsity,
         "ticket_at": plan.ticket_at or (),
         "on_collapse": plan.on_collapse or "tell",
         "on_divergence": plan.on_divergence or "stop",
-        "keep": plan.keep or (),
     }
 
 
-def _data(plan: Plan) -> Dataset:
+def _data(resolved: ResolvedPlan) -> Dataset:
+    plan = resolved.plan
     data = datasets.load(
-        said(plan.data),
+        filled(plan.data),
         data_dir=plan.data_dir,
-        seed=plan.seed or 0,
-        validation=plan.validation or 0.1,
+        seed=filled(plan.seed),
+        validation=filled(plan.validation),
         limit=plan.limit,
         arguments=read_arguments(plan.data_args, "data_args"),
     )
-    problems.refuse(problems.of_data(plan, data))
+    refuse(plan_checks.of_data(resolved, data))
     return data
 
 
 def _model(plan: Plan, data: Dataset, device: torch.device) -> Made:
     made = models.make(
-        said(plan.model),
+        filled(plan.model),
         channels=data.channels,
         size=data.size,
         classes=data.classes,
-        seed=plan.seed or 0,
+        seed=filled(plan.seed),
         arguments=read_arguments(plan.model_args),
         weights=plan.weights or "none",
         run_code=bool(plan.run_code),
@@ -171,14 +174,8 @@ def _model(plan: Plan, data: Dataset, device: torch.device) -> Made:
     return made
 
 
-def said(value: str | None) -> str:
-    """Return a key that `resolve` has filled in."""
-    assert value is not None, "the plan must be resolved first"
-    return value
-
-
 def _device(plan: Plan) -> torch.device:
-    name = plan.device or "auto"
+    name = filled(plan.device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -219,22 +216,10 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
     trainer = Trainer(
         train,
         validation,
-        epochs=float(plan.max_epochs or 1.0),
-        level_epochs=plan.level_epochs,
-        batch_size=int(plan.batch_size or 1),
-        optimizer=said(plan.optimizer),
-        lr=float(plan.lr or 0.0),
-        momentum=float(plan.momentum or 0.0),
-        weight_decay=float(plan.weight_decay or 0.0),
-        schedule=said(plan.schedule),
-        clip=plan.clip,
+        epochs=filled(plan.max_epochs),
         prepare=(laid_out if by_pixel else None) if once else normalised,
         augment=crop_and_flip if augmented else None,
-        seed=plan.seed or 0,
-        precision=said(plan.precision),
-        search_batch_size=plan.search_batch_size,
-        search_lr=float(plan.search_lr or 1.0),
-        keep_optimizer=bool(plan.keep_optimizer),
+        **{key: getattr(plan, key) for key in TRAINER_KEYS},
     )
     return trainer, test, normalised
 
@@ -242,7 +227,7 @@ def _trainer(plan: Plan, data: Dataset, device: torch.device) -> tuple[Trainer, 
 def _probe(plan: Plan, data: Dataset, prepared: Prepare, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     available = len(data.train.labels)
     size = plan.probe_size if plan.probe_size is not None else min(1000, available)
-    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(plan.seed or 0))[:size]
+    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(filled(plan.seed)))[:size]
     images, labels = data.train.images[chosen], data.train.labels[chosen].to(device)
     return [
         (prepared(part), wanted)

@@ -1,7 +1,8 @@
-"""Saving: when a run's checkpoint is due, what is written with it, and whether a run can be gone on with exactly."""
+"""Checkpoints of runs: when one is due, what is written with it, and whether a run can be resumed exactly."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import re
@@ -20,17 +21,18 @@ import incop
 from incop.checkpoints import Checkpoint, Checkpoints
 from incop.errors import InputError
 from incop.experiments import models
-from incop.experiments.parts import Parts
+from incop.experiments.plan import Plan
+from incop.experiments.plan_words import ResolvedPlan
+from incop.experiments.preparation import PreparedRun, resolve
+from incop.experiments.run_levels import plan_of
 from incop.experiments.signals import Interrupted, Signals
 from incop.ranks import ALONE, Ranks
 from incop.rundir import RunDir
 from incop.states import State
 
-__all__ = ["Due", "Saving", "check_exact", "check_same_data", "check_told", "environment"]
-
-SECONDS = 60.0  # between two checkpoints, when nothing is said
-MOST_THREADS = 1024  # as in a plan
-ASKED = 0.2  # seconds between two times that processes ask each other whether a checkpoint is due
+SECONDS = 60.0  # between two checkpoints, by default
+MAX_THREADS = 1024  # as in a plan
+ASK_EVERY = 0.2  # seconds between two times that processes ask each other whether a checkpoint is due
 SHARE = 0.02  # of the time that writing them may take then: the larger the network, the further apart they are
 EXACT = {  # kernels differ between these, and with them the last bits of every sum
     "torch": "torch {}",
@@ -38,11 +40,11 @@ EXACT = {  # kernels differ between these, and with them the last bits of every 
     "instructions": "the processor's instructions {}",
     "model_code": "the model's code {}",
 }
-TOLD = ("incop", "numpy", "python", "platform", "model_library")  # no result depends on these, or is not known to
+REPORTED = ("incop", "numpy", "python", "platform", "model_library")  # no result depends on these, or is not known to
 
 
 @dataclass(frozen=True)
-class Due:
+class CheckpointInterval:
     """How often a checkpoint is written.
 
     Args:
@@ -50,16 +52,16 @@ class Due:
         steps: optimizer steps between two, or None. With neither it is 60 seconds, more where writing takes 2 % of that.
 
     Example:
-        >>> from incop.experiments.saving import Due
-        >>> Due.parse("500steps")
-        Due(seconds=None, steps=500)
+        >>> from incop.experiments.run_checkpoints import CheckpointInterval
+        >>> CheckpointInterval.parse("500steps")
+        CheckpointInterval(seconds=None, steps=500)
     """
 
     seconds: float | None = None
     steps: int | None = None
 
     @classmethod
-    def parse(cls, text: str | None) -> Due:
+    def parse(cls, text: str | None) -> CheckpointInterval:
         """Read "60s" (seconds), "500steps", or None.
 
         Raises:
@@ -80,22 +82,22 @@ class Due:
         return seconds >= (self.seconds if self.seconds is not None else max(SECONDS, took / SHARE))
 
 
-class Saving:
-    """Told by a search wherever it could be gone on from, writes its checkpoint when one is due or a signal has come.
+class CheckpointWriter:
+    """Called by a search wherever it could be resumed from, writes its checkpoint when one is due or a signal has come.
 
     Args:
         run: the run's folder.
         due: how often.
         files: its checkpoints.
-        signals: what the process has been told.
+        signals: the signals that have come.
         environment: in which the run's numbers are made.
-        together: the processes that are told the same, of which the first writes.
+        together: the processes of the run, of which the first writes.
     """
 
     def __init__(
         self,
         run: RunDir,
-        due: Due,
+        due: CheckpointInterval,
         files: Checkpoints,
         signals: Signals,
         environment: Mapping[str, Any],
@@ -156,15 +158,15 @@ class Saving:
         self._unasked += 1
         if self._unasked < self._pause and not (due and self.due.steps is not None):
             return None, False
-        told = self.together.all((self.signals.noted, due, (at - self._asked) / self._unasked))
-        self._pause = max(1, min(1000, round(ASKED / max(told[0][2], 1e-9))))
+        found = self.together.all((self.signals.noted, due, (at - self._asked) / self._unasked))
+        self._pause = max(1, min(1000, round(ASK_EVERY / max(found[0][2], 1e-9))))
         self._unasked, self._asked = 0, at
-        return next((signal for signal, _, _ in told if signal is not None), None), told[0][1]
+        return next((signal for signal, _, _ in found if signal is not None), None), found[0][1]
 
 
-def environment(parts: Parts) -> dict[str, Any]:
+def environment(prepared: PreparedRun) -> dict[str, Any]:
     """Return the versions, machine, threads, time and data that a run's numbers were made with."""
-    device = next(parts.model.parameters()).device
+    device = next(prepared.model.parameters()).device
     return {
         "incop": incop.__version__,
         "torch": torch.__version__,
@@ -178,21 +180,71 @@ def environment(parts: Parts) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "data_fingerprint": parts.data.fingerprint,
-        "model_code": parts.origin if models.code_of(parts.plan.model) else None,
-        "model_library": None if models.code_of(parts.plan.model) else parts.origin,
+        "data_fingerprint": prepared.data.fingerprint,
+        "model_code": prepared.origin if models.code_of(prepared.plan.model) else None,
+        "model_library": None if models.code_of(prepared.plan.model) else prepared.origin,
         "arguments": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
     }
 
 
-def check_told(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -> None:
+@dataclass(frozen=True)
+class UnfinishedRun:
+    """What a run that has not finished was left with: its plan, its environment and its newest checkpoint."""
+
+    resolved: ResolvedPlan
+    environment: Mapping[str, Any]
+    checkpoint: Checkpoint | None
+    damaged: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: RunDir, given: Plan) -> UnfinishedRun | None:
+        """Return what a run was left with, None of one that is finished; given keys go before its own."""
+        files = Checkpoints(run.checkpoint_dir)
+        then: Any = {}
+        if run.summary_file.exists():
+            summary = run.read_summary()
+            if summary.status == "finished":
+                files.remove()  # killed while it did so itself
+                run.sweep()
+                return None
+            then = summary.environment
+        resolved = resolve(given.over(plan_of(run)))
+        found, damaged = files.newest()
+        if found is not None:
+            # the weights it began with need not be there any more
+            resolved = dataclasses.replace(resolved, plan=dataclasses.replace(resolved.plan, weights=None))
+            then = found.about.get("environment")
+        if not isinstance(then, Mapping):
+            then = {"threads": None}
+        check_unedited(run, found, then)
+        return cls(resolved, then, found, damaged)
+
+    @property
+    def state(self) -> State | None:
+        """Where the search goes on; None: at its beginning."""
+        return None if self.checkpoint is None else self.checkpoint.state
+
+    @property
+    def at(self) -> str:
+        """The same in words."""
+        if self.state is None:
+            return "the beginning"
+        return f"level {self.state['level']}, epoch {self.state['watch/epoch']:.4g}"
+
+    def cut_back(self, run: RunDir) -> None:
+        """Take out what was recorded after the checkpoint."""
+        run.cut_back({} if self.checkpoint is None else self.checkpoint.about["records"])
+        run.sweep()
+
+
+def check_unedited(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -> None:
     """Refuse what a checkpoint or a summary says of a run, where it was edited: its hash tells of damage only.
 
     Raises:
         InputError: something is missing or of another type.
     """
     threads, dense, resumed = then.get("threads", 1), then.get("dense", ""), then.get("resumed", [])
-    right = type(threads) is int and 1 <= threads <= MOST_THREADS and isinstance(dense, str) and dense.isprintable()
+    right = type(threads) is int and 1 <= threads <= MAX_THREADS and isinstance(dense, str) and dense.isprintable()
     right = right and isinstance(resumed, list)
     if found is not None:
         sizes = found.about.get("records")
@@ -201,7 +253,7 @@ def check_told(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -
         right = right and type(found.state.get("watch/epoch")) in (int, float)
     if not right:
         raise InputError(
-            f"the run {str(run.path)!r} cannot be gone on with: its checkpoint or summary.json was edited; start anew from its "
+            f"the run {str(run.path)!r} cannot be resumed: its checkpoint or summary.json was edited; start anew from its "
             "plan.toml"
         )
 
@@ -232,7 +284,7 @@ def check_exact(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], *,
     Raises:
         InputError: they cannot, and nobody said that this does not matter.
     """
-    other = {key: (then[key], now[key]) for key in (*EXACT, *TOLD) if then.get(key, now[key]) != now[key]}
+    other = {key: (then[key], now[key]) for key in (*EXACT, *REPORTED) if then.get(key, now[key]) != now[key]}
     matters = [f"{form.format(other[key][0])}, now {other[key][1]}" for key, form in EXACT.items() if key in other]
     if matters and not inexact:
         raise InputError(

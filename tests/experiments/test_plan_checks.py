@@ -6,9 +6,9 @@ import pytest
 
 from incop.errors import InputError
 from incop.experiments import datasets
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
-from incop.experiments.problems import combinations, of_data, said_wrong
+from incop.experiments.plan_checks import of_data
+from incop.experiments.preparation import prepare, resolve
 from incop.rundir import RunDir
 
 SILLY = {
@@ -42,7 +42,12 @@ def test_every_silly_key_is_told_in_one_sentence():
     for key, (_, sentence) in SILLY.items():
         assert sentence in str(error.value), key
     assert "\n" not in str(error.value)
-    assert len(said_wrong(plan)) == len(SILLY)
+    alone = []
+    for key, (value, _) in SILLY.items():
+        with pytest.raises(InputError) as one:
+            resolve(Plan(**{key: value}))
+        alone.append(str(one.value))
+    assert sorted(str(error.value).split("; ")) == sorted("; ".join(alone).split("; "))
 
 
 @pytest.mark.parametrize("key", SILLY)
@@ -61,7 +66,7 @@ def test_no_rule_of_ten_billion_levels():
 @pytest.mark.parametrize(
     ("plan", "sentence"),
     [
-        (Plan(method="lth", rule="flow within 0.1"), "--meter is none"),
+        (Plan(method="lth", rule="flow within 0.1"), "needs a meter, and --meter none measures nothing"),
         (Plan(method="lth", sparsity=0.5, ticket_at=(0.7,)), "--ticket-at 0.7 lies at or beyond --sparsity 0.5"),
         (Plan(method="lth", amount="0.2", levels=5, sparsity=0.9), "the amount 0.2 leads to 0.6723 in 5 levels"),
         (Plan(method="lth", amount="0.2", levels=2, ticket_at=(0.5,)), "--ticket-at 0.5 cannot be reached"),
@@ -94,7 +99,7 @@ def test_what_cannot_work_together_is_refused(plan, sentence):
     ],
 )
 def test_what_can_work_is_let_pass(plan):
-    assert combinations(resolve(plan)) == []
+    assert resolve(plan).plan.method == (plan.method or "incop")
 
 
 @pytest.mark.parametrize(
@@ -124,7 +129,8 @@ def test_what_the_data_cannot_give_is_refused(plan, sentence):
 
 def test_problems_with_the_data_are_told_together():
     data = datasets.load("digits", limit=100, validation=0.001)
-    found = of_data(Plan(limit=100, validation=0.001, probe_size=500, rewind="early:1000steps", batch_size=10), data)
+    plan = Plan(limit=100, validation=0.001, probe_size=500, rewind="early:1000steps", batch_size=10)
+    found = of_data(resolve(plan), data)
     assert len(found) == 3
 
 
@@ -184,10 +190,10 @@ def test_a_planned_amount_that_was_said_is_named_and_its_remedies_pass():
         InputError, match=r"--selection layer:0\.5 .* and --amount 'flow to 0\.9 in 10' plans the amounts"
     ):
         resolve(said)
-    assert resolve(Plan(selection="global").over(said)).selection == "global"
-    assert resolve(Plan(amount="0.2").over(said)).amount == "0.2"
+    assert resolve(Plan(selection="global").over(said)).plan.selection == "global"
+    assert resolve(Plan(amount="0.2").over(said)).plan.amount == "0.2"
     for whole_network in ("units", "units:layer", "global"):
-        assert resolve(Plan(selection=whole_network)).selection == whole_network
+        assert resolve(Plan(selection=whole_network)).plan.selection == whole_network
 
 
 def test_numbers_that_stand_for_words_keep_their_digits():

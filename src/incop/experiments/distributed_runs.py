@@ -1,4 +1,4 @@
-"""Spread: a run that several processes carry out together: what must be one among them, and what their number changes."""
+"""Runs by several processes: what must be the same in all of them, and what their number changes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,11 @@ from torch import nn
 from incop import observing
 from incop.batches import output_tensor
 from incop.errors import InputError
-from incop.experiments.parts import Parts
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import PreparedRun
 from incop.locks import Lock
 from incop.ranks import Ranks, shared
 from incop.states import State
-
-__all__ = [
-    "by_the_first",
-    "check_one_plan",
-    "check_processes",
-    "command",
-    "environment",
-    "since",
-    "spread_out",
-    "threads_of",
-]
 
 _SYNC_BUFFERS = next(  # torch has given it another name
     name
@@ -67,60 +56,60 @@ def check_one_plan(plan: Plan, together: Ranks) -> None:
                 raise shared(InputError(f"{sentence}: start all with the same flags and plan file"))
 
 
-def spread_out(parts: Parts, together: Ranks) -> nn.Module:
+def distributed(prepared: PreparedRun, together: Ranks) -> nn.Module:
     """Return the run's model as these processes train it: in a `DistributedDataParallel`; alone as it is.
 
     Raises:
         InputError: the data are not the same everywhere.
     """
-    model = parts.model
+    model = prepared.model
     if together.one:
         return model
-    apart = together.apart(parts.data.fingerprint)
+    apart = together.apart(prepared.data.fingerprint)
     if apart is not None:
         sentence = f"the data of process {apart} are not those of process 0: give all hosts the same files"
         raise shared(InputError(sentence))
     device = observing.device_of(model)
-    unused = together.same(together.together(lambda: _unused(parts)))
+    unused = together.same(together.together(lambda: _unused(prepared)))
     kept_apart: dict[str, Any] = {_SYNC_BUFFERS: False}  # they are brought together after every step
-    spread = nn.parallel.DistributedDataParallel(
+    wrapped = nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         process_group=together.group,
         **kept_apart,
         find_unused_parameters=unused,
     )
-    _warm(spread, parts)
-    return spread
+    _warm(wrapped, prepared)
+    return wrapped
 
 
-def _loss(model: nn.Module, parts: Parts) -> torch.Tensor:
-    inputs, labels = parts.probe[0]
-    return parts.trainer.loss(output_tensor(model(inputs[:4]), where=type(parts.model).__name__), labels[:4])
+def _loss(model: nn.Module, prepared: PreparedRun) -> torch.Tensor:
+    inputs, labels = prepared.probe[0]
+    return prepared.trainer.loss(output_tensor(model(inputs[:4]), where=type(prepared.model).__name__), labels[:4])
 
 
-def _unused(parts: Parts) -> bool:
+def _unused(prepared: PreparedRun) -> bool:
     """Say whether a parameter has no part in the loss, for which DistributedDataParallel would wait in vain."""
-    model = parts.model
+    model = prepared.model
     with observing.undisturbed(model), torch.enable_grad():
         wanted = [p for p in model.parameters() if p.requires_grad]
-        return any(g is None for g in torch.autograd.grad(_loss(model, parts), wanted, allow_unused=True))
+        return any(g is None for g in torch.autograd.grad(_loss(model, prepared), wanted, allow_unused=True))
 
 
-def _warm(spread: nn.Module, parts: Parts) -> None:
+def _warm(wrapped: nn.Module, prepared: PreparedRun) -> None:
     """Go forward and backward once, as a run that is gone on with has not and one that went on has.
 
     After the first time torch lays gradients out in another order, in which sums of more than two processes are taken otherwise.
     """
-    with observing.undisturbed(parts.model), torch.enable_grad():
-        _loss(spread, parts).backward()
+    with observing.undisturbed(prepared.model), torch.enable_grad():
+        _loss(wrapped, prepared).backward()
 
 
-def environment(parts: Parts, together: Ranks) -> dict[str, Any]:
+def environment(prepared: PreparedRun, together: Ranks) -> dict[str, Any]:
     """Return what a record should say of the processes; nothing of one alone."""
     if together.one:
         return {}
-    device = observing.device_of(parts.model)
+    device = observing.device_of(prepared.model)
     found = together.all((platform.node(), torch.get_num_threads(), str(device)))
     return {
         "processes": together.size,
@@ -165,10 +154,10 @@ def check_processes(then: Mapping[str, Any], together: Ranks, state: State | Non
     before = _processes(then)
     if before == together.size:
         return []
-    told = (
+    sentence = (
         f"begun by {before} process{'' if before == 1 else 'es'} and gone on with by {together.size}: batches and sums are divided "
         "otherwise from here on, so that results are not to the bit those of either number"
     )
     if state is not None:
-        state["notices"] = [*state["notices"], told]
-    return [told]
+        state["notices"] = [*state["notices"], sentence]
+    return [sentence]

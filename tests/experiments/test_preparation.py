@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from incop.errors import InputError
 from incop.experiments import methods, models
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
-from incop.pruning import EvenDamage, Fraction
+from incop.experiments.preparation import prepare, resolve
+from incop.pruning import EvenDamage, Fraction, Layerwise
 
 SETTINGS = {"search_lr": 1.5, "keep_optimizer": False, "test_levels": True}
 RECIPE = models.entry("lenet-300-100").recipe
 
 
 def incop(**said):
-    return resolve(Plan(method="incop", model="lenet-300-100", **said))
+    return resolve(Plan(method="incop", model="lenet-300-100", **said)).plan
 
 
 def planned_keys(sparsity, epochs, batch_size=RECIPE.batch_size, levels=None):
@@ -36,13 +36,13 @@ def test_incop_by_itself():
     assert (plan.levels, plan.amount, plan.search_batch_size) == (26, "flow to 0.9 in 26", RECIPE.batch_size // 3)
     assert (plan.search_lr, plan.keep_optimizer, plan.test_levels) == (2.0, True, False)
     assert (plan.meter, plan.selection, plan.rewind, plan.last_level_full) == ("none", "global", "rate", True)
-    assert methods.PLANNED not in plan.told().values()
+    assert methods.PLANNED not in plan.given().values()
     plan.check()
 
 
 @pytest.mark.parametrize("name", [name for name in methods.METHODS if not methods.is_planned(name) and name != "dense"])
 def test_other_methods_search_as_they_train(name):
-    plan = resolve(Plan(method=name))
+    plan = resolve(Plan(method=name)).plan
     assert (plan.search_batch_size, plan.search_lr, plan.keep_optimizer, plan.test_levels) == (None, 1.0, False, True)
 
 
@@ -87,24 +87,25 @@ def test_any_planned_plan_is_whole_and_resolved_again_the_same(sparsity, levels,
         level_epochs=level_epochs,
         batch_size=batch_size,
     )
-    plan = resolve(said)
-    assert resolve(plan) == plan
-    assert resolve(Plan.from_mapping(plan.told())) == plan
-    assert methods.amount(plan.amount) == EvenDamage(sparsity, plan.levels)
+    resolved = resolve(said)
+    plan = resolved.plan
+    assert resolve(plan).plan == plan
+    assert resolve(Plan.from_mapping(plan.given())).plan == plan
+    assert resolved.amount == EvenDamage(sparsity, plan.levels)
     budget = level_epochs or epochs or RECIPE.epochs
-    searched = methods.rule(plan.rule).epochs * plan.levels
+    searched = resolved.rule.epochs * plan.levels
     assert searched == pytest.approx(math.log(1 - sparsity) / math.log(0.8) * budget / 36, rel=1e-3)
 
 
 def test_the_planned_parts_reach_the_search_and_the_trainer():
-    parts = prepare(incop(sparsity=0.8, limit=100, max_epochs=2.0, batch_size=30, threads=1))
+    parts = prepare(resolve(incop(sparsity=0.8, limit=100, max_epochs=2.0, batch_size=30, threads=1)))
     assert parts.arguments["amount"] == EvenDamage(0.8, 18)
     assert (parts.arguments["levels"], parts.arguments["sparsity"]) == (18, 0.8)
     trainer = parts.trainer
     assert (trainer.batch_size, trainer.search_batch_size, trainer.search_lr) == (30, 10, 2.0)
     assert trainer.keep_optimizer
     assert parts.probe
-    own = prepare(incop(sparsity=0.8, amount="0.2", search_batch_size=4, limit=100, threads=1))
+    own = prepare(resolve(incop(sparsity=0.8, amount="0.2", search_batch_size=4, limit=100, threads=1)))
     assert own.arguments["amount"] == Fraction(0.2)
     assert own.trainer.search_batch_size == 4
 
@@ -130,6 +131,17 @@ def test_even_damage_needs_all_weights_in_one_competition():
 
     with pytest.raises(InputError, match="the method 'incop' plans the amounts of many cuts for all weights together"):
         incop(selection="layer")
-    parts = prepare(dataclasses.replace(incop(limit=100, threads=1), selection="layer"))  # as only code can say
+    parts = prepare(
+        dataclasses.replace(resolve(incop(limit=100, threads=1)), selection=Layerwise())
+    )  # as only code can
     with pytest.raises(InputError, match="use it with selection global"):
         search(parts.model, parts.trainer, **parts.arguments)
+
+
+def test_an_amount_takes_the_number_of_levels_from_the_search():
+    resolved = resolve(Plan(method="lth-rate", amount="flow to 0.9", levels=5))
+    assert resolved.amount == EvenDamage(0.9)
+    with pytest.raises(
+        InputError, match=r"--sparsity 0\.95 cannot be reached: the amount flow to 0\.9 leads to 0\.9000"
+    ):
+        resolve(Plan(method="lth-rate", amount="flow to 0.9", levels=5, sparsity=0.95))

@@ -1,4 +1,4 @@
-"""Tickets of runs, read back: the dense level that runs share, and the network of any level."""
+"""Levels of runs, read back: the dense level that runs share, and the network of any level."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from incop import checkpoints
 from incop.errors import InputError
-from incop.experiments.parts import Parts, prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import PreparedRun, prepare, resolve
 from incop.loop import Dense
 from incop.masks import Masks
 from incop.rundir import RunDir
@@ -40,25 +40,37 @@ DENSE_KEYS = (  # what the dense level depends on
 )
 
 
+NOTHING_GIVEN = Plan()
+
+
+def plan_of(run: RunDir) -> Plan:
+    """Return a run's plan.
+
+    Raises:
+        InputError: its file is damaged.
+    """
+    return Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+
+
 def dense_plan(plan: Plan) -> Plan:
     """Return the plan of the dense level alone that a resolved plan begins with."""
-    handed = ("data_dir", "device", "threads", "on_divergence", "offload", "run_code")
-    said = {key: getattr(plan, key) for key in (*DENSE_KEYS, *handed)}
+    others = ("data_dir", "device", "threads", "on_divergence", "offload", "run_code")
+    kept = {key: getattr(plan, key) for key in (*DENSE_KEYS, *others)}
     return Plan(
-        **said, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None
+        **kept, method="dense", keep=(plan.rewind,) if plan.rewind and plan.rewind[:4] in ("init", "earl") else None
     )
 
 
-def shared_dense(parts: Parts, run: RunDir) -> Dense:
+def shared_dense(prepared: PreparedRun, run: RunDir) -> Dense:
     """Read a dense level that another run has trained.
 
     Raises:
         InputError: that run has none, or its plan differs in something that the dense level depends on.
     """
-    theirs_said = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
-    other = resolve(Plan(run_code=parts.plan.run_code).over(theirs_said))  # nothing is run: the model is made already
+    given = Plan(run_code=prepared.plan.run_code)  # nothing is run: the model is made already
+    other = resolve(given.over(plan_of(run))).plan
     for key in DENSE_KEYS:
-        mine, theirs = getattr(parts.plan, key), getattr(other, key)
+        mine, theirs = getattr(prepared.plan, key), getattr(other, key)
         if mine != theirs:
             raise InputError(
                 f"the dense level of {str(run.path)!r} was trained with {key} = {theirs!r}, and this plan says {mine!r}: "
@@ -71,40 +83,39 @@ def shared_dense(parts: Parts, run: RunDir) -> Dense:
     points = {}
     for path in sorted(folder.glob(f"{POINT}*")):
         name = path.name.removeprefix(POINT).replace("_", ":")
-        points[name] = Snapshot(checkpoints.load_weights(path), _point_epoch(name, parts))
+        points[name] = Snapshot(checkpoints.load_weights(path), _point_epoch(name, prepared))
     return Dense(records[0], Snapshot(checkpoints.load_weights(folder), records[0].epochs), points)
 
 
-def _point_epoch(name: str, parts: Parts) -> float:
+def _point_epoch(name: str, prepared: PreparedRun) -> float:
     after = RewindPoint.parse(name).after
     if after is None:
         return 0.0
-    return after.amount if after.unit == "epochs" else after.amount / parts.trainer.steps_per_epoch
+    return after.amount if after.unit == "epochs" else after.amount / prepared.trainer.steps_per_epoch
 
 
-def rebuild(run: RunDir, level: int, said: Plan | None = None) -> tuple[Parts, Masks]:
+def rebuild(run: RunDir, level: int, given: Plan = NOTHING_GIVEN) -> tuple[PreparedRun, Masks]:
     """Make a run's plan real again and put the weights of one of its levels in place.
 
     Args:
         run: the run.
         level: one of its finished levels.
-        said: keys that go before the run's own, such as where the data are now.
+        given: keys that go before the run's own, such as where the data are now.
 
     Raises:
         InputError: the run has no such level, or its files are damaged or do not fit the plan.
     """
-    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
     levels = [record.level for record in run.levels()]
     if level not in levels:
         have = f"levels 0 to {max(levels)}" if levels else "no finished level"
         raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
     begun = Plan(weights="none")  # the level's weights take their place
-    parts = prepare(resolve(begun.over(said.over(plan) if said is not None else plan)))
+    prepared = prepare(resolve(begun.over(given).over(plan_of(run))))
     weights = checkpoints.load_weights(run.level_dir(level))
     masks = checkpoints.load_masks(run.level_dir(level))
-    put_weights(parts.model, weights, source=str(run.level_dir(level)))
-    masks.weights(parts.model)
-    return parts, masks
+    put_weights(prepared.model, weights, source=str(run.level_dir(level)))
+    masks.weights(prepared.model)
+    return prepared, masks
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
