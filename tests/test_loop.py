@@ -10,7 +10,7 @@ import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.loop import Dense, cutting, search
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from small import data
 from small import normalised as net
 

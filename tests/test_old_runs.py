@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from incop import schema_1
-from incop.checkpoints import load_weights
+from incop.checkpoint_files import load_weights
 from incop.cli import main
 from incop.experiments.run_checkpoints import EXACT
 from incop.records import Check, Level, Metric

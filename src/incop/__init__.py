@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from incop.loop import Ticket, search
     from incop.masks import Masks, hold
     from incop.pruning.cut import prune
-    from incop.snapshots import RewindPoint, Snapshot
+    from incop.rewind_points import RewindPoint, Snapshot
     from incop.training import Trainer
     from incop.watch import Watch
 
@@ -24,8 +24,8 @@ _HOMES = {
     "InputError": "incop.errors",
     "Masks": "incop.masks",
     "MissingExtra": "incop.errors",
-    "RewindPoint": "incop.snapshots",
-    "Snapshot": "incop.snapshots",
+    "RewindPoint": "incop.rewind_points",
+    "Snapshot": "incop.rewind_points",
     "Ticket": "incop.loop",
     "Trainer": "incop.training",
     "TrainingError": "incop.errors",

@@ -12,23 +12,6 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 
-__all__ = [
-    "Batch",
-    "call",
-    "first_samples",
-    "mapped",
-    "output_tensor",
-    "parts",
-    "placed",
-    "real_tokens",
-    "reusable",
-    "samples_between",
-    "shortened",
-    "unpack",
-    "walk",
-    "with_target",
-]
-
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
 

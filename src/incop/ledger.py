@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from incop.flat_state import State
 from incop.records import Spent
-from incop.states import State
 
 
 @dataclass

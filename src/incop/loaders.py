@@ -17,13 +17,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from incop import ranks
+from incop import distributed
 from incop.batches import Batch, placed, unpack
+from incop.distributed import Ranks, divides_itself
 from incop.errors import InputError
-from incop.ranks import Ranks, divides_itself
-from incop.states import State, part, random_states, restore_random, under
-
-__all__ = ["Loader", "Place"]
+from incop.flat_state import State, part, random_states, restore_random, under
 
 # Samplers whose order is known from torch's random state, or a generator of theirs, when a pass begins.
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, BatchSampler, type(None))
@@ -118,7 +116,7 @@ class Loader:
         """Whether each of several processes is given its own share of the samples."""
         return divides_itself(self.batches)
 
-    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[tuple[Batch, Any, int]]:
+    def once(self, device: torch.device, together: Ranks = distributed.ALONE) -> Iterator[tuple[Batch, Any, int]]:
         """Go through all batches once, on a device; of several processes each is given its part of the batches."""
         own, every = self.state(), 1 if self.divided else together.size
         try:

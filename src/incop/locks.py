@@ -22,8 +22,6 @@ try:
 except ImportError:  # not a POSIX system: nobody is kept out there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BEAT", "LOCK", "STALE", "Lock", "LockLost", "holder"]
-
 LOCK = ".lock"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link out of the folder is not followed
 AGAIN = 0.05  # seconds between two attempts of one who waits

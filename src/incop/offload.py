@@ -15,8 +15,6 @@ from torch import Tensor
 
 from incop.errors import InputError, TrainingError
 
-__all__ = ["Offload"]
-
 
 class Offload:
     """Where copies of a network's tensors are kept.

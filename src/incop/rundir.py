@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import tomli_w
 
+from incop.distributed import launched
 from incop.errors import InputError, TrainingError, quoted
 from incop.locks import LOCK
-from incop.ranks import launched
 from incop.record_json import MAX_DEPTH, Record
 from incop.records import SCHEMA, Check, Level, Run
 

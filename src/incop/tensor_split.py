@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from incop.distributed import Ranks
 from incop.errors import InputError
-from incop.ranks import Ranks
-from incop.states import State
+from incop.flat_state import State
 
 EVALUATED = 1000  # samples that are evaluated at once
 

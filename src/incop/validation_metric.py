@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from incop.distributed import ALONE, Ranks
 from incop.errors import InputError
-from incop.ranks import ALONE, Ranks
 from incop.records import ACCURACY, Metric
-
-__all__ = ["RunningMetric", "ValidationMetric", "refuse_broadcast"]
 
 IGNORED = -100  # the target that cross-entropy leaves out
 ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)

@@ -11,8 +11,6 @@ from torch import nn
 
 from incop.errors import InputError
 
-__all__ = ["as_written", "refuse_sharded", "unwrapped"]
-
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model within `torch.compile`, `DataParallel` and `DistributedDataParallel`; any other as it is.

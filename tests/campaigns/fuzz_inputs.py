@@ -23,8 +23,8 @@ FILES = {  # of each format; a plan takes 20 ms, its network is built
     "idx": 2500, "npz": 2500, "parquet": 2500, "png": 2500, "plan.toml": 2000, "comparison.toml": 1500, "jobs.json": 1500,
     "levels.jsonl": 1500, "checks.jsonl": 1500, "summary.json": 1500, "safetensors": 2500,
 }  # fmt: skip
-MOST_MEMORY = 512 * 2**20  # bytes above idle
-MOST_SECONDS = 5.0
+MAX_MEMORY = 512 * 2**20  # bytes above idle
+MAX_SECONDS = 5.0
 PAGE_EVERY = 100  # files of which the HTML page is drawn too, which takes a second
 ADDRESS_SPACE = 6 * 2**30  # of a worker, so that what is found does not take the machine with it
 
@@ -55,7 +55,7 @@ def judged(format_: str, number: int, content: bytes, folder: Path, idle: int) -
     signal.signal(signal.SIGALRM, hang)
     reset_peak()
     start = time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS + (5.0 if (page := number % PAGE_EVERY == 0) else 0.0))
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS + (5.0 if (page := number % PAGE_EVERY == 0) else 0.0))
     try:
         hostile_inputs.read(format_, content, folder, page=page)
         outcome, said = "read", ""
@@ -73,7 +73,7 @@ def judged(format_: str, number: int, content: bytes, folder: Path, idle: int) -
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     above = max(peak() - idle, 0)
-    if above > MOST_MEMORY:
+    if above > MAX_MEMORY:
         outcome, said = "memory", f"{above >> 20} MiB; {said[:200]}"
     return {"number": number, "outcome": outcome, "said": said, "mib": above >> 20, "seconds": time.monotonic() - start}
 
@@ -152,7 +152,7 @@ def write(rows: list[dict], file: Path, seed: int) -> None:
         f"# {file.stem[11:]}, {file.stem[:10]}",
         "",
         f"{total} damaged files in all, seed {seed}: {bad} of them did anything but be read or be refused in one sentence.",
-        f"Limits of each: {MOST_MEMORY >> 20} MiB above the idle process, {MOST_SECONDS:g} s (twice that where a page is drawn).",
+        f"Limits of each: {MAX_MEMORY >> 20} MiB above the idle process, {MAX_SECONDS:g} s (twice that where a page is drawn).",
         "",
         f"- command: `python tests/campaigns/fuzz_inputs.py --seed {seed}`; python {about['python']}, {about['cores']} cores, busy",
         "",

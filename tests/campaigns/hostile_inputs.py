@@ -29,7 +29,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from incop import checkpoints, reports, stopping
+from incop import checkpoint_files, reports, stopping
 from incop.experiments import datasets, replays, run_levels
 from incop.experiments.comparison import Comparison
 from incop.experiments.plan import Plan
@@ -163,8 +163,8 @@ def tensors() -> tuple[bytes, ...]:
     weights = {name: torch.rand(tensor.shape, generator=chance) for name, tensor in net().state_dict().items()}
     masks = {name: weights[name] < 0.5 for name in ("0.weight", "2.weight")}
     with tempfile.TemporaryDirectory() as folder:
-        checkpoints.save_weights(Path(folder), weights)
-        checkpoints.save_masks(Path(folder), Masks(masks))
+        checkpoint_files.save_weights(Path(folder), weights)
+        checkpoint_files.save_masks(Path(folder), Masks(masks))
         return tuple((Path(folder) / f"{name}.safetensors").read_bytes() for name in ("weights", "masks"))
 
 
@@ -433,11 +433,11 @@ def _run_file(name: str) -> Callable[[bytes, Path, bool], None]:
 def _tensors(content: bytes, folder: Path, page: bool) -> None:
     (folder / "weights.safetensors").write_bytes(content)
     (folder / "masks.safetensors").write_bytes(content)
-    weights = checkpoints.load_weights(folder)
+    weights = checkpoint_files.load_weights(folder)
     if "0.bias" in weights:
         run_levels.put_weights(net(), weights, source=str(folder))
     else:
-        checkpoints.load_masks(folder).weights(net())
+        checkpoint_files.load_masks(folder).weights(net())
 
 
 READERS: dict[str, Callable[[bytes, Path, bool], None]] = {

@@ -25,7 +25,7 @@ from kill_campaign import content
 from torch import nn
 
 import incop
-from incop import flow, ranks
+from incop import distributed, flow
 from incop.experiments import run_levels
 from incop.rundir import RunDir
 
@@ -76,7 +76,7 @@ def carried_out(command):
 
 def measured(folder):
     """Measure the last ticket's flow on the run's probe: in two processes, each its share; the first prints it."""
-    with ranks.joined() as together:
+    with distributed.joined() as together:
         run = RunDir(folder)
         parts, masks = run_levels.rebuild(run, max(level.level for level in run.levels()))
         model = parts.model if together.one else nn.parallel.DistributedDataParallel(parts.model)

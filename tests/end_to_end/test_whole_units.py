@@ -11,7 +11,7 @@ from torch import nn
 
 import incop
 from incop import pruning, stopping
-from incop.checkpoints import load_masks
+from incop.checkpoint_files import load_masks
 from incop.cli import main
 from incop.errors import InputError
 from incop.experiments.plan import Plan

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import incop
 from incop import flow, pruning, stopping
-from incop.checkpoints import load_masks
+from incop.checkpoint_files import load_masks
 from incop.errors import InputError
 from incop.experiments import datasets
 from incop.integrations.hugging_face import InCoPCallback

@@ -15,14 +15,14 @@ from torch.nn import functional
 
 import incop
 from incop import flow, stopping
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.cli import main
 from incop.errors import Diverged, InputError, TrainingError
 from incop.experiments import comparison, comparison_runs, runs
+from incop.flat_state import under
 from incop.loop import search
 from incop.masks import Masks
 from incop.rundir import RunDir
-from incop.states import under
 from small import mlp
 
 GENERATOR = torch.Generator().manual_seed(3)

@@ -19,7 +19,7 @@ from folders import planned, same, signalled_at
 from safetensors.torch import load_file, save_file
 
 import incop
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.cli import main
 from incop.errors import InputError, TrainingError
 from incop.experiments import runs
@@ -190,9 +190,9 @@ def test_without_any_whole_checkpoint_a_run_begins_again_and_says_so(cut, whole)
 
 
 def test_a_checkpoint_of_a_newer_incop_is_refused_by_name(cut, monkeypatch):
-    from incop import checkpoints
+    from incop import checkpoint_files
 
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SCHEMA", 0)
+    monkeypatch.setattr(checkpoint_files, "CHECKPOINT_SCHEMA", 0)
     before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     with pytest.raises(InputError, match=r"was written by a newer incop \(schema 2\): upgrade"):
         runs.resume(cut)
@@ -207,7 +207,7 @@ def test_no_pickle_is_read(tmp_path):
     (tmp_path / "c").mkdir()
     torch.save({"w": Bomb()}, tmp_path / "bomb")
     content = (tmp_path / "bomb").read_bytes()
-    from incop.checkpoints import _hash
+    from incop.checkpoint_files import _hash
 
     (tmp_path / "c" / f"000001-{_hash(content)}.safetensors").write_bytes(content)
     found, damaged = Checkpoints(tmp_path / "c").newest()

@@ -11,12 +11,12 @@ from folders import content, cut_off, planned, same, steps_of
 from torch import nn
 
 import incop
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.errors import InputError
 from incop.experiments import runs
 from incop.experiments.methods import METHODS
+from incop.flat_state import optimizer_state, random_states, restore_optimizer, restore_random
 from incop.loop import search
-from incop.states import optimizer_state, random_states, restore_optimizer, restore_random
 
 KEYS = {
     "dense": {},

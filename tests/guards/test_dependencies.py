@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
-MOST_SMALL = 6
+MAX_SMALL = 6
 HEAVY = {  # nothing of these until a command or a function needs it
     *("torch", "numpy", "scipy", "sklearn", "matplotlib", "pyarrow", "PIL", "safetensors", "jinja2"),
     *("lightning", "transformers", "accelerate", "datasets", "timm", "torchvision", "torchmetrics"),
@@ -30,7 +30,7 @@ def library(requirement):
 def test_installing_incop_pulls_torch_numpy_and_at_most_six_small_libraries():
     needed = {library(one) for one in PROJECT["dependencies"]}
     assert {"torch", "numpy"} <= needed
-    assert len(needed - {"torch", "numpy"}) <= MOST_SMALL
+    assert len(needed - {"torch", "numpy"}) <= MAX_SMALL
     assert not needed & (HEAVY - {"torch", "numpy", "safetensors"})
 
 

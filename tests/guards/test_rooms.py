@@ -13,15 +13,15 @@ SOURCE = Path(__file__).parents[2] / "src" / "incop"
 ORDER = [
     {"cli"},
     {"experiments", "reports", "export", "integrations"},
-    {"training", "training_state", "checkpoints"},
+    {"training", "training_state", "checkpoint_files"},
     {"loop"},
     {"watch", "ledger"},
-    {"flow", "pruning", "stopping", "snapshots"},
+    {"flow", "pruning", "stopping", "rewind_points"},
     {"masks"},
-    {"observing"},
-    {"layers", "batches", "states", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
+    {"inspection"},
+    {"layers", "batches", "flat_state", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
     {"rundir"},
-    {"records", "record_json", "schema_1", "locks", "ranks"},
+    {"records", "record_json", "schema_1", "locks", "distributed"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}

@@ -22,11 +22,11 @@ def test_every_promise_names_one():
 
 
 def test_the_limits_said_are_the_limits_kept():
-    from incop import checkpoints, rundir
+    from incop import checkpoint_files, rundir
     from incop.experiments.datasets import pictures, stored_parts
-    from incop.experiments.models import MOST_PARAMETERS
+    from incop.experiments.models import MAX_PARAMETERS
     from incop.record_json import MAX_COUNT, MAX_DEPTH
-    from incop.reports.recorded import MOST_JOBS
+    from incop.reports.recorded import MAX_JOBS
 
     assert (stored_parts.MAX_BYTES, stored_parts.MAX_EXAMPLES, stored_parts.MAX_RATIO, stored_parts.SMALL) == (
         8 << 30,
@@ -40,5 +40,5 @@ def test_the_limits_said_are_the_limits_kept():
         1 << 28,
         1 << 22,
     )
-    assert (rundir.MAX_DOTS, MAX_DEPTH, MAX_COUNT, MOST_JOBS, pictures.MAX_SIDE) == (256, 20, 2**53, 10_000, 4096)
-    assert (checkpoints.MOST_HEADER, MOST_PARAMETERS) == (4 << 20, 500_000_000)
+    assert (rundir.MAX_DOTS, MAX_DEPTH, MAX_COUNT, MAX_JOBS, pictures.MAX_SIDE) == (256, 20, 2**53, 10_000, 4096)
+    assert (checkpoint_files.MAX_HEADER, MAX_PARAMETERS) == (4 << 20, 500_000_000)

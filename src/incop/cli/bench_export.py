@@ -16,8 +16,6 @@ from incop.rundir import RunDir, write_atomically
 if TYPE_CHECKING:
     from incop.export.benchmark import Bench, Speed
 
-__all__ = ["bench_export"]
-
 
 def bench_export(
     run: Path,

@@ -15,8 +15,6 @@ from incop.rundir import RunDir
 if TYPE_CHECKING:
     from incop.export import Subject, Written
 
-__all__ = ["export"]
-
 
 def export(
     run: Path,

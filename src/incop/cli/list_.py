@@ -6,8 +6,6 @@ from typing import Literal
 
 from incop.cli.tables import plain_console, table
 
-__all__ = ["list_"]
-
 
 def list_(
     what: Literal["all", "models", "data", "methods", "selections", "rules"] = "all", /, *, debug: bool = False

@@ -12,8 +12,6 @@ from incop.experiments.plan import Plan
 from incop.records import Flow
 from incop.rundir import RunDir
 
-__all__ = ["measure"]
-
 
 def measure(
     run: Path | None = None,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from incop import ranks
+from incop import distributed
 from incop.cli.live import say, watch_progress
 from incop.cli.tables import print_run
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
-
-__all__ = ["resume"]
 
 
 def resume(
@@ -46,7 +44,7 @@ def resume(
     debug
         Show where an error came from.
     """
-    with ranks.joined() as together:
+    with distributed.joined() as together:
         plan = together.once(lambda: _planned(run))
         from incop.cli.tracking import tracked
         from incop.experiments import runs  # imports torch

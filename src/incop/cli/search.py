@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from incop import ranks
+from incop import distributed
 from incop.cli.live import say, watch_progress
 from incop.cli.resume import resume
 from incop.cli.tables import print_run, say_code
@@ -18,8 +18,6 @@ from incop.rundir import RunDir, read_toml
 
 if TYPE_CHECKING:
     from incop.experiments.plan_words import ResolvedPlan
-
-__all__ = ["search"]
 
 NOTHING_GIVEN = Plan()
 
@@ -57,11 +55,11 @@ def search(
     debug
         Show where an error came from.
     """
-    with ranks.joined() as together:
-        if out is not None and ranks.restarted() and together.once(lambda: RunDir(out).plan_file.exists()):
+    with distributed.joined() as together:
+        if out is not None and distributed.restarted() and together.once(lambda: RunDir(out).plan_file.exists()):
             resume(out, data_dir=plan.data_dir, run_code=plan.model is not None, track=track, progress=progress)
             return
-        full = together.together(lambda: _resolved(plan_file, plan, None if ranks.launched() else out))
+        full = together.together(lambda: _resolved(plan_file, plan, None if distributed.launched() else out))
         if together.first:
             say_code(full.plan)
         from incop.cli.tracking import tracked

@@ -12,8 +12,6 @@ from incop.rundir import RunDir
 if TYPE_CHECKING:
     from incop.export import Subject
 
-__all__ = ["level_of", "subject_of"]
-
 SAMPLES = 256  # of the probe, by which a form's answers are held against the masked network's
 
 

@@ -13,8 +13,6 @@ from incop.cli.live import say
 from incop.experiments.runs import Progress
 from incop.integrations import trackers
 
-__all__ = ["of_comparison", "tracked"]
-
 
 def tracked(progress: Progress, names: str | None, *, group: str = "", store: Path | None = None) -> Progress:
     """Return listeners that tell the named trackers too; the libraries are imported now.

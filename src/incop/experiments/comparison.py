@@ -13,8 +13,6 @@ from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import resolve
 
-__all__ = ["Comparison", "Job", "jobs_of", "pair"]
-
 MAX_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
 

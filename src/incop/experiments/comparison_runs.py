@@ -25,8 +25,6 @@ from incop.experiments.signals import Signals
 from incop.locks import LOCK, Lock
 from incop.rundir import RunDir, inside, write_atomically
 
-__all__ = ["GUESS", "ComparisonRuns", "DenseRun", "Follow", "MethodRun", "compare", "identity", "scheduled_runs"]
-
 GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
 # where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
 NOT_IDENTITY = ("data_dir", "threads", "checkpoint_every", "run_code")

@@ -27,8 +27,6 @@ from incop.experiments.methods import METHODS, PLANNED, cuts, fifths, is_planned
 from incop.experiments.plan import Plan
 from incop.records import Level, Spent, shortest
 
-__all__ = ["Cost", "Label", "default_controls"]
-
 GRADUAL_CUTS = 20  # Zhu & Gupta prune every 100 to 1000 steps; 20 cuts follow their cubic to 1 % of its range
 BASE = "incop-if"
 DROP = 0.002  # of accuracy that may be missing still, two tenths of a point

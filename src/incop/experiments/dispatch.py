@@ -18,8 +18,6 @@ from incop.experiments.signals import Interrupted, Signals
 from incop.locks import holder
 from incop.rundir import RunDir
 
-__all__ = ["KEPT", "Dispatcher", "ScheduledRun", "finished", "outlook"]
-
 KEPT = "finished: kept"
 PAUSE = 0.2  # seconds in which a signal is seen
 LOOK = 1.0  # seconds between two looks at the runs that are under way

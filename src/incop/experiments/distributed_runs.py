@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import output_tensor
+from incop.distributed import Ranks, shared
 from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import PreparedRun
+from incop.flat_state import State
 from incop.locks import Lock
-from incop.ranks import Ranks, shared
-from incop.states import State
 
 _SYNC_BUFFERS = next(  # torch has given it another name
     name
@@ -69,7 +69,7 @@ def distributed(prepared: PreparedRun, together: Ranks) -> nn.Module:
     if apart is not None:
         sentence = f"the data of process {apart} are not those of process 0: give all hosts the same files"
         raise shared(InputError(sentence))
-    device = observing.device_of(model)
+    device = inspection.device_of(model)
     unused = together.same(together.together(lambda: _unused(prepared)))
     kept_apart: dict[str, Any] = {_SYNC_BUFFERS: False}  # they are brought together after every step
     wrapped = nn.parallel.DistributedDataParallel(
@@ -91,7 +91,7 @@ def _loss(model: nn.Module, prepared: PreparedRun) -> torch.Tensor:
 def _unused(prepared: PreparedRun) -> bool:
     """Say whether a parameter has no part in the loss, for which DistributedDataParallel would wait in vain."""
     model = prepared.model
-    with observing.undisturbed(model), torch.enable_grad():
+    with inspection.undisturbed(model), torch.enable_grad():
         wanted = [p for p in model.parameters() if p.requires_grad]
         return any(g is None for g in torch.autograd.grad(_loss(model, prepared), wanted, allow_unused=True))
 
@@ -101,7 +101,7 @@ def _warm(wrapped: nn.Module, prepared: PreparedRun) -> None:
 
     After the first time torch lays gradients out in another order, in which sums of more than two processes are taken otherwise.
     """
-    with observing.undisturbed(prepared.model), torch.enable_grad():
+    with inspection.undisturbed(prepared.model), torch.enable_grad():
         _loss(wrapped, prepared).backward()
 
 
@@ -109,7 +109,7 @@ def environment(prepared: PreparedRun, together: Ranks) -> dict[str, Any]:
     """Return what a record should say of the processes; nothing of one alone."""
     if together.one:
         return {}
-    device = observing.device_of(prepared.model)
+    device = inspection.device_of(prepared.model)
     found = together.all((platform.node(), torch.get_num_threads(), str(device)))
     return {
         "processes": together.size,

@@ -14,8 +14,6 @@ from incop.experiments.preparation import prepare, resolve
 from incop.masks import Masks
 from incop.watch import Watch
 
-__all__ = ["estimates", "seconds_per_epoch"]
-
 TIMED_STEPS = 20
 
 

@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 from incop.errors import quoted, refuse, unknown
 from incop.records import shortest
 
-__all__ = ["DEFAULTS", "RANGES", "Plan"]
-
 DEFAULTS: Mapping[str, Any] = {
     "data": "digits",
     "model": "lenet-300-100",

@@ -12,7 +12,7 @@ from incop.experiments.plan import Plan
 from incop.flow import Meter
 from incop.pruning import Amount, Score, Selection
 from incop.records import Interval
-from incop.snapshots import RewindPoint
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 
 

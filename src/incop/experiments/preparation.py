@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from incop.distributed import local
 from incop.errors import InputError, refuse
 from incop.experiments import datasets, methods, models, plan_checks
 from incop.experiments.datasets import Dataset, crop_and_flip
@@ -19,7 +20,6 @@ from incop.experiments.plan_words import READERS, ResolvedPlan, read_words, with
 from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
 from incop.pruning.cut import reach
-from incop.ranks import local
 from incop.training import Trainer
 
 PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches

@@ -11,8 +11,6 @@ from incop.records import Check, History, Level
 from incop.rundir import RunDir
 from incop.stopping import FlowRestored, Rule
 
-__all__ = ["Grid", "Replayed", "grid", "replay", "tolerances"]
-
 
 @dataclass(frozen=True)
 class Replayed:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 import incop
-from incop.checkpoints import Checkpoint, Checkpoints
+from incop.checkpoint_files import Checkpoint, Checkpoints
+from incop.distributed import ALONE, Ranks
 from incop.errors import InputError
 from incop.experiments import models
 from incop.experiments.plan import Plan
@@ -26,9 +27,8 @@ from incop.experiments.plan_words import ResolvedPlan
 from incop.experiments.preparation import PreparedRun, resolve
 from incop.experiments.run_levels import plan_of
 from incop.experiments.signals import Interrupted, Signals
-from incop.ranks import ALONE, Ranks
+from incop.flat_state import State
 from incop.rundir import RunDir
-from incop.states import State
 
 SECONDS = 60.0  # between two checkpoints, by default
 MAX_THREADS = 1024  # as in a plan

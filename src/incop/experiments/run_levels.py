@@ -6,16 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from incop import checkpoints
+from incop import checkpoint_files
 from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import PreparedRun, prepare, resolve
 from incop.loop import Dense
 from incop.masks import Masks
+from incop.rewind_points import RewindPoint, Snapshot
 from incop.rundir import RunDir
-from incop.snapshots import RewindPoint, Snapshot
-
-__all__ = ["DENSE_KEYS", "POINT", "dense_plan", "put_weights", "rebuild", "shared_dense"]
 
 POINT = "point-"  # folders of rewind points beside the dense level's weights
 DENSE_KEYS = (  # what the dense level depends on
@@ -83,8 +81,8 @@ def shared_dense(prepared: PreparedRun, run: RunDir) -> Dense:
     points = {}
     for path in sorted(folder.glob(f"{POINT}*")):
         name = path.name.removeprefix(POINT).replace("_", ":")
-        points[name] = Snapshot(checkpoints.load_weights(path), _point_epoch(name, prepared))
-    return Dense(records[0], Snapshot(checkpoints.load_weights(folder), records[0].epochs), points)
+        points[name] = Snapshot(checkpoint_files.load_weights(path), _point_epoch(name, prepared))
+    return Dense(records[0], Snapshot(checkpoint_files.load_weights(folder), records[0].epochs), points)
 
 
 def _point_epoch(name: str, prepared: PreparedRun) -> float:
@@ -111,8 +109,8 @@ def rebuild(run: RunDir, level: int, given: Plan = NOTHING_GIVEN) -> tuple[Prepa
         raise InputError(f"the run {str(run.path)!r} has no level {level}: it has {have}")
     begun = Plan(weights="none")  # the level's weights take their place
     prepared = prepare(resolve(begun.over(given).over(plan_of(run))))
-    weights = checkpoints.load_weights(run.level_dir(level))
-    masks = checkpoints.load_masks(run.level_dir(level))
+    weights = checkpoint_files.load_weights(run.level_dir(level))
+    masks = checkpoint_files.load_masks(run.level_dir(level))
     put_weights(prepared.model, weights, source=str(run.level_dir(level)))
     masks.weights(prepared.model)
     return prepared, masks

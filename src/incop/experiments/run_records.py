@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from incop import checkpoints, observing
+from incop import checkpoint_files, inspection
 from incop.experiments import distributed_runs
 from incop.experiments.plan import filled
 from incop.experiments.preparation import PreparedRun
@@ -19,8 +19,8 @@ from incop.experiments.run_levels import POINT
 from incop.loop import Ticket
 from incop.masks import Masks
 from incop.records import Level, Run, Spent, full_retraining
+from incop.rewind_points import Snapshot
 from incop.rundir import RunDir
-from incop.snapshots import Snapshot
 
 
 def write_level(run: RunDir, prepared: PreparedRun, ticket: Ticket, accuracy: float | None) -> Level:
@@ -34,11 +34,11 @@ def write_level(run: RunDir, prepared: PreparedRun, ticket: Ticket, accuracy: fl
         notices=tuple(dict.fromkeys([*ticket.record.notices, *(prepared.notices if ticket.level == 0 else ())])),
     )
     folder = run.level_dir(level.level)
-    checkpoints.save_weights(folder, ticket.weights)
-    checkpoints.save_masks(folder, ticket.masks)
+    checkpoint_files.save_weights(folder, ticket.weights)
+    checkpoint_files.save_masks(folder, ticket.masks)
     for name in prepared.plan.keep or ():
         if name in ticket.points:
-            checkpoints.save_weights(folder / f"{POINT}{name.replace(':', '_')}", ticket.points[name].tensors)
+            checkpoint_files.save_weights(folder / f"{POINT}{name.replace(':', '_')}", ticket.points[name].tensors)
     run.append(level)
     return level
 
@@ -62,7 +62,7 @@ def test_accuracy_of(prepared: PreparedRun, ticket: Ticket, model: nn.Module) ->
 def _flops(prepared: PreparedRun, masks: Masks) -> tuple[int, int]:
     """Return the forward pass's operations for one sample, dense and over the weights that are left."""
     sample = prepared.probe[0][0][:1]
-    with observing.undisturbed(prepared.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with inspection.undisturbed(prepared.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         prepared.model(sample)
     total = counter.get_total_flops()
     root = type(prepared.model).__name__

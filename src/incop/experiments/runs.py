@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
+from incop.distributed import ALONE, Lost, Ranks, linked
 from incop.errors import IncopError, TrainingError
 from incop.experiments import distributed_runs, models
 from incop.experiments.distributed_runs import by_the_first, check_one_plan
@@ -31,13 +32,12 @@ from incop.experiments.run_checkpoints import (
 from incop.experiments.run_levels import shared_dense
 from incop.experiments.run_records import is_reported, summary_of, test_accuracy_of, write_level
 from incop.experiments.signals import Signals
+from incop.flat_state import State
 from incop.locks import Lock, LockLost
 from incop.loop import Dense, Ticket, search
-from incop.ranks import ALONE, Lost, Ranks, linked
 from incop.records import Check, Level
+from incop.rewind_points import check_extra_states
 from incop.rundir import RunDir
-from incop.snapshots import check_extra_states
-from incop.states import State
 
 # of torch's allocator on a CPU, and of oneDNN, which calls it so when there is no room for its scratchpad
 NO_MEMORY = "(not enough|can't allocate) memory|could not create a (primitive|memory)"

@@ -30,8 +30,6 @@ from incop.export.subject import Answers, Outputs, Subject, repeated
 from incop.export.timing import MIN_ROUNDS, ROUNDS, Ratio, clock_of, in_turn
 from incop.export.writing import write
 
-__all__ = ["DENSE", "Bench", "MeasuredForm", "Speed", "bench", "default_forms"]
-
 DENSE, ONNX = "dense", "onnx"
 SCHEMA = 2
 HELP = (

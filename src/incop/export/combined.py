@@ -11,8 +11,6 @@ from incop.export.compacted import compacted
 from incop.export.subject import Form, Outputs, Subject
 from incop.masks import Masks
 
-__all__ = ["CombinedForm"]
-
 TOLERANCE = 1e-5  # relative: folding biases forward sums in another order
 
 

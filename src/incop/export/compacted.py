@@ -22,8 +22,6 @@ from incop.export.resizing import resized
 from incop.export.subject import Answers, Outputs, Subject
 from incop.masks import Masks
 
-__all__ = ["CompactedForm", "compacted"]
-
 
 def compacted(model: nn.Module, masks: Masks | None, example: Any) -> nn.Module:
     """Return the masked model without its dead units: the same class and forward pass, with smaller layers.

@@ -19,8 +19,6 @@ from incop.export.timing import ROUNDS, Ratio, in_turn
 from incop.layers import Hooks
 from incop.masks import Masks
 
-__all__ = ["BATCH_SIZES", "TOLERANCE", "Choice", "choose", "csr_choices", "with_csr"]
-
 BATCH_SIZES = (1, 64)
 TOLERANCE = 1e-5  # relative; the sums run in another order
 MIN_SPARSITY = 0.5  # sparsity below which nothing is measured: there CSR is slower by far

@@ -20,8 +20,6 @@ from incop.export.subject import Answers, Subject, tensors_of
 from incop.export.timing import ROUNDS
 from incop.rundir import is_file
 
-__all__ = ["CSRForm", "read_csr"]
-
 PARTS = ("crow_indices", "col_indices", "values")
 
 

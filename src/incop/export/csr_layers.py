@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from incop.errors import InputError, quoted
 from incop.layers import is_conv1d
 
-__all__ = ["CSRLinear", "checked_csr", "linear_layers", "put", "replaced", "sparse_layer"]
-
 
 class CSRLinear(nn.Module):
     """A linear layer y = x Wᵀ + b whose W is kept as CSR: computed as (b 1ᵀ + W xᵀ)ᵀ, which is fastest on a CPU.

@@ -14,12 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 import incop
-from incop.checkpoints import MOST_HEADER
+from incop.checkpoint_files import MAX_HEADER
 from incop.errors import InputError, quoted
 from incop.masks import Masks
 from incop.masks.bits import Bits
-
-__all__ = ["opened", "pack", "unpack"]
 
 KEY = "incop"  # of the metadata: one, because the order of several is not the same in every process
 PREFIX = "incop.masks/"
@@ -89,8 +87,8 @@ def opened(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     with file.open("rb") as stream:
         announced = int.from_bytes(stream.read(8), "little")
-    if announced > MOST_HEADER:
-        raise InputError(f"its header announces {announced} bytes, and at most {MOST_HEADER} are read")
+    if announced > MAX_HEADER:
+        raise InputError(f"its header announces {announced} bytes, and at most {MAX_HEADER} are read")
     with safe_open(str(file), framework="pt") as content:
         return {name: content.get_tensor(name) for name in content.keys()}, content.metadata() or {}  # noqa: SIM118  # no mapping
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["SIZES", "difference"]
-
 SIZES = (None, 1)  # the whole example and one sample: a size that was frozen into a form shows
 
 

@@ -8,8 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-__all__ = ["DEPENDS_ON_VALUES", "depends_on_values", "quiet", "told"]
-
 DEPENDS_ON_VALUES = (
     "its forward pass looks at values to decide what to do (an `if` or a loop over a tensor's numbers), which no graph can "
     "follow; torch.where or torch.cond can"

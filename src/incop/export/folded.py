@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from incop.export.subject import Answers, Outputs, Subject, tensors_of
 from incop.masks import Masks
 
-__all__ = ["FoldedForm", "folded"]
-
 
 def folded(model: nn.Module, masks: Masks | None = None) -> dict[str, Tensor]:
     """Return the state dict of the masked model: w ⊙ m under the model's own names, and all else as it is.

@@ -13,8 +13,6 @@ from incop.export.lossless import SafetensorsForm, SparseForm
 from incop.export.onnx import OnnxForm
 from incop.export.subject import Form
 
-__all__ = ["FORMS", "batch_sizes", "form"]
-
 # The words are those of `incop export --to`.
 FORMS: Mapping[str, Callable[[], Form]] = {
     "folded": FoldedForm,

@@ -16,8 +16,6 @@ from incop.export.folded import weights_of
 from incop.export.reader import read
 from incop.export.subject import Answers, Outputs, Subject, tensors_of
 
-__all__ = ["SafetensorsForm", "SparseForm", "dense_size"]
-
 
 class SafetensorsForm:
     """Weights, masks and metadata as one safetensors file, which any reader of safetensors opens."""

@@ -20,8 +20,6 @@ from incop.export.differences import difference
 from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet, told
 from incop.export.subject import Subject, repeated
 
-__all__ = ["OnnxAnswers", "OnnxForm"]
-
 TOLERANCE = 1e-5  # relative; another runtime sums in another order
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 MAX_IN_ONE = 1_900_000_000  # bytes of weights; protobuf holds less than 2 GiB in one file, the graph included

@@ -15,8 +15,6 @@ from incop.export import dense_file
 from incop.masks import Masks
 from incop.rundir import is_file
 
-__all__ = ["Exported", "read"]
-
 START = b"incopsp"  # of a sparse file; said here so that other files are read without zstd
 
 

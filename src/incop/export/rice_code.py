@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from incop.errors import InputError
 
-__all__ = ["coded", "decoded"]
-
 MAX_SHIFT = 40
 
 

@@ -26,8 +26,6 @@ from incop.errors import InputError, quoted
 from incop.export import rice_code
 from incop.export.compression import packed, unpacked
 
-__all__ = ["MAGIC", "bound", "pack", "unpack"]
-
 MAGIC = b"incopsp"
 SCHEMA = 1
 FIXED = len(MAGIC) + 1 + 16 + 8

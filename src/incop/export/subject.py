@@ -11,13 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import Batch, call, mapped, placed, unpack, walk
 from incop.errors import InputError
 from incop.masks import Masks
 from incop.wrappers import unwrapped
-
-__all__ = ["Answers", "Form", "Outputs", "Subject", "repeated", "tensors_of"]
 
 Outputs = Callable[[Batch], list[Tensor]]
 
@@ -66,7 +64,7 @@ class Subject:
             (0.0, 8)
         """
         model = unwrapped(model)
-        observing.refuse_empty(model)
+        inspection.refuse_empty(model)
         masks = masks if masks is not None else Masks.of(model)
         masks.weights(model)
         try:

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Ratio", "clock_of", "in_turn"]
-
 Clock = Callable[[], float]
 
 ROUNDS = 40

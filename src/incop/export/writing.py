@@ -22,8 +22,6 @@ from incop.export.forms import form as form_of
 from incop.export.subject import Form, Outputs, Subject
 from incop.locks import LOCK, STALE, Lock, holder
 
-__all__ = ["Written", "write", "write_all"]
-
 ASIDE = ".export."  # what hidden folders are called in which forms are made
 
 

@@ -18,8 +18,6 @@ from incop.flow.losses import OwnLoss
 from incop.flow.moments import Total
 from incop.layers import Chain, hides_layers, is_conv1d, module_of, reentrant, weight_names
 
-__all__ = ["GradientFlow", "Gradients", "mean_loss"]
-
 Statistic = Literal["norm", "mean_abs"]
 Loss = Callable[[Any, Any], Tensor]
 

@@ -13,8 +13,6 @@ from torch.nn import functional
 from incop.batches import output_tensor
 from incop.errors import InputError
 
-__all__ = ["OwnLoss", "TokenLoss"]
-
 IGNORED = -100  # the label that torch's cross-entropy leaves out by default
 
 

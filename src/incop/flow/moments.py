@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["CoMoments", "Rows", "Total", "varies"]
-
 Total = Callable[[Tensor], Tensor]  # the sum of everybody's tensor, where several processes see parts of one probe
 
 # The output of a unit whose inputs are constant is not quite constant in float32: other batch sizes take other

@@ -14,8 +14,6 @@ from incop.batches import output_tensor, walk
 from incop.errors import InputError
 from incop.layers import CallNames, Chain, Hooks, folded, is_layer, module_of, sample_axis, units_axis
 
-__all__ = ["Paths", "Taps", "lengths", "pooled"]
-
 
 class Taps:
     """Collect the outputs of named layers, averaged over space or tokens, while the model runs.

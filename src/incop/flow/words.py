@@ -13,8 +13,6 @@ from incop.flow.gradient import GradientFlow, Statistic
 from incop.flow.information import InformationFlow, Reduction
 from incop.flow.meter import Meter
 
-__all__ = ["parse_meter"]
-
 
 def parse_meter(
     text: str, *, alive_only: bool = False, loss: Callable[[Any, Any], Tensor] = functional.cross_entropy

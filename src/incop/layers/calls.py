@@ -18,8 +18,6 @@ from incop.errors import InputError
 from incop.layers.hooks import Hooks
 from incop.layers.kinds import EMBEDDINGS, is_layer, units_axis
 
-__all__ = ["Call", "CallNames", "calls", "hides_layers", "module_of", "reentrant"]
-
 Edge = tuple[Any, int]  # a node of autograd's graph and the number of its output
 
 # Nodes that only rearrange a tensor, and nodes that take a part of it. What a part holds is asked of the node itself.

@@ -13,8 +13,6 @@ from incop.errors import InputError, unknown
 from incop.layers.calls import Call, calls, module_of
 from incop.layers.kinds import units_axis
 
-__all__ = ["Chain", "chain", "folded", "sample_axis"]
-
 
 class Chain(tuple[str, ...]):
     """The names of a flow's layers, in the order in which the forward pass runs them, and what belongs to them.

@@ -7,8 +7,6 @@ from typing import Any, Self
 
 from torch import nn
 
-__all__ = ["Hooks"]
-
 
 class Hooks:
     """Forward hooks that are gone when the `with` block is left, also where the model throws.

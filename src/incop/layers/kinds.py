@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["EMBEDDINGS", "LAYERS", "is_conv1d", "is_layer", "units_axis", "weight_names"]
-
 LAYERS = (
     nn.Linear,
     nn.Bilinear,

@@ -18,8 +18,6 @@ from incop.layers.calls import Call, CallNames, calls, module_of
 from incop.layers.hooks import Hooks
 from incop.layers.kinds import is_conv1d, is_layer
 
-__all__ = ["Removable", "removable", "unit_and_input"]
-
 DRAWS = 16  # samples in all rounds together: a change behind a ReLU stays unseen with a chance of 4^-16
 
 

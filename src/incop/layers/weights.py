@@ -13,8 +13,6 @@ from incop.errors import InputError, unknown
 from incop.layers.kinds import EMBEDDINGS, weight_names
 from incop.wrappers import refuse_sharded, unwrapped
 
-__all__ = ["left_out", "prunable"]
-
 
 def prunable(
     model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from incop.pruning import Selection
-from incop.snapshots import RewindPoint
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 
 Spelling = Callable[[str, object], str]  # from an argument's name and value to how the user writes them

@@ -7,17 +7,17 @@ import math
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.errors import Diverged, InputError, TrainingError
+from incop.flat_state import part, random_states, restore_random, restoring
 from incop.loop.progress import SearchProgress
+from incop.loop.search_state import beginning_of, random_of
 from incop.loop.settings import SearchSettings
-from incop.loop.states import beginning_of, random_of
 from incop.loop.tickets import budget_of
 from incop.masks import Masks
 from incop.pruning.saliency import Gathers
 from incop.records import Level
-from incop.snapshots import Snapshot
-from incop.states import part, random_states, restore_random, restoring
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 SLOWER = 0.5  # of the learning rate, each time training diverged and is begun again
@@ -33,7 +33,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         level.beginning = beginning_of(settings, progress) if settings.on_divergence == "retry" else {}
     else:
         watch.restore(part("watch", state))
-        level.random = part(random_of(ranks.of(settings.model).rank), state) or part("random", state)
+        level.random = part(random_of(distributed.of(settings.model).rank), state) or part("random", state)
         restore_random(level.random)
         restore = getattr(settings.trainer, "restore", None)
         if callable(restore):
@@ -43,7 +43,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         watch.rest()
     while True:
         try:
-            with ranks.linked(ranks.of(settings.model)), _gathering(settings, progress, watch):
+            with distributed.linked(distributed.of(settings.model)), _gathering(settings, progress, watch):
                 settings.trainer.fit(settings.model, progress.masks, watch)
             _ended(settings, watch)
             level.notices += _missed(progress, watch)
@@ -146,7 +146,7 @@ def level_record(
     end = watch.checks[-1]
     measured = end.metric_value
     if measured is None:
-        measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
+        measured = distributed.of(settings.model).mean(settings.trainer.evaluate(settings.model))
     spent = watch.spent
     budget = budget_of(settings.trainer, watch.level)
     if budget is not None and math.isfinite(watch.schedule_from):

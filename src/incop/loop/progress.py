@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from incop.flat_state import State
 from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Amount, Score, SparsityPath
 from incop.pruning.saliency import Gathers
 from incop.records import Flow
-from incop.snapshots import Snapshot
-from incop.states import State
+from incop.rewind_points import Snapshot
 
 
 @dataclass

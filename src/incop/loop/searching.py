@@ -14,15 +14,16 @@ from typing import Any, Literal
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.batches import reusable
 from incop.errors import InputError
+from incop.flat_state import State
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
 from incop.loop.fitting import fit_level, level_record, prove_zero
 from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.search_state import offer, restore
 from incop.loop.settings import SearchSettings
-from incop.loop.states import offer, restore
 from incop.loop.tickets import Dense, Ticket, Trains
 from incop.loop.validation import validate
 from incop.masks import Masks
@@ -30,8 +31,7 @@ from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
 from incop.records import Check, Interval
-from incop.snapshots import RewindPoint, Snapshot
-from incop.states import State
+from incop.rewind_points import RewindPoint, Snapshot
 from incop.stopping import Rule
 from incop.watch import Watch
 from incop.wrappers import refuse_sharded
@@ -210,7 +210,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
             after = point.after
             if after is None or str(point) in progress.points or not after.passed(epoch=epoch, step=step):
                 continue
-            ranks.level_buffers(settings.model)
+            distributed.level_buffers(settings.model)
             progress.points[str(point)] = _copy(settings, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
@@ -261,7 +261,7 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
     dense.weights.rewind(settings.model)
     if settings.meter is not None:
         found = measure(settings.model, settings.probe, settings.meter, masks=progress.masks, together=True)
-        progress.reference = ranks.of(settings.model).same(found)
+        progress.reference = distributed.of(settings.model).same(found)
     record = dataclasses.replace(dense.record, flow=progress.reference)
     progress.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != settings.metric:

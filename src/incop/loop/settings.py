@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
+from incop.flat_state import State
 from incop.flow import Meter
 from incop.loop.combinations import ends_of
 from incop.loop.tickets import Dense, Trains
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
 from incop.records import ACCURACY, Check, Interval, Metric
-from incop.snapshots import RewindPoint
-from incop.states import State
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from incop.errors import InputError, quoted
 
-__all__ = ["Bits"]
-
 CHUNK = 2**13  # bytes unpacked at a time: with them 65,536 positions, whose integers stay within the caches
 _TABLES: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 

@@ -16,18 +16,6 @@ from torch import Tensor
 from incop.errors import InputError, unknown
 from incop.records import shortest
 
-__all__ = [
-    "Amount",
-    "Competition",
-    "EvenDamage",
-    "Fraction",
-    "PQIndex",
-    "Planned",
-    "SparsityPath",
-    "Target",
-    "parse_amount",
-]
-
 
 @dataclass(frozen=True)
 class Competition:

@@ -20,8 +20,6 @@ from incop.pruning.selection import Global, Selection, checked, foremost, lowest
 from incop.records import shortest
 from incop.wrappers import unwrapped
 
-__all__ = ["planned", "prune", "reach"]
-
 
 def prune(
     model: nn.Module,

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from incop.errors import InputError
+from incop.flat_state import State
 from incop.masks import Masks
 from incop.records import shortest
-from incop.states import State
-
-__all__ = ["Gathers", "Saliency"]
 
 Handed = tuple[tuple[Any, ...], dict[str, Any]]  # a step's arguments
 Read = dict[str, tuple[Tensor, int]]  # gradients that were read in this step, by name, each with its version

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from incop import batches as batches_room
-from incop import observing
+from incop import inspection
 from incop.batches import output_tensor, unpack
 from incop.errors import InputError, unknown
 from incop.pruning.saliency import Saliency
 from incop.wrappers import as_written
-
-__all__ = ["GradientTimesWeight", "Magnitude", "Random", "Score", "parse_score"]
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -122,17 +120,17 @@ class GradientTimesWeight:
         """
         if self.batches is None:
             raise InputError("gradient × weight has no data to see: give it batches, by with_data(batches)")
-        dtype = torch.float32 if observing.half_precision(model) else None
+        dtype = torch.float32 if inspection.half_precision(model) else None
         leaves = {name: _widened(w.detach()).clone().requires_grad_() for name, w in weights.items()}
         sums = {name: torch.zeros_like(w) for name, w in leaves.items()}
         samples = 0
-        with observing.undisturbed(model), torch.enable_grad():
+        with inspection.undisturbed(model), torch.enable_grad():
             for batch in batches_room.reusable(self.batches, what="the data of the score"):
-                part = batches_room.placed(unpack(batch), device=observing.device_of(model), dtype=dtype)
+                part = batches_room.placed(unpack(batch), device=inspection.device_of(model), dtype=dtype)
                 if part.target is None:
                     raise InputError("gradient × weight needs targets: give (inputs, target) batches")
                 with as_written():
-                    output = observing.full_precision(model, part, leaves)
+                    output = inspection.full_precision(model, part, leaves)
                 value = self.loss(output_tensor(output, where=type(model).__name__), part.target)
                 if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                     raise InputError("the loss must return one number that depends on the weights")

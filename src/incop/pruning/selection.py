@@ -15,8 +15,6 @@ from incop.layers import is_conv1d
 from incop.pruning.units import Units
 from incop.records import shortest
 
-__all__ = ["Global", "Layerwise", "Lined", "NofM", "Selection", "foremost", "lowest", "parse_selection"]
-
 
 class Selection(Protocol):
     """Splits the weights into groups that compete among themselves."""

@@ -12,8 +12,6 @@ from incop.reports.page import Section
 from incop.reports.tables import Table
 from incop.rundir import RunDir, is_file, read_json
 
-__all__ = ["absent", "exported"]
-
 SCHEMA = 2  # 1 held more numbers of each form, and is read all the same
 MAX_FORMS, MAX_BATCHES, MAX_SIGNS = 100, 20, 2000
 MAX_NUMBER = 2**60

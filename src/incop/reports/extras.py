@@ -7,8 +7,6 @@ from typing import Any
 
 from incop.errors import MissingExtra
 
-__all__ = ["load"]
-
 
 def load(module: str, *, extra: str, purpose: str) -> Any:
     """Import a module of an optional package.

@@ -12,8 +12,6 @@ from incop.reports.drawing import Picture
 from incop.reports.extras import load
 from incop.reports.tables import Table, shown
 
-__all__ = ["Fact", "Figure", "Heat", "Page", "Section", "render"]
-
 
 @dataclass(frozen=True)
 class Heat:

@@ -13,24 +13,10 @@ from incop.records import Check, Level, Run, Spent
 from incop.reports.costs import TicketCost, costs_of_ticket
 from incop.rundir import RunDir, inside, is_file, read_json, read_toml
 
-__all__ = [
-    "TOLERANCE",
-    "RecordedComparison",
-    "RecordedRun",
-    "RunEntry",
-    "TicketRow",
-    "is_comparison",
-    "read",
-    "read_comparison",
-    "read_run",
-    "reported",
-    "together",
-]
-
 TOLERANCE = 0.0051  # two sparsities are the same target when they are no further apart
 JOBS, SETTINGS = "jobs.json", "comparison.toml"
 FULL = 1e-6  # epochs are sums of fractions
-MOST_JOBS = 10_000  # runs of a comparison
+MAX_JOBS = 10_000  # runs of a comparison
 
 
 @dataclass(frozen=True)
@@ -300,8 +286,8 @@ def together(folders: Iterable[Path]) -> RecordedComparison:
 
 def _jobs(file: Path) -> list[RunEntry]:
     data = read_json(file)
-    if not isinstance(data, list) or len(data) > MOST_JOBS:
-        raise InputError(f"{str(file)!r} holds no list of at most {MOST_JOBS} runs: the file is damaged or was edited")
+    if not isinstance(data, list) or len(data) > MAX_JOBS:
+        raise InputError(f"{str(file)!r} holds no list of at most {MAX_JOBS} runs: the file is damaged or was edited")
     return [_job(file, entry) for entry in data]
 
 

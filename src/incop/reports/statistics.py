@@ -17,18 +17,6 @@ from incop.errors import InputError
 from incop.reports.extras import load
 from incop.reports.recorded import RecordedComparison, TicketRow
 
-__all__ = [
-    "MARGIN",
-    "ComparisonAnalysis",
-    "Difference",
-    "Estimate",
-    "Summary",
-    "analyse",
-    "estimate",
-    "level_of_test",
-    "paired",
-]
-
 MARGIN = 0.005  # accuracy that may be lost and still be called no loss: half a point
 CONFIDENCE = 0.95
 RESAMPLES = 9999

@@ -11,19 +11,6 @@ from typing import Any, ClassVar
 from incop.errors import InputError, unknown
 from incop.records import ACCURACY, History, Verdict, shortest
 
-__all__ = [
-    "AccuracyRestored",
-    "AfterEpochs",
-    "Both",
-    "Either",
-    "FlowRestored",
-    "FlowSettled",
-    "LossPlateau",
-    "MaskSettled",
-    "MetricRestored",
-    "Rule",
-]
-
 SLACK = 1e-9  # epochs are sums of fractions, accuracies differences of them
 
 # What a rule may need, and how a watch is given it.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from incop import Masks, checkpoints
+from incop import Masks, checkpoint_files
 from incop.cli import main
 from incop.errors import InputError
 from incop.experiments import models, runs
@@ -402,7 +402,7 @@ def test_the_library_runs_no_code_without_the_word_either(finished):
         rebuild(RunDir.open(finished / "R"), 1)
     assert not (finished / "ran").exists()
     parts, _ = rebuild(RunDir.open(finished / "R"), 1, Plan(run_code=True))
-    stored = checkpoints.load_weights(finished / "R" / "level_01")
+    stored = checkpoint_files.load_weights(finished / "R" / "level_01")
     assert all(torch.equal(parts.model.state_dict()[name], tensor) for name, tensor in stored.items())
 
 

@@ -23,8 +23,6 @@ from incop.experiments.datasets.stored_parts import (
     held,
 )
 
-__all__ = ["read_archive", "read_arrays"]
-
 _Array = npt.NDArray[np.generic]
 _CHANNELS = (1, 3)
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others take memory as their header says

@@ -9,8 +9,6 @@ import torch
 from incop.errors import InputError
 from incop.experiments.datasets.stored_parts import StoredParts
 
-__all__ = ["KNOWN", "CatalogueEntry", "Known", "check_published", "check_shape", "describe", "known", "names"]
-
 
 @dataclass(frozen=True)
 class Known:

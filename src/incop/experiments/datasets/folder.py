@@ -11,8 +11,6 @@ from incop.errors import InputError
 from incop.experiments.datasets.pictures import SUFFIXES, Decoder
 from incop.experiments.datasets.stored_parts import MAX_EXAMPLES, StoredPart, StoredParts, check_count
 
-__all__ = ["read_folder"]
-
 _VALIDATION = ("val", "valid", "validation")
 _DEBRIS = frozenset({"thumbs.db", "desktop.ini"})  # what file managers leave behind
 

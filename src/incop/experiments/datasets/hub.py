@@ -18,8 +18,6 @@ from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, che
 from incop.experiments.models.libraries import imported
 from incop.experiments.models.named import place
 
-__all__ = ["PREFIX", "check", "read"]
-
 PREFIX = "hf:"
 ARGUMENTS = ("image_column", "label_column", "validation_split", "test_split")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")

@@ -22,8 +22,6 @@ from incop.experiments.datasets.stored_parts import (
     held,
 )
 
-__all__ = ["holds_idx", "read_array", "read_folder"]
-
 _CHUNK = 2**20
 _UNSIGNED_BYTE = 0x08  # the third byte of the magic number says the type, the fourth how many dimensions
 _NAME = re.compile(r"idx[13](-ubyte)?(\.gz)?$", re.IGNORECASE)

@@ -18,8 +18,6 @@ from incop.errors import InputError, MissingExtra
 from incop.experiments.datasets.pictures import Decoder
 from incop.experiments.datasets.stored_parts import MAX_BYTES, StoredPart, StoredParts, check_count, check_unpacked
 
-__all__ = ["Columns", "holds_parquet", "read_file", "read_folder"]
-
 _PARTS = {
     "train": "train",
     "test": "test",

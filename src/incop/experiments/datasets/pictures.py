@@ -19,8 +19,6 @@ from incop.experiments.datasets.stored_parts import MAX_BYTES, check_unpacked
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_SIDE", "SUFFIXES", "Decoder"]
-
 MAX_SIDE = 4096
 """The largest height or width decoded, in pixels; a header that announces more is refused before decoding."""
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from incop.errors import InputError
 from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, carve_test, check_labels
 
-__all__ = ["Choices", "Dataset", "Split", "assemble", "statistics"]
-
 _LIMIT_SEED = 20_240_229  # any fixed number: `limit` must choose the same images whatever the run's seed
 _SMALLEST_LIMIT = 10
 

@@ -10,20 +10,6 @@ from torch import Tensor
 
 from incop.errors import InputError
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_EXAMPLES",
-    "StoredPart",
-    "StoredParts",
-    "carve_test",
-    "check_count",
-    "check_labels",
-    "check_unpacked",
-    "every_fifth",
-    "held",
-    "pick",
-]
-
 MAX_BYTES = 8 * 2**30
 """The most bytes any one array may take; a header that asks for more is refused before allocating."""
 

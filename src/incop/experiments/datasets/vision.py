@@ -15,8 +15,6 @@ from incop.errors import InputError, unknown
 from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, check_count, held
 from incop.experiments.models.libraries import imported
 
-__all__ = ["PREFIX", "augmented", "check", "needs_folder", "read"]
-
 PREFIX = "torchvision:"
 # Which part is which, as each is told. Those of pictures of one size that fit in memory; CIFAR's files are pickles, which
 # torchvision opens only when their MD5 is the published one.

@@ -15,8 +15,6 @@ from incop.experiments.engines.resources import Resources
 from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
 
-__all__ = ["Ray"]
-
 GIB = 2**30
 
 

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from incop.errors import InputError, unknown
 from incop.records import shortest
 
-__all__ = ["Resources"]
-
 TAKES = {  # what each engine can give
     "local": (),
     "ray": ("cpus", "gpus", "mem"),
     "slurm": ("cpus", "gpus", "mem", "time", "partition", "account", "qos", "constraint"),
 }
-MOST = {"cpus": 1024.0, "gpus": 64.0, "mem": 65536.0, "time": 525_600.0}
-LEAST = {"cpus": 1.0, "gpus": 0.0, "mem": 0.1, "time": 1.0}
+MAX = {"cpus": 1024.0, "gpus": 64.0, "mem": 65536.0, "time": 525_600.0}
+MIN = {"cpus": 1.0, "gpus": 0.0, "mem": 0.1, "time": 1.0}
 WHOLE = ("cpus", "gpus", "time")  # of Ray, a run may have a part of a GPU
 WORD = re.compile(r"[\w.,:&|*()\[\]+@%/-]+")  # of a partition, an account, a constraint such as gpu&a100
 
@@ -93,7 +91,7 @@ class Resources:
 
 
 def _read(key: str, value: str, engine: str) -> int | float | str:
-    if key not in MOST:
+    if key not in MAX:
         if not WORD.fullmatch(value):
             raise ValueError(f"{key}={value!r} is no name")
         return value
@@ -102,7 +100,7 @@ def _read(key: str, value: str, engine: str) -> int | float | str:
     except ValueError:
         number = math.nan
     whole = key in WHOLE and not (engine == "ray" and key == "gpus")
-    if not LEAST[key] <= number <= MOST[key] or (whole and number != int(number)):
+    if not MIN[key] <= number <= MAX[key] or (whole and number != int(number)):
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{key}={value} must be {kind} from {shortest(LEAST[key])} to {shortest(MOST[key])}")
+        raise ValueError(f"{key}={value} must be {kind} from {shortest(MIN[key])} to {shortest(MAX[key])}")
     return int(number) if key in ("cpus", "time") else number

@@ -31,13 +31,11 @@ from incop.experiments.engines.worker import perform
 from incop.locks import LOCK, Lock, holder
 from incop.rundir import inside, read_json, write_atomically
 
-__all__ = ["Slurm"]
-
 ENGINE = "engine"  # folder in the comparison's folder
 WORD = "ended.json"  # how a task ended
 LOOK = 0.5  # seconds between two looks at the tasks' folders
-MOST_LOOKS = 200  # folders a second that are looked at: they lie on storage that others use
-MOST_ARRAY = 1000  # tasks of an array, of which Slurm takes as many where nothing else is set
+MAX_LOOKS = 200  # folders a second that are looked at: they lie on storage that others use
+MAX_ARRAY = 1000  # tasks of an array, of which Slurm takes as many where nothing else is set
 QUEUE = 5.0  # seconds between two questions to Slurm, which others ask too
 GRACE = 30.0  # seconds in which what a worker wrote on another host becomes visible
 WARNING = 90  # seconds before its time is over that a run is told to write a checkpoint; less where the time is short
@@ -109,14 +107,12 @@ class Slurm:
             IncopError: Slurm refuses them.
         """
         self._queue = None
-        return [
-            handle for at in range(0, len(tasks), MOST_ARRAY) for handle in self._array(tasks[at : at + MOST_ARRAY])
-        ]
+        return [handle for at in range(0, len(tasks), MAX_ARRAY) for handle in self._array(tasks[at : at + MAX_ARRAY])]
 
     def wait(self, handles: Collection[_SlurmHandle], seconds: float) -> dict[_SlurmHandle, Ended]:
         """Look at the tasks' folders until one has ended."""
         until = time.monotonic() + seconds
-        between = max(LOOK, len(handles) / MOST_LOOKS)
+        between = max(LOOK, len(handles) / MAX_LOOKS)
         while (now := time.monotonic()) < self._looked + between:
             if now >= until:
                 return {}

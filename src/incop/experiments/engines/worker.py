@@ -17,8 +17,6 @@ from incop.experiments.signals import Interrupted, Signals
 from incop.locks import STALE, holder
 from incop.rundir import RunDir
 
-__all__ = ["PATIENCE", "fingerprint", "perform"]
-
 PATIENCE = STALE + 30.0  # seconds for a run's last process to let go of it, or to be taken for dead
 
 

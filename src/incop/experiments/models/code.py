@@ -21,8 +21,6 @@ from torch import nn
 from incop.errors import InputError, nearest, quoted
 from incop.experiments.models.named import SIZES, Named, Wanted, place
 
-__all__ = ["check", "factory", "run"]
-
 
 class _Fresh(importlib.machinery.SourceFileLoader):
     """Reads the source every time: a cached compilation is told from the source by whole seconds only."""

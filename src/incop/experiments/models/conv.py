@@ -10,8 +10,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halved, halvings
 from incop.experiments.models.weights import glorot
 
-__all__ = ["conv"]
-
 DEPTHS = (2, 4, 6)
 WIDTH = 64  # of the first pair of convolutions; each pair is pooled, and the next is twice as wide
 

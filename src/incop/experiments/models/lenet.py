@@ -9,8 +9,6 @@ from torch import nn
 from incop.experiments.models.shape import check
 from incop.experiments.models.weights import glorot
 
-__all__ = ["lenet_5", "lenet_300_100"]
-
 
 def lenet_300_100(*, channels: int = 1, size: tuple[int, int] = (28, 28), classes: int = 10) -> nn.Sequential:
     """Two hidden layers of 300 and 100 units on the flattened image.

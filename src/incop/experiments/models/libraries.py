@@ -12,8 +12,6 @@ from torch import nn
 from incop.errors import InputError, MissingExtra, quoted, unknown
 from incop.experiments.models.named import Named, Wanted, place, refuse_arguments
 
-__all__ = ["check", "imported", "maker", "mismatch", "no_download", "pretrained", "version"]
-
 EXTRAS = {"torchvision": "vision", "timm": "vision", "transformers": "transformers", "datasets": "hub"}
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incop import checkpoints
+from incop import checkpoint_files
 from incop.batches import output_tensor
 from incop.errors import IncopError, InputError, nearest, quoted
 from incop.experiments.models import code, libraries
 from incop.experiments.models.named import Named, Wanted, place
-from incop.snapshots import put_extra_states, without_extra_states
-
-__all__ = ["Made", "check_weights", "make", "read_arguments", "start", "start_from_file"]
+from incop.rewind_points import put_extra_states, without_extra_states
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 TOKENS = 4  # of a trial sequence
@@ -219,7 +217,7 @@ def start_from_file(model: nn.Module, file: str) -> list[str]:
         InputError: it cannot be read, or belongs to another network.
     """
     check_weights(file)
-    weights = checkpoints.load_weights(place(file))
+    weights = checkpoint_files.load_weights(place(file))
     digest = hashlib.sha256(place(file).read_bytes()).hexdigest()
     return [f"the model began with the weights of {file} (sha256 {digest[:16]}…)", *start(model, weights, file)[1:]]
 

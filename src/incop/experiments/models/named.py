@@ -10,8 +10,6 @@ from typing import Literal
 
 from incop.errors import InputError, quoted
 
-__all__ = ["FORMS", "LIBRARIES", "SIZES", "TASKS", "Named", "Wanted", "parse", "place", "refuse_arguments"]
-
 LIBRARIES = ("torchvision", "timm", "hf")
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME, FILE.py:FACTORY or MODULE:FACTORY"
 TASKS = ("images", "text", "language")

@@ -11,8 +11,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halvings
 from incop.experiments.models.weights import kaiming
 
-__all__ = ["Block", "resnet", "resnet_18"]
-
 
 class Block(nn.Module):
     """Two 3×3 convolutions and a way around them: He et al. 2016, Figure 2.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from incop.errors import InputError
 
-__all__ = ["SMALLEST", "check", "halved", "halvings"]
-
 SMALLEST = 4  # pixels: below it a 3×3 kernel sees more padding than image
 
 

@@ -10,8 +10,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halvings
 from incop.experiments.models.weights import kaiming
 
-__all__ = ["vgg"]
-
 WIDTHS = (64, 128, 256, 512, 512)
 STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}  # convolutions before each pooling: columns A and D
 

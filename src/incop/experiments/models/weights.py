@@ -6,8 +6,6 @@ from typing import TypeVar
 
 from torch import nn
 
-__all__ = ["glorot", "kaiming"]
-
 M = TypeVar("M", bound=nn.Module)
 
 

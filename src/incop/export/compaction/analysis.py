@@ -14,8 +14,6 @@ from torch import Tensor, fx, nn
 from incop.export.compaction.tracing import Held, Trace
 from incop.export.compaction.unit_sets import AxisUnits, Floats, Ints, Labels, UnitSets, unknown
 
-__all__ = ["Reader", "Rule", "UnitAnalysis", "analysed"]
-
 Rule = Callable[["UnitAnalysis", fx.Node], "Labels | list[Labels] | None"]
 
 

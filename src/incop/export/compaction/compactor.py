@@ -18,8 +18,6 @@ from incop.export.compaction.removal import Removal, groups, removal, removed, s
 from incop.export.compaction.tracing import traced
 from incop.export.subject import Subject
 
-__all__ = ["Change", "Compaction", "compact"]
-
 
 @dataclass(frozen=True)
 class Change:

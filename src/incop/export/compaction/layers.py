@@ -12,8 +12,6 @@ from incop.export.compaction.analysis import Reader, UnitAnalysis, argument, ope
 from incop.export.compaction.tracing import Held
 from incop.export.compaction.unit_sets import AxisUnits, Floats, Ints, Labels, unknown
 
-__all__ = ["addmm", "batch_norm", "convolution", "instance_norm", "linear", "transposed_convolution"]
-
 NORMALIZES = "aten::_native_batch_norm_legit_no_training"
 
 

@@ -22,8 +22,6 @@ from incop.export.compaction.analysis import (
 )
 from incop.export.compaction.unit_sets import AxisUnits, Floats, Labels, unknown
 
-__all__ = ["rule_of"]
-
 ConstantMap = Callable[[Floats], Floats]
 
 

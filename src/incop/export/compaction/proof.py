@@ -15,8 +15,6 @@ from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.export.compaction.removal import Removal, removed
 from incop.export.differences import difference
 
-__all__ = ["Proof", "tolerance_of"]
-
 EXACT = 1e-12  # relative; in float64 sums in another order differ by less, mistakes by more
 ROUNDING = {torch.float64: EXACT, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 OTHERS = 8  # samples of the batch that is made up

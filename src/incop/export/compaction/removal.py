@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from incop.export.compaction.analysis import Reader, UnitAnalysis, owned_by
 from incop.export.compaction.unit_sets import Ints
 
-__all__ = ["Removal", "groups", "removal", "removed", "sizes"]
-
 Bools = npt.NDArray[np.bool_]
 
 

@@ -16,8 +16,6 @@ from incop.export.compaction.analysis import (
 )
 from incop.export.compaction.unit_sets import AxisUnits, Labels
 
-__all__ = ["cat", "cut", "expand", "item", "pad", "permute", "reshape", "select", "stack"]
-
 
 def reshape(run: UnitAnalysis, node: fx.Node) -> Labels | None:
     """View, flatten, squeeze: an axis may be merged with others, but not cut up."""

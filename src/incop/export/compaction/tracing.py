@@ -18,8 +18,6 @@ from incop.batches import Batch, first_samples, mapped, walk
 from incop.errors import InputError
 from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet
 
-__all__ = ["Answering", "Held", "Trace", "exported", "traced"]
-
 SAMPLES = 3  # enough that one sample does not pass for all; a prime that is seldom a width
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from incop import observing
+from incop import inspection
 from incop.errors import InputError
 from incop.integrations.hugging_face.trainer_access import as_written
 
@@ -34,7 +34,7 @@ def measured(
         )
     if trainer.accelerator.native_amp:  # or evaluation would prepare it in between, and run in autocast
         trainer.accelerator.prepare_model(model, evaluation_mode=True)
-    with observing.undisturbed(model), as_written(model):
+    with inspection.undisturbed(model), as_written(model):
         if by_metric:
             return _by_metric(trainer, batches, metric, only_try)
         right, labels = 0, 0

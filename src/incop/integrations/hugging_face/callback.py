@@ -15,17 +15,15 @@ from transformers.trainer_callback import (  # type: ignore[import-not-found,unu
     TrainerCallback,
 )
 
-from incop.checkpoints import load_masks, save_masks
+from incop.checkpoint_files import load_masks, save_masks
 from incop.errors import InputError
+from incop.flat_state import restoring
 from incop.flow import Meter
 from incop.integrations.hugging_face.trainer_access import StepCounter, agreed, as_written, refuse_sharded
 from incop.masks import Hold, Masks, hold
 from incop.records import Check, Flow, Interval, Verdict
-from incop.states import restoring
 from incop.stopping import Rule
 from incop.watch import Watch
-
-__all__ = ["HuggingFaceCallback"]
 
 FOLDER = "incop"  # within a checkpoint's folder
 

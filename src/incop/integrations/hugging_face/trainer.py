@@ -19,6 +19,7 @@ from transformers.trainer_callback import (  # type: ignore[import-not-found,unu
 )
 
 from incop.errors import InputError, TrainingError
+from incop.flat_state import random_states, restore_random
 from incop.integrations.hugging_face.accuracy import measured
 from incop.integrations.hugging_face.trainer_access import (
     StepCounter,
@@ -27,10 +28,7 @@ from incop.integrations.hugging_face.trainer_access import (
     refuse_sharded,
 )
 from incop.masks import Hold, Masks, hold
-from incop.states import random_states, restore_random
 from incop.watch import Watch
-
-__all__ = ["HuggingFaceTrainer"]
 
 OF_A_LEVEL = {  # parts of a Trainer that belong to one training, and why they cannot be given for all levels
     "model": "the search hands it the model",

@@ -12,14 +12,6 @@ from torch import nn
 from incop.batches import walk
 from incop.errors import InputError
 
-__all__ = [
-    "StepCounter",
-    "agreed",
-    "as_written",
-    "found_as_it_was",
-    "refuse_sharded",
-]
-
 WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")  # what accelerate writes on a model
 
 

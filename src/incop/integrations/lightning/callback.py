@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import InputError, TrainingError
+from incop.flat_state import part, random_states, restore_random, restoring, under
 from incop.flow import Meter, measure
 from incop.integrations.lightning.hooks import Looking
 from incop.masks import Masks
 from incop.records import Check, Flow, Interval, Verdict
-from incop.states import part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
 from incop.watch import Watch
-
-__all__ = ["LightningCallback"]
 
 
 class LightningCallback(Looking):
@@ -267,7 +265,7 @@ class LightningCallback(Looking):
         meter, reference = self._parts["meter"], self._parts["reference"]
         if meter is None:
             return
-        with observing.undisturbed(module):  # a shuffled probe draws numbers
+        with inspection.undisturbed(module):  # a shuffled probe draws numbers
             few = [first_samples(unpack(batch), 2) for batch in islice(self._probe or (), 2)]
         if not few:
             raise InputError("the probe is empty: pass at least one batch")

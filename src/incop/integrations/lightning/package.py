@@ -9,8 +9,6 @@ from typing import Any
 
 from incop.errors import InputError, MissingExtra
 
-__all__ = ["Callback", "package_of"]
-
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 

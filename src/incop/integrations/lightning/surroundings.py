@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from incop import observing
+from incop import inspection
 
 # Hints on speed for a fit of its own, which a search would repeat for every level; and Lightning's own use of an older torch.
 HINTS = (r".*does not have many workers", r".*smaller than the logging interval", r".*treespec, LeafSpec.*deprecated")
@@ -23,12 +23,12 @@ HINTS = (r".*does not have many workers", r".*smaller than the logging interval"
 def as_found(model: nn.Module) -> Iterator[None]:
     """Leave the modules' modes, the device and the Trainer the module belongs to as they were."""
     modes = [(module, module.training) for module in model.modules()]
-    device, belongs_to = observing.device_of(model), vars(model).get("_trainer")
+    device, belongs_to = inspection.device_of(model), vars(model).get("_trainer")
     try:
         yield
     finally:
         model.trainer = belongs_to  # type: ignore[assignment]
-        if observing.device_of(model) != device:
+        if inspection.device_of(model) != device:
             model.to(device)
         for module, training in modes:
             module.training = training

@@ -10,18 +10,16 @@ from typing import Any
 
 from torch import nn
 
-from incop import observing
+from incop import inspection
 from incop.errors import InputError, TrainingError, unknown
+from incop.flat_state import random_states, restore_random
 from incop.integrations.lightning.hooks import Looking, samples_in
 from incop.integrations.lightning.package import Callback, package_of
 from incop.integrations.lightning.schedules import begin_schedules
 from incop.integrations.lightning.surroundings import as_found, hushed, interruptible, seeded
 from incop.masks import Masks
 from incop.records import Verdict
-from incop.states import random_states, restore_random
 from incop.watch import Watch
-
-__all__ = ["LightningTrainer"]
 
 # What a search does not want of Lightning unless it is asked for; levels are many.
 QUIET = {
@@ -171,7 +169,7 @@ class LightningTrainer:
         lightning = package_of(model)
         self._check_arguments(lightning)
         counter = _SampleCounter()
-        with observing.undisturbed(model), as_found(model), hushed():
+        with inspection.undisturbed(model), as_found(model), hushed():
             trainer = lightning.Trainer(callbacks=[counter], **{**self._arguments, "logger": False})
             with interruptible(trainer):
                 trainer.validate(model, self._val, datamodule=self._datamodule, verbose=False)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from incop import checkpoints
-from incop.checkpoints import load_masks, load_weights, save_masks, save_weights
+from incop import checkpoint_files
+from incop.checkpoint_files import load_masks, load_weights, save_masks, save_weights
 from incop.errors import InputError, TrainingError
 from incop.masks import Masks
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 
 shapes = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 
@@ -81,7 +81,7 @@ def test_a_file_that_cannot_be_read(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     save_masks(tmp_path, Masks({}))
-    monkeypatch.setattr(checkpoints, "safe_open", denied)
+    monkeypatch.setattr(checkpoint_files, "safe_open", denied)
     with pytest.raises(InputError, match=r"is damaged or no safetensors file: .*Permission denied"):
         load_masks(tmp_path)
 

@@ -18,11 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import incop
-from incop import flow, hold, pruning, ranks, stopping
+from incop import distributed, flow, hold, pruning, stopping
 from incop.errors import Diverged, InputError, TrainingError
 from incop.experiments.engines.local import PROCESSES
 from incop.masks import Masks
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 
 pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()), reason="torch without gloo"
@@ -36,7 +36,7 @@ def serve(rank, size, port, pipe):
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({key: str(value) for key, value in place.items()}, INCOP_RANK_TIMEOUT="60")
     torch.set_num_threads(1)
-    with ranks.joined() as together:
+    with distributed.joined() as together:
         while (task := pipe.recv()) is not None:
             try:
                 pipe.send((task[0](together, *task[1:]), None))
@@ -260,19 +260,19 @@ def test_each_sees_its_share_of_a_probe_and_by_default_all_of_it(company):
 def moved(together):
     """Return the largest tensor that goes between processes for the mean, of a pair of wide layers, and for |ρ|."""
     model = DistributedDataParallel(nn.Sequential(nn.Linear(6, 300), nn.ReLU(), nn.Linear(300, 200)))
-    found, total = [], ranks.Ranks.total
+    found, total = [], distributed.Ranks.total
 
     def counted(self, tensor):
         found.append(tensor.numel())
         return total(self, tensor)
 
-    ranks.Ranks.total = counted
+    distributed.Ranks.total = counted
     try:
         incop.measure(model, (X, Y), flow.InformationFlow(), together=True)
         mean, found[:] = list(found), []
         incop.measure(model, (X, Y), flow.InformationFlow("absolute"), together=True)
     finally:
-        ranks.Ranks.total = total
+        distributed.Ranks.total = total
     return max(mean), max(found)
 
 
@@ -282,7 +282,7 @@ def test_no_matrix_of_units_goes_between_them_where_the_reduction_needs_none(com
 
 def bad_probe(together):
     probe = [(X[:20], Y[:20]), (X[20:40].clone(), Y[20:40])]
-    begin, end = ranks.Ranks(1, together.size).share(20)
+    begin, end = distributed.Ranks(1, together.size).share(20)
     probe[1][0][begin:end] = torch.nan  # only in the share of process 1
     found = []
     for meter in (flow.InformationFlow(), gradients("norm")):
@@ -386,8 +386,8 @@ class Unequal:
 
     def __call__(self, *asked):
         if len(asked) == 1:
-            return len(asked[0].weights) // 3 + ranks.number()
-        generator = torch.Generator().manual_seed(ranks.number())
+            return len(asked[0].weights) // 3 + distributed.number()
+        generator = torch.Generator().manual_seed(distributed.number())
         return {name: torch.rand(weight.shape, generator=generator) for name, weight in asked[1].items()}
 
 
@@ -519,7 +519,7 @@ class Uneven(stopping.Rule):
     """Asked in one process, it would stop at another look than in the next."""
 
     def judge(self, history):
-        return history.now.number >= 2 + ranks.number(), f"by process {ranks.number()}"
+        return history.now.number >= 2 + distributed.number(), f"by process {distributed.number()}"
 
     def __str__(self):
         return "uneven"
@@ -576,7 +576,7 @@ def loaders(together):
     train = incop.Trainer(DataLoader(data, 5, sampler=sampler), DataLoader(data, 7), epochs=2, unpack=noted)
     ticket = next(incop.search(model, train, levels=1, rewind="rate"))
     samples = {tuple(row.tolist()) for part in together.all(torch.cat(seen)) for row in part}
-    one = incop.Trainer((X, Y), (X, Y)).evaluate(ranks.within(model))
+    one = incop.Trainer((X, Y), (X, Y)).evaluate(distributed.within(model))
     return said, len(samples), ticket.record.val_accuracy == one, sampler.epoch
 
 
@@ -761,14 +761,14 @@ sys.exit(status)
 def test_a_patience_that_is_none(said, monkeypatch):
     monkeypatch.setenv("INCOP_RANK_TIMEOUT", said)
     with pytest.raises(InputError, match="INCOP_RANK_TIMEOUT"):
-        ranks._patience()
+        distributed._patience()
 
 
 def test_one_process_is_alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, {"RANK": "0", "WORLD_SIZE": "1"}[name])
-    assert not ranks.launched()
-    assert ranks.number() == 0
-    with ranks.joined() as together:
-        assert together is ranks.ALONE
-    assert ranks.of(net()) is ranks.ALONE
+    assert not distributed.launched()
+    assert distributed.number() == 0
+    with distributed.joined() as together:
+        assert together is distributed.ALONE
+    assert distributed.of(net()) is distributed.ALONE

@@ -16,7 +16,7 @@ from incop.errors import InputError, TrainingError
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.records import Interval
-from incop.snapshots import RewindPoint, Snapshot, check_extra_states
+from incop.rewind_points import RewindPoint, Snapshot, check_extra_states
 
 
 class Everything(nn.Module):

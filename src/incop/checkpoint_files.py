@@ -20,10 +20,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from incop.errors import InputError, TrainingError
+from incop.flat_state import State
 from incop.masks import Masks
 from incop.masks.bits import Bits
 from incop.rundir import inside, is_file, write_atomically
-from incop.states import State
 
 __all__ = ["load_masks", "load_weights", "save_masks", "save_weights"]
 
@@ -31,7 +31,7 @@ WEIGHTS = "weights.safetensors"
 MASKS = "masks.safetensors"
 CHECKPOINT_SCHEMA = 2  # of what a checkpoint holds; a reader refuses a newer one
 POINT = "points/"  # tensors of rewind points never change: each is written once, beside the checkpoints
-MOST_HEADER = 2**22  # bytes: names, shapes and places of 40,000 tensors; a network of 300 needs 30 kB
+MAX_HEADER = 2**22  # bytes: names, shapes and places of 40,000 tensors; a network of 300 needs 30 kB
 
 
 def save_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -121,10 +121,10 @@ def _check_header(file: Path) -> None:
             announced = int.from_bytes(stream.read(8), "little")
     except OSError as error:
         raise InputError(f"{str(file)!r} is damaged or no safetensors file: {error}") from error
-    if announced > MOST_HEADER:
+    if announced > MAX_HEADER:
         raise InputError(
             f"{str(file)!r} is damaged or no safetensors file: its header announces {announced} bytes, and at most "
-            f"{MOST_HEADER} are read"
+            f"{MAX_HEADER} are read"
         )
 
 
@@ -153,7 +153,7 @@ class Checkpoints:
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from incop.checkpoints import Checkpoints
+        >>> from incop.checkpoint_files import Checkpoints
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     Checkpoints(Path(folder)).write({"level": 2, "masks/w": torch.eye(2) > 0}, about={"by": "me"})
         ...     found, damaged = Checkpoints(Path(folder)).newest()

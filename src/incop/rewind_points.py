@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from incop.errors import InputError, TrainingError, nearest
+from incop.inspection import refuse_empty
 from incop.masks import Masks
-from incop.observing import refuse_empty
 from incop.offload import Offload
 from incop.records import Interval
 from incop.wrappers import unwrapped
-
-__all__ = ["RewindPoint", "Snapshot", "check_extra_states", "put_extra_states", "without_extra_states"]
 
 EXTRA = "_extra_state"  # torch's own name for what a module's get_extra_state returns
 IN_JSON = ".json"  # after the name of one that is no tensor: a tensor of the bytes of its JSON stands for it
@@ -36,7 +34,7 @@ class Snapshot:
 
     Example:
         >>> import torch
-        >>> from incop.snapshots import Snapshot
+        >>> from incop.rewind_points import Snapshot
         >>> net = torch.nn.Linear(2, 2)
         >>> before = Snapshot.of(net)
         >>> _ = net.weight.data.mul_(2)
@@ -140,7 +138,7 @@ def check_extra_states(model: nn.Module) -> None:
 
     Example:
         >>> import torch
-        >>> from incop.snapshots import check_extra_states
+        >>> from incop.rewind_points import check_extra_states
         >>> class Named(torch.nn.Linear):
         ...     def get_extra_state(self):
         ...         return {"names", "in a set"}
@@ -278,7 +276,7 @@ class RewindPoint:
             InputError: it is none of these.
 
         Example:
-            >>> from incop.snapshots import RewindPoint
+            >>> from incop.rewind_points import RewindPoint
             >>> str(RewindPoint.parse("early:500steps"))
             'early:500steps'
         """

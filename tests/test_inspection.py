@@ -11,7 +11,7 @@ from torch import nn
 
 from incop.batches import unpack
 from incop.errors import InputError
-from incop.observing import device_of, full_precision, half_precision, not_finite, undisturbed
+from incop.inspection import device_of, full_precision, half_precision, not_finite, undisturbed
 
 
 def bits(t):

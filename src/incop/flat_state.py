@@ -22,7 +22,7 @@ def under(prefix: str, state: Mapping[str, Any]) -> State:
     """Return the state with `prefix/` before every name.
 
     Example:
-        >>> from incop.states import under
+        >>> from incop.flat_state import under
         >>> under("watch", {"step": 3})
         {'watch/step': 3}
     """
@@ -33,7 +33,7 @@ def part(prefix: str, state: Mapping[str, Any]) -> State:
     """Return what stands under `prefix/`, without it; empty when nothing does.
 
     Example:
-        >>> from incop.states import part
+        >>> from incop.flat_state import part
         >>> part("watch", {"watch/step": 3, "level": 1})
         {'step': 3}
     """
@@ -99,7 +99,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> State:
 
     Example:
         >>> import torch
-        >>> from incop.states import optimizer_state
+        >>> from incop.flat_state import optimizer_state
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
         >>> net(torch.ones(1, 1)).sum().backward()

@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from incop import ranks, schema_1
+from incop import distributed, schema_1
+from incop.flat_state import State, part, random_states, restoring, under
 from incop.loop.progress import LevelProgress, SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Planned, SparsityPath
 from incop.pruning.saliency import Gathers
 from incop.records import Flow
-from incop.snapshots import Snapshot
-from incop.states import State, part, random_states, restoring, under
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 
@@ -39,7 +39,7 @@ def _state(settings: SearchSettings, progress: SearchProgress, watch: Watch) -> 
         "masks": progress.masks,
         **points,
         **stopped,
-        **{random_of(rank): one for rank, one in enumerate(ranks.of(settings.model).all(random_states()))},
+        **{random_of(rank): one for rank, one in enumerate(distributed.of(settings.model).all(random_states()))},
         "watch": watch.state(),
         "trainer": take(),
         "score": _gathered(progress),

@@ -20,23 +20,6 @@ from incop.errors import Diverged, IncopError, InputError, MissingExtra, Trainin
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = [
-    "ALONE",
-    "Lost",
-    "Ranks",
-    "divides_itself",
-    "joined",
-    "launched",
-    "level_buffers",
-    "linked",
-    "local",
-    "number",
-    "of",
-    "restarted",
-    "shared",
-    "within",
-]
-
 T = TypeVar("T")
 
 PATIENCE = 300.0  # seconds that a process waits for the others; `INCOP_RANK_TIMEOUT` says another number
@@ -64,7 +47,7 @@ class Ranks:
         group: torch's process group; None for one alone.
 
     Example:
-        >>> from incop.ranks import ALONE
+        >>> from incop.distributed import ALONE
         >>> ALONE.same(3), ALONE.all("a"), ALONE.mean(0.5), ALONE.share(10)
         (3, ['a'], 0.5, (0, 10))
     """

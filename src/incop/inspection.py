@@ -17,8 +17,6 @@ from torch.nn.parameter import is_lazy
 from incop.batches import Batch, call
 from incop.errors import InputError
 
-__all__ = ["device_of", "full_precision", "half_precision", "not_finite", "refuse_empty", "undisturbed"]
-
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
@@ -34,7 +32,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
     Example:
         >>> from torch import nn
-        >>> from incop.observing import undisturbed
+        >>> from incop.inspection import undisturbed
         >>> net = nn.Dropout(0.5)
         >>> with undisturbed(net):
         ...     print(net.training)
@@ -158,7 +156,7 @@ def not_finite(model: nn.Module) -> list[str]:
 
     Example:
         >>> import torch
-        >>> from incop.observing import not_finite
+        >>> from incop.inspection import not_finite
         >>> net = torch.nn.Linear(2, 2)
         >>> _ = net.bias.data[1].fill_(torch.inf)
         >>> not_finite(net)
