@@ -149,16 +149,6 @@ class Checkpoints:
 
     Args:
         folder: their folder; it is made with the first of them.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from incop.checkpoint_files import Checkpoints
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     Checkpoints(Path(folder)).write({"level": 2, "masks/w": torch.eye(2) > 0}, about={"by": "me"})
-        ...     found, damaged = Checkpoints(Path(folder)).newest()
-        >>> found.state["masks/w"].tolist(), found.about
-        ([[True, False], [False, True]], {'by': 'me'})
     """
 
     def __init__(self, folder: Path) -> None:
@@ -167,11 +157,7 @@ class Checkpoints:
         self._last: Path | None = None  # the newest that is known to be whole
 
     def write(self, state: Mapping[str, Any], *, about: Mapping[str, Any]) -> None:
-        """Write a checkpoint; when this raises, the ones before it are as they were.
-
-        Raises:
-            TrainingError: it cannot be written, or is not read back as it was written.
-        """
+        """Write a checkpoint; when this raises, the ones before it are as they were."""
         _make(self.folder)
         points: dict[str, dict[str, Any]] = {}
         rest: dict[str, Any] = {}
@@ -197,11 +183,7 @@ class Checkpoints:
         self._last = new
 
     def newest(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """Return the newest checkpoint that is whole, None when there is none, and a sentence on each that is damaged.
-
-        Raises:
-            InputError: it was written by a newer incop.
-        """
+        """Return the newest checkpoint that is whole, None when there is none, and a sentence on each that is damaged."""
         wrong: list[str] = []
         for file in sorted(self._numbered(), reverse=True):
             try:

@@ -45,11 +45,6 @@ class Ranks:
         rank: the number of this one, from 0; the first one writes and decides.
         size: how many there are.
         group: torch's process group; None for one alone.
-
-    Example:
-        >>> from incop.distributed import ALONE
-        >>> ALONE.same(3), ALONE.all("a"), ALONE.mean(0.5), ALONE.share(10)
-        (3, ['a'], 0.5, (0, 10))
     """
 
     rank: int = 0
@@ -291,11 +286,7 @@ def _patience() -> float:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
-    """Join the processes that were started with this one by torchrun, and part from them at the end; alone, do nothing.
-
-    Raises:
-        InputError: they do not come together.
-    """
+    """Join the processes that were started with this one by torchrun, and part from them at the end; alone, do nothing."""
     global _notes
     if not launched():
         yield ALONE
@@ -347,11 +338,7 @@ def joined() -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def linked(ranks: Ranks) -> Iterator[None]:
-    """Say in a sentence that another process has ended or cannot be reached, where torch raises what its network said.
-
-    Raises:
-        Lost: it has, or cannot.
-    """
+    """Say in a sentence that another process has ended or cannot be reached, where torch raises what its network said."""
     if ranks.one:
         yield
         return

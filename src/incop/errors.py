@@ -67,13 +67,7 @@ class MissingExtra(IncopError, ImportError):
 
 
 def quoted(value: object, most: int = 120) -> str:
-    """Return a value of a stranger's file for a message: quoted, on one line, and never long or deep.
-
-    Example:
-        >>> from incop.errors import quoted
-        >>> quoted("many"), quoted([[[[[[[1]]]]]]])
-        ("'many'", '[[[[[[...]]]]]]')
-    """
+    """Return a value of a stranger's file for a message: quoted, on one line, and never long or deep."""
     form = reprlib.Repr()
     form.maxlevel, form.maxstring, form.maxother, form.maxlong = 5, most, most, most
     try:
@@ -83,13 +77,7 @@ def quoted(value: object, most: int = 120) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return "did you mean …? " with the choice nearest to a name; empty when none is near.
-
-    Example:
-        >>> from incop.errors import nearest
-        >>> nearest("globl", ["global", "layer"])
-        "did you mean 'global'? "
-    """
+    """Return "did you mean …? " with the choice nearest to a name; empty when none is near."""
     lower = {str(choice).lower(): str(choice) for choice in choices}
     near = difflib.get_close_matches(str(name)[:SHOWN_NAME].lower(), lower, n=1, cutoff=0.6)
     return f"did you mean {lower[near[0]]!r}? " if near else ""
@@ -102,14 +90,6 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
         kind: what the name should have named, in the singular ("model", "plan key").
         name: what the user gave.
         choices: every valid name.
-
-    Returns:
-        The error, for the caller to raise.
-
-    Example:
-        >>> from incop.errors import unknown
-        >>> print(unknown("model", "lenet5", ["lenet-5", "vgg-16"]))
-        unknown model 'lenet5': did you mean 'lenet-5'? (known: lenet-5, vgg-16)
     """
     known = [str(choice) for choice in choices]
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
@@ -122,9 +102,6 @@ def refuse(problems: Iterable[str], source: str = "") -> None:
     Args:
         problems: a sentence each; the same one twice counts once.
         source: the file they are in, if any.
-
-    Raises:
-        InputError: there are problems.
     """
     if found := "; ".join(dict.fromkeys(problems)):
         raise InputError(f"{source}: {found}" if source else found)

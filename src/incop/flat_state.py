@@ -19,35 +19,19 @@ State = dict[str, Any]  # names, with / between their parts, to tensors and to w
 
 
 def under(prefix: str, state: Mapping[str, Any]) -> State:
-    """Return the state with `prefix/` before every name.
-
-    Example:
-        >>> from incop.flat_state import under
-        >>> under("watch", {"step": 3})
-        {'watch/step': 3}
-    """
+    """Return the state with `prefix/` before every name."""
     return {f"{prefix}/{name}": value for name, value in state.items()}
 
 
 def part(prefix: str, state: Mapping[str, Any]) -> State:
-    """Return what stands under `prefix/`, without it; empty when nothing does.
-
-    Example:
-        >>> from incop.flat_state import part
-        >>> part("watch", {"watch/step": 3, "level": 1})
-        {'step': 3}
-    """
+    """Return what stands under `prefix/`, without it; empty when nothing does."""
     start = f"{prefix}/"
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
 
 @contextlib.contextmanager
 def restoring(what: str) -> Iterator[None]:
-    """Say in a sentence that a state does not fit: its hash tells of damage, not of an edit.
-
-    Raises:
-        InputError: whatever reading the state raised.
-    """
+    """Say in a sentence that a state does not fit: its hash tells of damage, not of an edit."""
     try:
         yield
     except InputError:

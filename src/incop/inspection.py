@@ -26,19 +26,6 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     `.grad` and `requires_grad` of every parameter, the modules' attributes (the same objects; what a forward pass
     changes inside a list or dictionary of its own stays changed), and the random states of Python, NumPy and
     torch on every device in use. This takes one more copy of the model's tensors.
-
-    Raises:
-        InputError: the model holds a lazy module that has not run yet, or lies on the meta device.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.inspection import undisturbed
-        >>> net = nn.Dropout(0.5)
-        >>> with undisturbed(net):
-        ...     print(net.training)
-        False
-        >>> net.training
-        True
     """
     refuse_empty(model)
     modules = [_Found(module) for module in model.modules()]
@@ -74,11 +61,7 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def refuse_empty(model: nn.Module) -> None:
-    """Refuse a model whose tensors have no values yet.
-
-    Raises:
-        InputError: it holds a lazy module that has not run, or lies on the meta device.
-    """
+    """Refuse a model whose tensors have no values yet."""
     if lazy := next(
         (name or type(module).__name__ for name, module in model.named_modules() if _is_lazy(module)), None
     ):
@@ -153,14 +136,6 @@ def not_finite(model: nn.Module) -> list[str]:
 
     A sum tells: it is finite only if all its terms are, and where it is not (finite terms may overflow) each is looked at.
     That is one pass over the weights: of LeNet-300-100 0.06 ms, an eighth of what asking each of them takes.
-
-    Example:
-        >>> import torch
-        >>> from incop.inspection import not_finite
-        >>> net = torch.nn.Linear(2, 2)
-        >>> _ = net.bias.data[1].fill_(torch.inf)
-        >>> not_finite(net)
-        ['bias']
     """
     named = {
         name: tensor

@@ -35,16 +35,6 @@ class Loader:
         batches: the batches; each is unpacked as `incop.batches.unpack` does.
         unpack: turns one into (inputs, target) first, where it has another form.
         what: their name in messages.
-
-    Raises:
-        InputError: they can be read only once, their number is not known, there are none, or the first has no target.
-
-    Example:
-        >>> import torch
-        >>> from incop.loaders import Loader
-        >>> loader = Loader([(torch.zeros(4, 2), torch.zeros(4)), (torch.zeros(3, 2), torch.zeros(3))])
-        >>> len(loader), loader.first.samples
-        (2, 4)
     """
 
     def __init__(
@@ -98,11 +88,7 @@ class Loader:
         return f"a search that is resumed goes on at the beginning of the level it stood in: {why}"
 
     def unpacked(self, batch: Any) -> Batch:
-        """Return a batch as the trainer takes it.
-
-        Raises:
-            InputError: it has no target, or another form.
-        """
+        """Return a batch as the trainer takes it."""
         found = unpack(batch if self._unpack is None else self._unpack(batch))
         if found.target is None:
             raise InputError(
@@ -180,11 +166,7 @@ class Place:
         return type(self)(self.loader, self.device, self.passes)
 
     def next(self, batch_size: int, together: Ranks) -> tuple[Batch, Any, int]:
-        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through.
-
-        Raises:
-            InputError: a pass holds no batch.
-        """
+        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through."""
         for _ in range(2):
             if self._pass is None:
                 self._begin()

@@ -34,12 +34,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a record; unknown keys of a newer version are refused by name.
-
-        Raises:
-            InputError: it is no mapping, a key is unknown, one that must be there is missing, or a value is of
-                another type.
-        """
+        """Rebuild a record; unknown keys of a newer version are refused by name."""
         if not isinstance(data, Mapping):
             raise InputError(
                 f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "

@@ -131,26 +131,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_extra_states(model: nn.Module) -> None:
-    """Refuse a model whose modules have a state beside their tensors that could not be remembered, or not be put back.
-
-    Raises:
-        InputError: `get_extra_state` returns neither a tensor nor what JSON holds, or `set_extra_state` does not bring it back.
-
-    Example:
-        >>> import torch
-        >>> from incop.rewind_points import check_extra_states
-        >>> class Named(torch.nn.Linear):
-        ...     def get_extra_state(self):
-        ...         return {"names", "in a set"}
-        ...
-        ...     def set_extra_state(self, state):
-        ...         pass
-        >>> check_extra_states(Named(2, 2))
-        Traceback (most recent call last):
-        ...
-        incop.errors.InputError: get_extra_state of '_extra_state' (Named) returns a set: neither rewinding nor a checkpoint can \
-bring that back; let it return a tensor, or numbers, texts, lists and dicts of these
-    """
+    """Refuse a model whose modules have a state beside their tensors that could not be remembered, or not be put back."""
     for name, module in _extra(model).items():
         if type(module).set_extra_state is nn.Module.set_extra_state:
             raise InputError(
@@ -167,11 +148,7 @@ bring that back; let it return a tensor, or numbers, texts, lists and dicts of t
 
 
 def put_extra_states(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the extra states that are among a snapshot's tensors back; a module whose own is not among them keeps what it has.
-
-    Raises:
-        InputError: one cannot be read, or its module does not take it.
-    """
+    """Put the extra states that are among a snapshot's tensors back; a module whose own is not among them keeps what it has."""
     for name, module in _extra(model).items():
         found = next((key for key in (name, name + IN_JSON) if key in tensors), None)
         if found is None:

@@ -32,15 +32,6 @@ class TensorSplit:
         what: its name in messages.
         prepare: turns a batch of inputs into what the model takes.
         augment: changes a batch of training inputs before that, given a random generator.
-
-    Raises:
-        InputError: there are none, or not as many targets.
-
-    Example:
-        >>> import torch
-        >>> from incop.tensor_split import TensorSplit
-        >>> TensorSplit(torch.zeros(7, 2), torch.zeros(7)).steps(3)
-        3
     """
 
     inputs: Tensor

@@ -122,9 +122,6 @@ class Carried:
             split: the training split.
             fresh: makes an optimizer of the network's weights.
             seed: of this process.
-
-        Raises:
-            InputError: the state is incomplete, or of another network.
         """
         state, self.pending = self.pending or {}, None
         self.kept = None  # of a level that diverged

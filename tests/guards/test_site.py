@@ -175,3 +175,11 @@ def test_what_is_wrong_with_a_built_page_is_seen(body, fault, tmp_path, monkeypa
     )
     (tmp_path / "docs" / "index.html").write_text("")
     assert finish.problems_of("docs/page.html", fine, finish.Page(fine), pages) == []
+
+
+def test_only_packages_and_faces_list_their_names():
+    """What is public can be seen in one place: inner modules have no `__all__`."""
+    for file in sorted((ROOT / "src" / "incop").rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts)
+        if file.name != "__init__.py" and module not in faces.FACES:
+            assert not faces.exported(module), f"{module} lists its names, and is not in docs/site/faces.py"

@@ -16,11 +16,7 @@ SAMPLES = 256  # of the probe, by which a form's answers are held against the ma
 
 
 def level_of(folder: RunDir, level: int | None) -> int:
-    """Return the level that is meant: the last of a finished run where none is named.
-
-    Raises:
-        InputError: the run is not finished, or has no such level.
-    """
+    """Return the level that is meant: the last of a finished run where none is named."""
     have = [record.level for record in folder.levels()]
     if level is None:
         status = folder.read_summary().status if folder.summary_file.is_file() else "running"
@@ -37,11 +33,7 @@ def level_of(folder: RunDir, level: int | None) -> int:
 
 
 def subject_of(folder: RunDir, level: int, data: str | None, data_dir: Path | None, run_code: bool) -> Subject:
-    """Return a run's ticket as what is exported, with samples of the probe.
-
-    Raises:
-        InputError: the network cannot be made again, or the data are not there.
-    """
+    """Return a run's ticket as what is exported, with samples of the probe."""
     import torch
 
     from incop.experiments.plan import Plan

@@ -135,11 +135,7 @@ class MethodRun:
         return self.dense.done and (self.other is None or self.other.job.state in ("done", "failed"))
 
     def task(self) -> Task:
-        """Return its task.
-
-        Raises:
-            InputError: it, its dense level or the run whose cost it matches cannot be.
-        """
+        """Return its task."""
         job, whole = self.job, self.whole
         if job.error is not None:
             raise InputError(job.error)
@@ -204,10 +200,6 @@ def compare(
         follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
         notice: told in a sentence when a worker was lost, or a run is waited for.
         look: called every second with the names and tasks that are under way.
-
-    Raises:
-        InputError: the comparison cannot be carried out, or the folder is in other use.
-        Interrupted: a signal came.
     """
     comparison.check()
     engine = engine if engine is not None else engines.named("local", jobs=jobs)

@@ -35,11 +35,7 @@ class ScheduledRun(Protocol):
         """Say whether everything it needs is there."""
 
     def task(self) -> Task:
-        """Return what is to be carried out.
-
-        Raises:
-            IncopError: it cannot be.
-        """
+        """Return what is to be carried out."""
 
     def ended(self, error: str | None) -> None:
         """Be told that it is done, or why not."""
@@ -92,12 +88,7 @@ class Dispatcher:
         self._looked = 0.0
 
     def carry_out(self, signals: Signals) -> None:
-        """Go on until every run has ended; at a signal, or an error, end what is under way with a checkpoint.
-
-        Raises:
-            Interrupted: a signal came.
-            IncopError: the engine can do no more.
-        """
+        """Go on until every run has ended; at a signal, or an error, end what is under way with a checkpoint."""
         try:
             while self._waiting or self._next or self._running or self._elsewhere:
                 if signals.noted is not None:

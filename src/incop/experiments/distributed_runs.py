@@ -42,11 +42,7 @@ def by_the_first(lock: Lock, together: Ranks) -> Iterator[None]:
 
 
 def check_one_plan(plan: Plan, together: Ranks) -> None:
-    """Refuse processes that were started with different plans, as from two hosts with different flags.
-
-    Raises:
-        InputError: a key differs.
-    """
+    """Refuse processes that were started with different plans, as from two hosts with different flags."""
     mine = {key: value for key, value in dataclasses.asdict(plan).items() if key not in OWN}
     found = together.all(mine)
     for rank, theirs in enumerate(found):
@@ -57,11 +53,7 @@ def check_one_plan(plan: Plan, together: Ranks) -> None:
 
 
 def distributed(prepared: PreparedRun, together: Ranks) -> nn.Module:
-    """Return the run's model as these processes train it: in a `DistributedDataParallel`; alone as it is.
-
-    Raises:
-        InputError: the data are not the same everywhere.
-    """
+    """Return the run's model as these processes train it: in a `DistributedDataParallel`; alone as it is."""
     model = prepared.model
     if together.one:
         return model

@@ -98,16 +98,7 @@ METHODS: Mapping[str, Mapping[str, Any]] = {
 
 
 def method(name: str) -> dict[str, Any]:
-    """Return a method's arguments.
-
-    Raises:
-        InputError: there is no such method; the nearest is suggested.
-
-    Example:
-        >>> from incop.experiments import methods
-        >>> methods.method("incop-if")["check_every"]
-        '2'
-    """
+    """Return a method's arguments."""
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return {key: value for key, value in METHODS[name].items() if key != "about"}
@@ -119,13 +110,7 @@ def is_planned(name: str) -> bool:
 
 
 def fifths(sparsity: float) -> float:
-    """Return how many levels of a fifth lead to a sparsity: ln(1 − s) / ln 0.8.
-
-    Example:
-        >>> from incop.experiments import methods
-        >>> round(methods.fifths(0.9), 2)
-        10.32
-    """
+    """Return how many levels of a fifth lead to a sparsity: ln(1 − s) / ln 0.8."""
     return math.log(1.0 - sparsity) / math.log(1.0 - FIFTH)
 
 
@@ -142,11 +127,6 @@ def planned(sparsity: float, epochs: float, batch_size: int, levels: int | None 
         epochs: the budget of a level trained in full.
         batch_size: samples a step of such a level.
         levels: how many cuts; by default 2.5 for every level of a fifth.
-
-    Example:
-        >>> from incop.experiments import methods
-        >>> methods.planned(0.9, epochs=10, batch_size=60)["rule"]
-        'after 0.1102 epochs'
     """
     number = levels if levels is not None else cuts(sparsity)
     stretch = f"{fifths(sparsity) * epochs * SEARCH_SHARE / number:.4g}"
@@ -175,14 +155,6 @@ def arguments(
         levels: how many; by default as the method says.
         epochs: the budget of a level trained in full.
         batch_size: samples a step of such a level.
-
-    Raises:
-        InputError: there is no such method; the nearest is suggested.
-
-    Example:
-        >>> from incop.experiments import methods
-        >>> methods.arguments("lth", sparsity=0.9, levels=5)["amount"]
-        'to 0.9 in 5'
     """
     row = method(name)
     if is_planned(name):

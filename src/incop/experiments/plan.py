@@ -218,11 +218,7 @@ class Plan:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the plan") -> Plan:
-        """Build a plan from a file's keys.
-
-        Raises:
-            InputError: a key is unknown, of the wrong type or out of range; all problems in one sentence.
-        """
+        """Build a plan from a file's keys."""
         plan, problems = cls.read(values)
         refuse([*problems, *plan.problems()], source)
         return plan
@@ -262,11 +258,7 @@ class Plan:
         return Plan(**{**base.given(), **self.given()})
 
     def check(self) -> None:
-        """Check every key's range together.
-
-        Raises:
-            InputError: some are out of range; all are named in one sentence.
-        """
+        """Check every key's range together."""
         refuse(self.problems())
 
     def problems(self) -> list[str]:

@@ -53,9 +53,6 @@ def read_words(plan: Plan, *, known: Collection[str] = ()) -> tuple[dict[str, An
     Args:
         plan: any plan.
         known: keys that were read before.
-
-    Returns:
-        The parts by key, and a sentence for every key that cannot be read.
     """
     parts: dict[str, Any] = {}
     problems = []

@@ -59,9 +59,6 @@ def resolve(given: Plan, *, problems: Iterable[str] = (), source: str = "") -> R
         given: the keys that the user gives; they go before all others.
         problems: what is known to be wrong with them already, such as keys of a file that are none.
         source: the file they are in, for the error.
-
-    Raises:
-        InputError: keys are out of range or cannot be read, or do not go together; all of these in one sentence.
     """
     words, unread = read_words(given)
     refuse([*problems, *plan_checks.key_problems(given), *unread], source)
@@ -101,11 +98,7 @@ def _in_full(weights: str | None) -> str | None:
 
 
 def prepare(resolved: ResolvedPlan) -> PreparedRun:
-    """Load the data and make the network; whatever is wrong with them is found here, before any folder is made or step taken.
-
-    Raises:
-        InputError: a value cannot be used, data are missing or damaged, the probe is larger than the split.
-    """
+    """Load the data and make the network; whatever is wrong with them is found here, before any folder is made or step taken."""
     plan = resolved.plan
     device = _device(plan)
     if plan.threads is not None:

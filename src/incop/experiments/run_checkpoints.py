@@ -50,11 +50,6 @@ class CheckpointInterval:
     Args:
         seconds: between two, or None.
         steps: optimizer steps between two, or None. With neither it is 60 seconds, more where writing takes 2 % of that.
-
-    Example:
-        >>> from incop.experiments.run_checkpoints import CheckpointInterval
-        >>> CheckpointInterval.parse("500steps")
-        CheckpointInterval(seconds=None, steps=500)
     """
 
     seconds: float | None = None
@@ -62,11 +57,7 @@ class CheckpointInterval:
 
     @classmethod
     def parse(cls, text: str | None) -> CheckpointInterval:
-        """Read "60s" (seconds), "500steps", or None.
-
-        Raises:
-            InputError: it is neither.
-        """
+        """Read "60s" (seconds), "500steps", or None."""
         if text is None:
             return cls()
         if (match := re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*s(?:ec(?:onds?)?)?\s*", text)) and float(match[1]) > 0:
@@ -116,13 +107,7 @@ class CheckpointWriter:
         self._last = time.monotonic()
 
     def __call__(self, take: Callable[[], State]) -> None:
-        """Write a checkpoint if one is due.
-
-        Raises:
-            Interrupted: a signal has come; the checkpoint is written.
-            LockLost: another host has taken the folder.
-            TrainingError: it cannot be written.
-        """
+        """Write a checkpoint if one is due."""
         if self.together.one:
             self.check()
         self._steps += 1
@@ -238,11 +223,7 @@ class UnfinishedRun:
 
 
 def check_unedited(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any]) -> None:
-    """Refuse what a checkpoint or a summary says of a run, where it was edited: its hash tells of damage only.
-
-    Raises:
-        InputError: something is missing or of another type.
-    """
+    """Refuse what a checkpoint or a summary says of a run, where it was edited: its hash tells of damage only."""
     threads, dense, resumed = then.get("threads", 1), then.get("dense", ""), then.get("resumed", [])
     right = type(threads) is int and 1 <= threads <= MAX_THREADS and isinstance(dense, str) and dense.isprintable()
     right = right and isinstance(resumed, list)
@@ -259,11 +240,7 @@ def check_unedited(run: RunDir, found: Checkpoint | None, then: Mapping[str, Any
 
 
 def check_same_data(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run on other data.
-
-    Raises:
-        InputError: the data have changed since it began.
-    """
+    """Refuse to go on with a run on other data."""
     before, after = then.get("data_fingerprint"), now["data_fingerprint"]
     if before is not None and before != after:
         raise InputError(
@@ -280,9 +257,6 @@ def check_exact(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], *,
         then: its environment.
         now: this one.
         inexact: go on also where results cannot be those of a run that was never cut off.
-
-    Raises:
-        InputError: they cannot, and nobody said that this does not matter.
     """
     other = {key: (then[key], now[key]) for key in (*EXACT, *REPORTED) if then.get(key, now[key]) != now[key]}
     matters = [f"{form.format(other[key][0])}, now {other[key][1]}" for key, form in EXACT.items() if key in other]

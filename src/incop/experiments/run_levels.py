@@ -42,11 +42,7 @@ NOTHING_GIVEN = Plan()
 
 
 def plan_of(run: RunDir) -> Plan:
-    """Return a run's plan.
-
-    Raises:
-        InputError: its file is damaged.
-    """
+    """Return a run's plan."""
     return Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
 
 
@@ -60,11 +56,7 @@ def dense_plan(plan: Plan) -> Plan:
 
 
 def shared_dense(prepared: PreparedRun, run: RunDir) -> Dense:
-    """Read a dense level that another run has trained.
-
-    Raises:
-        InputError: that run has none, or its plan differs in something that the dense level depends on.
-    """
+    """Read a dense level that another run has trained."""
     given = Plan(run_code=prepared.plan.run_code)  # nothing is run: the model is made already
     other = resolve(given.over(plan_of(run))).plan
     for key in DENSE_KEYS:
@@ -99,9 +91,6 @@ def rebuild(run: RunDir, level: int, given: Plan = NOTHING_GIVEN) -> tuple[Prepa
         run: the run.
         level: one of its finished levels.
         given: keys that go before the run's own, such as where the data are now.
-
-    Raises:
-        InputError: the run has no such level, or its files are damaged or do not fit the plan.
     """
     levels = [record.level for record in run.levels()]
     if level not in levels:
@@ -117,11 +106,7 @@ def rebuild(run: RunDir, level: int, given: Plan = NOTHING_GIVEN) -> tuple[Prepa
 
 
 def put_weights(model: nn.Module, weights: Mapping[str, Tensor], *, source: str) -> None:
-    """Put a level's weights into a model as they were remembered: tied ones once, buffers that no state dict has too.
-
-    Raises:
-        InputError: they belong to another model.
-    """
+    """Put a level's weights into a model as they were remembered: tied ones once, buffers that no state dict has too."""
     try:
         Snapshot(weights).rewind(model)
     except InputError as error:

@@ -96,11 +96,6 @@ def execute(
         dense: a run folder whose dense level is used instead of training one; its plan must agree in all that the dense
             level depends on.
         together: the processes that carry it out, all by this call; the first of them writes, and its `progress` is told.
-
-    Raises:
-        InputError: the plan or the folder cannot be used; nothing has been written.
-        TrainingError: training went wrong; `summary.json` says where.
-        Interrupted: a signal came; a checkpoint was written.
     """
     progress = progress if progress and together.first else Progress()  # one tells
     run = RunDir(out)
@@ -165,12 +160,6 @@ def resume(
         run_code: whether the code that the run's plan names for its model may be run.
         together: the processes that carry it out, all by this call. As many as before end with the same records; with another
             number of them sums are taken in other parts, which the records say. Only the first reads the folder.
-
-    Raises:
-        InputError: there is no run, it is in use, its data have changed, or it cannot be gone on with exactly; the folder is
-            as it was.
-        TrainingError: training went wrong; `summary.json` says where.
-        Interrupted: a signal came; a checkpoint was written.
     """
     progress = progress if progress and together.first else Progress()
     notice = progress.on_notice or _unheard

@@ -31,14 +31,6 @@ class Signals:
     Args:
         sentence: of what is raised; it says how to go on.
         at_once: raise at the first signal already.
-
-    Example:
-        >>> import os, signal
-        >>> from incop.experiments.signals import Signals
-        >>> with Signals("ended at once") as signals:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     signals.noted == signal.SIGTERM
-        True
     """
 
     def __init__(self, sentence: str, *, at_once: bool = False) -> None:

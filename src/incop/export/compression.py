@@ -52,11 +52,7 @@ def packed(content: bytes) -> bytes:
 
 
 def unpacked(content: bytes, size: int) -> bytes:
-    """Return what `packed` was given; its size is held against what the frame announces before memory is taken.
-
-    Raises:
-        InputError: the content is no frame of that size.
-    """
+    """Return what `packed` was given; its size is held against what the frame announces before memory is taken."""
     if len(content) == size:
         return content
     try:

@@ -91,11 +91,7 @@ def _without_beta_warning() -> Iterator[None]:
 
 
 def checked_csr(crow: Tensor, col: Tensor, values: Tensor, shape: Iterable[int]) -> Tensor:
-    """Return the sparse tensor of CSR's three parts, which may be a stranger's.
-
-    Raises:
-        RuntimeError: they are not those of such a matrix.
-    """
+    """Return the sparse tensor of CSR's three parts, which may be a stranger's."""
     with _without_beta_warning():  # checked: a wrong index would read memory that is not the tensor's
         return torch.sparse_csr_tensor(crow, col, values, size=tuple(shape), check_invariants=True)
 

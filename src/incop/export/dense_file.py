@@ -31,9 +31,6 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, about: Mapping[str, Any]) 
         weights: the state dict, on the CPU, no two tensors in the same memory.
         masks: of some of them.
         about: what a reader should know, as JSON values.
-
-    Raises:
-        InputError: a name begins as those of masks do.
     """
     taken = next((name for name in weights if name.startswith(PREFIX)), None)
     if taken is not None:
@@ -52,11 +49,7 @@ def pack(weights: Mapping[str, Tensor], masks: Masks, about: Mapping[str, Any]) 
 
 
 def unpack(file: Path) -> tuple[dict[str, Tensor], Masks, dict[str, Any]]:
-    """Return weights, masks and what is said about them; of a safetensors file that is not incop's the tensors alone.
-
-    Raises:
-        InputError: it is damaged, or of a newer incop.
-    """
+    """Return weights, masks and what is said about them; of a safetensors file that is not incop's the tensors alone."""
     tensors, metadata = opened(file)
     told = metadata.get(KEY)
     if told is None:
@@ -80,11 +73,7 @@ def unpack(file: Path) -> tuple[dict[str, Tensor], Masks, dict[str, Any]]:
 
 
 def opened(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file, whose header must not be endless.
-
-    Raises:
-        InputError: the header announces more than is read.
-    """
+    """Return the tensors and the metadata of a safetensors file, whose header must not be endless."""
     with file.open("rb") as stream:
         announced = int.from_bytes(stream.read(8), "little")
     if announced > MAX_HEADER:

@@ -9,14 +9,7 @@ SIZES = (None, 1)  # the whole example and one sample: a size that was frozen in
 
 
 def difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Return max |a − b| / max |a| over all pairs of tensors; 0 only for the same bits, infinite for other shapes or kinds.
-
-    Example:
-        >>> import torch
-        >>> from incop.export.differences import difference
-        >>> difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.5])])
-        0.25
-    """
+    """Return max |a − b| / max |a| over all pairs of tensors; 0 only for the same bits, infinite for other shapes or kinds."""
     if len(expected) != len(found) or any(
         a.shape != b.shape or a.dtype != b.dtype for a, b in zip(expected, found, strict=True)
     ):

@@ -39,12 +39,6 @@ def told(error: BaseException) -> list[str]:
 
 
 def depends_on_values(error: BaseException) -> bool:
-    """Say whether a network cannot be followed because it decides by its inputs' values.
-
-    Example:
-        >>> from incop.export.exporters import depends_on_values
-        >>> depends_on_values(ValueError("Could not guard on data-dependent expression"))
-        True
-    """
+    """Say whether a network cannot be followed because it decides by its inputs' values."""
     whole = "\n".join(told(error))
     return any(word in whole for word in ("data-dependent", "DataDependent", "GuardOnData"))

@@ -26,16 +26,7 @@ COMPACTED_FIRST, CSR_AT = "compacted+", "csr@"
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
-    """Read batch sizes with commas between them.
-
-    Raises:
-        InputError: one is no whole number of at least 1, or there is none.
-
-    Example:
-        >>> from incop.export.forms import batch_sizes
-        >>> batch_sizes("1,64")
-        (1, 64)
-    """
+    """Read batch sizes with commas between them."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 7 and int(word) > 0 for word in words):
         raise InputError(

@@ -70,15 +70,7 @@ class SparseForm:
 
 
 def dense_size(subject: Subject) -> int:
-    """Return the bytes of the dense network in float32: 4 for each entry of its state dict, of tensors that are one once.
-
-    Example:
-        >>> import torch
-        >>> from incop.export import Subject
-        >>> from incop.export.lossless import dense_size
-        >>> dense_size(Subject.of(torch.nn.Linear(4, 2)))
-        40
-    """
+    """Return the bytes of the dense network in float32: 4 for each entry of its state dict, of tensors that are one once."""
     found: dict[Any, int] = {}
     for name, tensor in subject.model.state_dict().items():
         if isinstance(tensor, Tensor):

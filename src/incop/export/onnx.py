@@ -38,13 +38,7 @@ class OnnxForm:
     tolerance = TOLERANCE
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:
-        """Write `model.onnx`; a network of more than 1.9 GB keeps its weights in `model.onnx.data` beside it.
-
-        Raises:
-            InputError: there is no example, the network is not float32 or float64, or it has an operator that ONNX does not
-                know, or its batch size or control flow written into it.
-            MissingExtra: a package of the extra "onnx" is absent.
-        """
+        """Write `model.onnx`; a network of more than 1.9 GB keeps its weights in `model.onnx.data` beside it."""
         for package in NEEDED:
             _load(package)
         example = subject.needed_example("ONNX")

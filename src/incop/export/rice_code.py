@@ -16,16 +16,7 @@ MAX_SHIFT = 40
 
 
 def coded(bits: NDArray[np.bool_]) -> tuple[int, bytes]:
-    """Return k and the code of a mask; of the kept or of the pruned positions, whichever are fewer.
-
-    Example:
-        >>> import numpy as np
-        >>> from incop.export.rice_code import coded, decoded
-        >>> mask = np.arange(1000) % 100 == 7
-        >>> k, code = coded(mask)
-        >>> k, len(code), bool((decoded(code, k, size=1000, kept=10) == mask).all())
-        (6, 15, True)
-    """
+    """Return k and the code of a mask; of the kept or of the pruned positions, whichever are fewer."""
     kept = int(bits.sum())
     rarer = bits if 2 * kept <= bits.size else ~bits
     positions = np.flatnonzero(rarer)
@@ -50,9 +41,6 @@ def decoded(code: bytes, shift: int, *, size: int, kept: int) -> NDArray[np.bool
         shift: its k.
         size: positions of the mask.
         kept: how many of them are True.
-
-    Raises:
-        InputError: it is no such code.
     """
     count = min(kept, size - kept)
     mask = np.full(size, 2 * kept > size, dtype=np.bool_)

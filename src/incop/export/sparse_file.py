@@ -74,12 +74,6 @@ def bound(masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> int:
     Args:
         masks: boolean tensors by name.
         weights: all tensors of the state dict; those that share memory count once.
-
-    Example:
-        >>> import torch
-        >>> from incop.export.sparse_file import bound
-        >>> bound({"w": torch.arange(80) % 2 == 0}, {"w": torch.ones(80), "b": torch.ones(3)})
-        182
     """
     total = 0.0
     for name, first in _ties(weights).items():
@@ -102,9 +96,6 @@ def pack(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], about: Mapp
         weights: the state dict, on the CPU. Tensors that are one in memory are stored once.
         masks: by name.
         about: what a reader should know, as JSON values.
-
-    Raises:
-        InputError: a tensor is of a kind that no file keeps.
     """
     for name, tensor in weights.items():
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -146,9 +137,6 @@ def unpack(content: bytes, most: int | None = None) -> tuple[dict[str, Tensor], 
     Args:
         content: the file.
         most: bytes of weights and masks that it may unpack to; by default 1,000 times its size, and 256 MiB always.
-
-    Raises:
-        InputError: it is damaged, of a newer incop, or unpacks to more than it may.
     """
     if len(content) < FIXED or not content.startswith(MAGIC):
         raise InputError("it is no file of the form 'sparse'")

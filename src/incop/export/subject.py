@@ -141,17 +141,7 @@ class Answers:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict, for a file that holds tensors alone.
-
-    Raises:
-        InputError: an entry of it is no tensor; without it nobody could load the file into the model.
-
-    Example:
-        >>> import torch
-        >>> from incop.export.subject import tensors_of
-        >>> list(tensors_of(torch.nn.Linear(2, 2)))
-        ['weight', 'bias']
-    """
+    """Return a model's state dict, for a file that holds tensors alone."""
     found = {}
     for name, entry in model.state_dict().items():
         if not isinstance(entry, Tensor):
@@ -164,18 +154,7 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def repeated(batch: Batch, samples: int) -> Batch:
-    """Return a batch of so many samples: the first ones, and these again where there are not enough.
-
-    Raises:
-        InputError: not at least 1, or no input has its samples along dimension 0.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import unpack
-        >>> from incop.export.subject import repeated
-        >>> repeated(unpack(torch.arange(6).view(3, 2)), 5).args[0][:, 0]
-        tensor([0, 2, 4, 0, 2])
-    """
+    """Return a batch of so many samples: the first ones, and these again where there are not enough."""
     if samples < 1:
         raise InputError(f"a batch of {samples} samples cannot be measured: give at least 1")
     places = torch.arange(samples) % batch.samples

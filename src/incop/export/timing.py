@@ -42,13 +42,7 @@ class Ratio:
 
     @classmethod
     def of(cls, base: Sequence[float], times: Sequence[float]) -> Ratio:
-        """Return base / times, round by round: their median with a percentile bootstrap (2,000 draws, always the same).
-
-        Example:
-            >>> from incop.export.timing import Ratio
-            >>> Ratio.of([2.0, 2.0, 4.0], [1.0, 1.0, 2.0])
-            Ratio(median=2.0, low=2.0, high=2.0, won=1.0)
-        """
+        """Return base / times, round by round: their median with a percentile bootstrap (2,000 draws, always the same)."""
         ratios = np.asarray(base, dtype=float) / np.maximum(np.asarray(times, dtype=float), 1e-12)
         drawn = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])

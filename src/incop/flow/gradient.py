@@ -314,11 +314,7 @@ def _one_tensor(output: Any, model: str) -> Tensor:
 
 
 def mean_loss(loss: Loss, output: Any, target: Any) -> Tensor:
-    """Return the loss as one number.
-
-    Raises:
-        InputError: it is no tensor, not one number, or throws on these shapes.
-    """
+    """Return the loss as one number."""
     try:
         value = loss(output, target)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

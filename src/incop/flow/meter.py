@@ -186,11 +186,7 @@ Places = tuple[str | tuple[str, ...], ...]  # of a chain by hand; names in a tup
 
 
 def by_hand(chain: Sequence[str | Sequence[str]] | None) -> Places | None:
-    """Return a chain given by hand, or None for the one that is found.
-
-    Raises:
-        InputError: it is one string instead of several.
-    """
+    """Return a chain given by hand, or None for the one that is found."""
     if isinstance(chain, str):
         raise InputError(f"chain={chain!r} is one name: give the layers as a list, chain=[{chain!r}, …]")
     return None if chain is None else tuple(place if isinstance(place, str) else tuple(place) for place in chain)

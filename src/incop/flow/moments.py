@@ -72,9 +72,6 @@ class Rows:
 
         Args:
             alive_only: take the mean over the units that vary instead of over all.
-
-        Returns:
-            One number in [−1, 1] a pair; a unit that does not vary has ρ = 0 with everything.
         """
         names = dict.fromkeys(name for pair in self.pairs for name in pair)
         means = {name: self._mean_unit(name, alive_only=alive_only) for name in names}

@@ -154,9 +154,6 @@ class Paths:
         """Yield the batches; after each, hold the layers that ran against those of the last pass before the first.
 
         Without such a pass (the chain was given by hand) nothing is held against anything.
-
-        Raises:
-            InputError: a layer ran another number of times on this batch, or in another order.
         """
         expected = self.last
         for batch in batches:
@@ -221,12 +218,6 @@ def pooled(module: nn.Module, output: Tensor, name: str = "", *, axis: int = 0, 
         name: of the layer, for errors.
         axis: the dimension that holds the samples.
         real: which tokens count, (n, T) booleans; all of them where it is None.
-
-    Returns:
-        (n, M), at least float32, without gradient.
-
-    Raises:
-        InputError: the output has fewer than two dimensions or is not floating point.
     """
     if output.dim() < 2 or not output.is_floating_point():
         raise InputError(

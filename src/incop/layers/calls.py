@@ -60,14 +60,7 @@ class Call:
 
 
 class CallNames:
-    """The names of the calls of one forward pass: "fc" for a module's first, "fc#2" for its second. `module_of` is the way back.
-
-    Example:
-        >>> from incop.layers import CallNames
-        >>> names = CallNames()
-        >>> names.of("fc"), names.of("fc"), names.of("out")
-        ('fc', 'fc#2', 'out')
-    """
+    """The names of the calls of one forward pass: "fc" for a module's first, "fc#2" for its second. `module_of` is the way back."""
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()
@@ -89,9 +82,6 @@ def calls(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | None
     Each layer's output is cut from the graph and marked, so walking back from a layer's input ends at the
     outputs that feed it: what feeds what is read off autograd's graph, not guessed from names. Parts that the
     model runs under `no_grad` are read too; what it detaches is not followed.
-
-    Raises:
-        InputError: the model uses reentrant gradient checkpointing, which hides its layers from autograd.
     """
     run: list[Call] = []
     walks: list[_Walk] = []

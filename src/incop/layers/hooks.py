@@ -9,18 +9,7 @@ from torch import nn
 
 
 class Hooks:
-    """Forward hooks that are gone when the `with` block is left, also where the model throws.
-
-    Example:
-        >>> import torch
-        >>> from incop.layers import Hooks
-        >>> net, seen = torch.nn.Linear(2, 2), []
-        >>> with Hooks() as hooks:
-        ...     hooks.after(net, lambda module, args, output: seen.append(output.shape))
-        ...     _ = net(torch.zeros(3, 2))
-        >>> seen, len(net._forward_hooks)
-        ([torch.Size([3, 2])], 0)
-    """
+    """Forward hooks that are gone when the `with` block is left, also where the model throws."""
 
     def __init__(self) -> None:
         self._handles: list[Any] = []

@@ -42,13 +42,6 @@ def unit_and_input(module: nn.Module) -> tuple[Tensor, Tensor] | None:
 
     None for layers of other kinds than linear ones (transformers' `Conv1D` among them), convolutions and transposed
     convolutions, with groups or without.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.layers import unit_and_input
-        >>> unit, read = unit_and_input(nn.Conv1d(4, 2, 1, groups=2))
-        >>> unit.flatten().tolist(), read.flatten().tolist()
-        ([0, 1], [0, 1, 2, 3])
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear):

@@ -89,11 +89,7 @@ def _ended(settings: SearchSettings, watch: Watch) -> None:
 
 
 def _go_back(settings: SearchSettings, progress: SearchProgress, watch: Watch, error: Diverged) -> None:
-    """Put everything back as it was when the level began, for another time with a smaller learning rate.
-
-    Raises:
-        Diverged: that is not asked for, or was done as often as it may be.
-    """
+    """Put everything back as it was when the level began, for another time with a smaller learning rate."""
     level = progress.level
     if not level.beginning:
         more = (

@@ -68,11 +68,7 @@ def _gathered(progress: SearchProgress) -> State:
 
 
 def restore(settings: SearchSettings, progress: SearchProgress, state: State) -> None:
-    """Put everything of the search back that does not belong to its watch or its trainer.
-
-    Raises:
-        InputError: the state is of another search, or incomplete.
-    """
+    """Put everything of the search back that does not belong to its watch or its trainer."""
     with restoring("search"):
         progress.level = level = LevelProgress(
             int(state["level"]),

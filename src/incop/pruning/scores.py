@@ -113,11 +113,7 @@ class GradientTimesWeight:
         return replace(self, batches=batches)
 
     def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return |w · ∂L/∂w|, half precision measured in float32; the model is left as it was found.
-
-        Raises:
-            InputError: there are no batches, one has no target, or the loss is not one number.
-        """
+        """Return |w · ∂L/∂w|, half precision measured in float32; the model is left as it was found."""
         if self.batches is None:
             raise InputError("gradient × weight has no data to see: give it batches, by with_data(batches)")
         dtype = torch.float32 if inspection.half_precision(model) else None

@@ -47,14 +47,7 @@ class Lined(Selection, Protocol):
 
 
 def foremost(places: Tensor, count: int) -> Tensor:
-    """Say which weights go when at least `count` must: those of the fewest whole places that do, or all in the line. (d,) → bool.
-
-    Example:
-        >>> import torch
-        >>> from incop.pruning.selection import foremost
-        >>> foremost(torch.tensor([1, 0, 1, -1, 2]), 2)
-        tensor([ True,  True,  True, False, False])
-    """
+    """Say which weights go when at least `count` must: those of the fewest whole places that do, or all in line. (d,) → bool."""
     waiting = places >= 0
     if count <= 0 or not bool(waiting.any()):
         return torch.zeros_like(waiting)
@@ -64,14 +57,7 @@ def foremost(places: Tensor, count: int) -> Tensor:
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Say which are the `count` lowest scores; among equals the first positions go. Shapes (d,) → bool (d,).
-
-    Example:
-        >>> import torch
-        >>> from incop.pruning.selection import lowest
-        >>> lowest(torch.tensor([2.0, 1.0, 1.0, 1.0]), 2)
-        tensor([False,  True,  True, False])
-    """
+    """Say which are the `count` lowest scores; among equals the first positions go. Shapes (d,) → bool (d,)."""
     d = scores.numel()
     if count <= 0 or count >= d:
         return torch.full_like(scores, count > 0, dtype=torch.bool)
@@ -209,12 +195,7 @@ class NofM:
 
 
 def checked(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the scores of these weights, when they can be ranked.
-
-    Raises:
-        InputError: a score is missing or not of its weight's shape.
-        TrainingError: a weight is not finite or a score is NaN.
-    """
+    """Return the scores of these weights, when they can be ranked."""
     for name, weight in weights.items():
         if name not in scores:
             raise InputError(f"the score says nothing of {name!r}: it must give every weight a number")

@@ -18,11 +18,7 @@ MAX_NUMBER = 2**60
 
 
 def exported(path: Path) -> Section | None:
-    """Return the section of a run folder; None where nothing was measured.
-
-    Raises:
-        InputError: the file is damaged, or of a newer incop.
-    """
+    """Return the section of a run folder; None where nothing was measured."""
     file = RunDir(path).bench_file
     if not is_file(file):
         return None
@@ -40,11 +36,6 @@ def absent(not_made: Mapping[str, str]) -> str:
 
     Args:
         not_made: why, by the form's word.
-
-    Example:
-        >>> from incop.reports.exported import absent
-        >>> absent({"onnx": "not installed", "csr": "not faster", "compacted+onnx": "not installed"})
-        'onnx, compacted+onnx (not installed); csr (not faster)'
     """
     together: dict[str, list[str]] = {}
     for word, why in not_made.items():

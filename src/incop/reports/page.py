@@ -107,11 +107,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML; every text is escaped, only the drawings are markup.
-
-    Raises:
-        MissingExtra: jinja2 is not installed.
-    """
+    """Return the page as HTML; every text is escaped, only the drawings are markup."""
     purpose = "an HTML report"
     jinja2 = load("jinja2", extra="report", purpose=purpose)
     markup = load("markupsafe", extra="report", purpose=purpose).Markup

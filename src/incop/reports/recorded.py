@@ -170,11 +170,7 @@ def read(folders: Sequence[Path]) -> RecordedRun | RecordedComparison:
 
 
 def read_run(folder: Path, job: RunEntry | None = None) -> RecordedRun:
-    """Read a run folder; a run that is not finished is told by the levels it has.
-
-    Raises:
-        InputError: there is no run, or its files are damaged.
-    """
+    """Read a run folder; a run that is not finished is told by the levels it has."""
     directory = RunDir(folder)
     if not is_file(directory.plan_file):
         raise InputError(
@@ -213,11 +209,7 @@ def reported(levels: Sequence[Level]) -> list[Level]:
 
 
 def read_comparison(folder: Path) -> RecordedComparison:
-    """Read a comparison folder: `comparison.toml`, `jobs.json`, and the run folders it names.
-
-    Raises:
-        InputError: a file is absent or damaged; a damaged run folder is a notice, not an error.
-    """
+    """Read a comparison folder: `comparison.toml`, `jobs.json`, and the run folders it names."""
     settings_file = folder / SETTINGS
     settings = read_toml(inside(folder, settings_file)) if is_file(settings_file) else {}
     jobs = _jobs(inside(folder, folder / JOBS))
@@ -253,11 +245,7 @@ def _slowed(levels: Sequence[Level]) -> list[str]:
 
 
 def together(folders: Iterable[Path]) -> RecordedComparison:
-    """Read several runs as one comparison; tickets are compared where their sparsities agree.
-
-    Raises:
-        InputError: a folder holds no run, or one is named twice.
-    """
+    """Read several runs as one comparison; tickets are compared where their sparsities agree."""
     runs: list[RecordedRun] = []
     seen: set[tuple[object, ...]] = set()
     paths: set[Path] = set()

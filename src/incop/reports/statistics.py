@@ -201,12 +201,7 @@ def told_apart(difference: Estimate, p: float | None) -> bool:
 
 
 def verdict(difference: Estimate, margin: float) -> str:
-    """Judge an interval at a margin.
-
-    Returns:
-        "non-inferior" when its lower bound is above −margin, "inferior" when its upper bound is below it, else
-        "undecided".
-    """
+    """Judge an interval at a margin."""
     if difference.low is None or difference.high is None:
         return "undecided"
     if difference.low > -margin:

@@ -42,11 +42,7 @@ class Rule:
         raise NotImplementedError
 
     def __call__(self, history: History) -> Verdict:
-        """Judge the last check of the history.
-
-        Raises:
-            InputError: the check lacks what the rule needs.
-        """
+        """Judge the last check of the history."""
         if not history.checks:
             raise InputError(
                 f"the rule {str(self)!r} was asked about a level without any check: look at the model first"

@@ -24,12 +24,7 @@ _PREFERRED_LABELS = ("label", "labels", "fine_label")
 
 
 def check(name: str) -> None:
-    """Refuse a folder that is not there, or a machine without the library.
-
-    Raises:
-        InputError: there is no such folder.
-        MissingExtra: `datasets` is not installed.
-    """
+    """Refuse a folder that is not there, or a machine without the library."""
     source, _ = _split(name)
     if source.startswith((".", "/", "~")) and not place(source).is_dir():
         raise InputError(f"{quoted(name)}: the folder {quoted(source)} does not exist: check the path")
@@ -42,10 +37,6 @@ def read(name: str, arguments: Mapping[str, Any]) -> StoredParts:
     Args:
         name: `hf:NAME_OR_FOLDER`, with `:CONFIG` behind it where there are several.
         arguments: image_column, label_column, validation_split and test_split, where they are not found by themselves.
-
-    Raises:
-        InputError: it cannot be had, streams, or has no column of pictures or of labels.
-        MissingExtra: `datasets` is not installed.
     """
     if arguments.get("streaming"):
         raise InputError(

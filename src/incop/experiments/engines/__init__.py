@@ -22,10 +22,6 @@ def named(on: str = "local", *, jobs: int | None = None, resources: str = "") ->
         on: local, ray, ray:ADDRESS or slurm.
         jobs: runs at once at most. Default: one on this machine, elsewhere as many as there is room for.
         resources: what each run is given, as in "cpus=2 gpus=1 time=60 partition=gpu".
-
-    Raises:
-        InputError: the engine is unknown, or cannot give such resources.
-        MissingExtra: its library is not installed.
     """
     if jobs is not None and jobs < 1:
         raise InputError(f"--jobs {jobs} must be at least 1")

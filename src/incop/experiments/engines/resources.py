@@ -33,11 +33,6 @@ class Resources:
         account: of Slurm.
         qos: of Slurm.
         constraint: of Slurm: what a node must have.
-
-    Example:
-        >>> from incop.experiments.engines.resources import Resources
-        >>> Resources.parse("time=90 cpus=2 partition=gpu", engine="slurm").told(engine="slurm")
-        'cpus=2 time=90 partition=gpu'
     """
 
     cpus: int = 1
@@ -51,11 +46,7 @@ class Resources:
 
     @classmethod
     def parse(cls, text: str, *, engine: str) -> Resources:
-        """Read "key=value key=value".
-
-        Raises:
-            InputError: a part cannot be read, or the engine gives no such thing; all problems in one sentence.
-        """
+        """Read "key=value key=value"."""
         known = TAKES[engine]
         if text.strip() and not known:
             raise InputError(

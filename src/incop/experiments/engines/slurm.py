@@ -58,9 +58,6 @@ class Slurm:
     Args:
         resources: of each run.
         jobs: how many at once at most; None: all at once, so that Slurm decides.
-
-    Raises:
-        MissingExtra: submitit is not installed.
     """
 
     name = "slurm"
@@ -87,11 +84,7 @@ class Slurm:
         return f"jobs of Slurm{most}, each with {self.resources.told(engine='slurm')}"
 
     def open(self, whole: Path) -> None:
-        """Make a folder for what jobs need and say, and withdraw what a comparison that was killed left in the queue.
-
-        Raises:
-            InputError: this host has no Slurm.
-        """
+        """Make a folder for what jobs need and say, and withdraw what a comparison that was killed left in the queue."""
         self._name = f"incop-{hashlib.sha256(str(whole).encode()).hexdigest()[:10]}"
         self._find()
         room = inside(whole, whole / ENGINE) / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -101,11 +94,7 @@ class Slurm:
         _scancel("--state=PENDING", f"--name={self._name}", f"--user={os.getuid()}")
 
     def submit(self, tasks: Sequence[Task]) -> list[_SlurmHandle]:
-        """Hand them in, as an array where there are several.
-
-        Raises:
-            IncopError: Slurm refuses them.
-        """
+        """Hand them in, as an array where there are several."""
         self._queue = None
         return [handle for at in range(0, len(tasks), MAX_ARRAY) for handle in self._array(tasks[at : at + MAX_ARRAY])]
 

@@ -66,18 +66,10 @@ class Engine(Protocol):
         """Return in words where runs go and what each is given."""
 
     def open(self, whole: Path) -> None:
-        """Make ready to carry out tasks of the comparison in a folder.
-
-        Raises:
-            IncopError: the engine cannot be used.
-        """
+        """Make ready to carry out tasks of the comparison in a folder."""
 
     def submit(self, tasks: Sequence[Task]) -> list[Any]:
-        """Hand over tasks and return a handle for each.
-
-        Raises:
-            IncopError: the engine refuses them.
-        """
+        """Hand over tasks and return a handle for each."""
 
     def wait(self, handles: Collection[Any], seconds: float) -> Mapping[Any, Ended]:
         """Return how tasks ended, as soon as one has; after so many seconds at most."""

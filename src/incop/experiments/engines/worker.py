@@ -55,11 +55,7 @@ def fingerprint() -> str:
 
 
 def _settle_in(task: Task) -> None:
-    """Take the place of the process that the comparison was started from.
-
-    Raises:
-        InputError: this host has another incop, or does not see the comparison's folder.
-    """
+    """Take the place of the process that the comparison was started from."""
     # Two OpenMP threads that spin while another job holds the cores slow training; it must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     mine = fingerprint()

@@ -32,21 +32,6 @@ def vgg(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), clas
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `conv1` … `conv13` (VGG-11: `conv8`) with `bn1` …, then `fc`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.vgg import vgg
-        >>> [sum(p.numel() for p in vgg(depth).parameters()) for depth in (11, 16)]
-        [9231114, 14728266]
-
-    Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", Table 1, columns A and D; batch
-    normalization after Ioffe and Szegedy 2015; counts of the CIFAR-10 form in Sun et al. 2024, "NeuralFuse",
-    Table 7.
     """
     if depth not in STAGES:
         raise InputError(f"there is no vgg-{depth}: choose vgg-11 or vgg-16")

@@ -197,13 +197,6 @@ def regrouped(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> tup
     """Return where an axis goes when a tensor is viewed in another shape: (axis, times, each), or None if it is cut up.
 
     Along the new axis the old one's units stand `each` times in a row, and all of that `times` times.
-
-    Example:
-        >>> from incop.export.compaction.analysis import regrouped
-        >>> regrouped((2, 16, 5, 5), (2, 400), 1)
-        (1, 1, 25)
-        >>> regrouped((2, 16, 5, 5), (2, 4, 4, 5, 5), 1) is None
-        True
     """
     count, outer, inner = before[axis], prod(before[:axis]), prod(before[axis + 1 :])
     for new, size in enumerate(after):

@@ -69,9 +69,6 @@ def compact(subject: Subject) -> Compaction:
 
     Args:
         subject: the masked network and an example to follow it with.
-
-    Raises:
-        InputError: there is no example, or the network cannot be followed.
     """
     example = subject.needed_example("the compacted form")
     model = subject.model

@@ -71,11 +71,7 @@ class Answering(nn.Module):
 
 
 def traced(model: nn.Module, batch: Batch) -> Trace:
-    """Follow one forward pass of a model in evaluation mode.
-
-    Raises:
-        InputError: it depends on the inputs' values, or holds an operation that cannot be followed.
-    """
+    """Follow one forward pass of a model in evaluation mode."""
     try:
         with quiet():
             program = exported(Answering(model, lambda found: tuple(walk(found))), batch).run_decompositions({})

@@ -12,17 +12,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class UnitSets:
-    """Sets of units that can only go together (union–find); a set that is pinned stays.
-
-    Example:
-        >>> from incop.export.compaction.unit_sets import UnitSets
-        >>> sets = UnitSets()
-        >>> a, b = sets.fresh(2), sets.fresh(2)
-        >>> sets.join(a, b)
-        >>> sets.pin(b[:1])
-        >>> sets.pinned(a).tolist()
-        [True, False]
-    """
+    """Sets of units that can only go together (union–find); a set that is pinned stays."""
 
     def __init__(self) -> None:
         self._above: list[int] = []

@@ -23,9 +23,6 @@ def measured(
         batches: of the evaluation set.
         metric: name of the value of `compute_metrics`; "accuracy" by default.
         only_try: whether the batches are few, to see whether it can be taken at all.
-
-    Raises:
-        InputError: it cannot be taken.
     """
     by_metric = trainer.compute_metrics is not None or metric is not None
     if by_metric and trainer.compute_metrics is None:
@@ -94,9 +91,6 @@ def right_and_all(logits: Any, labels: Any, *, shifted: bool) -> tuple[int, int]
         logits: (N, C), or (N, T, C) with a label a token; the first of a tuple is taken.
         labels: (N,) or (N, T), whole numbers.
         shifted: hold output i against label i + 1.
-
-    Raises:
-        InputError: they do not fit together, as in regression and with several labels a sample.
     """
     logits = logits[0] if isinstance(logits, tuple | list) and logits else logits
     fits = isinstance(logits, Tensor) and isinstance(labels, Tensor) and logits.dim() > 1 and logits.shape[-1] > 1

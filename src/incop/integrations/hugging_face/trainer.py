@@ -308,11 +308,7 @@ class _HuggingFaceLevel(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 def _place(scheduler: Any, steps: int, *, stays: bool) -> None:
-    """Move a learning-rate schedule on by so many steps; one that stays moves no further.
-
-    Raises:
-        InputError: it follows a metric, or stays where its rate is zero.
-    """
+    """Move a learning-rate schedule on by so many steps; one that stays moves no further."""
     if not isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler) or isinstance(
         scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau
     ):

@@ -16,11 +16,7 @@ WRAPPED = ("forward", "_original_forward", "_is_accelerate_prepared")  # what ac
 
 
 def refuse_sharded(trainer: Any) -> None:
-    """Refuse a Trainer whose weights lie in pieces on several devices: a mask is of a whole weight.
-
-    Raises:
-        InputError: DeepSpeed or FSDP is on.
-    """
+    """Refuse a Trainer whose weights lie in pieces on several devices: a mask is of a whole weight."""
     for name, what in (("is_deepspeed_enabled", "DeepSpeed"), ("is_fsdp_enabled", "FSDP")):
         if getattr(trainer, name, False):
             raise InputError(

@@ -12,11 +12,7 @@ from incop.errors import InputError
 
 
 def begin_schedules(trainer: Any, module: Any, begin: float, whole: float) -> None:
-    """Step the schedulers to where the level begins; at infinity, to their end, and hold them there.
-
-    Raises:
-        InputError: the module steps them by hand.
-    """
+    """Step the schedulers to where the level begins; at infinity, to their end, and hold them there."""
     configs = list(trainer.lr_scheduler_configs)
     if begin == 0 or not configs:
         return
@@ -57,11 +53,7 @@ def _warn(sentence: str) -> None:
 
 
 def _times(trainer: Any, config: Any, epochs: float) -> int:
-    """Return how often Lightning steps a scheduler in so many epochs.
-
-    Raises:
-        InputError: it is stepped by batches, and nobody knows how many an epoch has.
-    """
+    """Return how often Lightning steps a scheduler in so many epochs."""
     if config.interval == "epoch":
         return int((epochs + 1e-9) // config.frequency)
     several = int(trainer.accumulate_grad_batches)

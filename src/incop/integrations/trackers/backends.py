@@ -22,11 +22,7 @@ WANDB_RUNS: set[str] = set()  # open runs of all threads: the last that ends als
 
 
 def load(module: str) -> Any:
-    """Import a tracker's library.
-
-    Raises:
-        MissingExtra: it is not installed.
-    """
+    """Import a tracker's library."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
