@@ -8,6 +8,8 @@ from typing import Any
 
 from incop.errors import unknown
 
+__all__ = ["METHODS", "arguments", "method"]
+
 PLANNED = "planned"  # a key that follows from the sparsity and the budget; see `planned`
 PLANNED_SPARSITY = 0.9  # of a planned method when none is given: lottery tickets are as good as dense networks there
 LEVELS = 10  # of the other methods
