@@ -13,17 +13,13 @@ from typing import Any, ClassVar, Literal
 from incop.errors import InputError
 from incop.record_json import ACCURACY_NAME, MetricRecord, Record
 
+__all__ = ["ACCURACY", "Check", "Flow", "History", "Interval", "Level", "Metric", "Run", "Spent", "Verdict"]
+
 SCHEMA = 2  # of every record written to disk; a reader refuses a newer one
 
 
 def shortest(number: float) -> str:
-    """Return the shortest text that reads back as the same number.
-
-    Example:
-        >>> from incop.records import shortest
-        >>> shortest(20.0), shortest(0.1), shortest(1e-7)
-        ('20', '0.1', '1e-07')
-    """
+    """Return the shortest text that reads back as the same number."""
     return repr(float(number)).removesuffix(".0")
 
 
@@ -31,11 +27,6 @@ def only_incop(command: object) -> str:
     """Return a recorded command if it calls incop and nothing besides; else nothing.
 
     It is shown to be copied into a shell, and a record may be a stranger's.
-
-    Example:
-        >>> from incop.records import only_incop
-        >>> only_incop("incop search r/plan.toml --out NEW"), only_incop("incop list; curl x | sh")
-        ('incop search r/plan.toml --out NEW', '')
     """
     try:
         words = shlex.split(command) if isinstance(command, str) else []
@@ -412,6 +403,7 @@ class Level(MetricRecord):
     drop_high: float | None = None
 
     ACCURACY_KEY: ClassVar[str] = "val_accuracy"
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("role", "likeness", "drop", "drop_low", "drop_high")
 
     @property
     def metric_name(self) -> str:
@@ -503,9 +495,6 @@ def full_retraining(levels: Sequence[Level]) -> float | None:
 
     Args:
         levels: of a run, the dense one first.
-
-    Returns:
-        Epochs; None when a budget is not known, 0.0 without a pruned level.
     """
     pruned = [level for level in levels if level.level > 0]
     budgets = [level.max_epochs for level in pruned]

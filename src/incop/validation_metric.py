@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from incop.distributed import ALONE, Ranks
 from incop.errors import InputError
-from incop.ranks import ALONE, Ranks
 from incop.records import ACCURACY, Metric
-
-__all__ = ["RunningMetric", "ValidationMetric", "refuse_broadcast"]
 
 IGNORED = -100  # the target that cross-entropy leaves out
 ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
@@ -40,15 +38,6 @@ class ValidationMetric:
     Args:
         metric: its name and direction.
         measure: the function or torchmetrics object; None: the share of targets that have the largest output.
-
-    Example:
-        >>> import torch
-        >>> from incop.validation_metric import ValidationMetric
-        >>> mae = ValidationMetric.of(torch.nn.functional.l1_loss, higher_is_better=False)
-        >>> with mae.over_a_split() as running:
-        ...     running.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
-        ...     running.value(), mae.metric.name
-        (1.0, 'l1_loss')
     """
 
     metric: Metric = ACCURACY
@@ -56,11 +45,7 @@ class ValidationMetric:
 
     @classmethod
     def of(cls, measure: Any, higher_is_better: bool | None) -> ValidationMetric:
-        """Read what a user gives as a metric.
-
-        Raises:
-            InputError: it is neither a function nor of torchmetrics, or its direction is not known or contradicted.
-        """
+        """Read what a user gives as a metric."""
         if measure is None:
             if higher_is_better is not None:
                 raise InputError("higher_is_better= belongs to a metric: give metric=, or leave it out for accuracy")
@@ -88,11 +73,7 @@ class ValidationMetric:
         return cls(Metric(name, bool(better)), measure)
 
     def check(self, target: Any, split: str) -> None:
-        """Refuse targets of which no accuracy can be taken.
-
-        Raises:
-            InputError: they are numbers, not classes.
-        """
+        """Refuse targets of which no accuracy can be taken."""
         if self.measure is None and isinstance(target, Tensor) and target.is_floating_point():
             raise InputError(
                 f"the targets of {split} are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
@@ -250,11 +231,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def refuse_broadcast(loss: Any, output: Tensor, target: Any) -> None:
-    """Refuse an output (n, 1) beside a target (n,), of which torch's element-wise losses compare each with each.
-
-    Raises:
-        InputError: the shapes differ so.
-    """
+    """Refuse an output (n, 1) beside a target (n,), of which torch's element-wise losses compare each with each."""
     if not isinstance(target, Tensor) or output.shape == target.shape:
         return
     if loss in ELEMENTWISE or isinstance(loss, ELEMENTWISE_MODULES):

@@ -17,7 +17,7 @@ import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.integrations.hugging_face import HuggingFaceTrainer
-from incop.integrations.hugging_face.inside import right_and_all
+from incop.integrations.hugging_face.accuracy import right_and_all
 from incop.masks import Masks
 
 TEXT = (  # the first sentences of this project's README and design, its own words

@@ -14,8 +14,6 @@ from incop.experiments.plan import Plan
 from incop.records import ACCURACY, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
 
-__all__ = ["level_table", "plain_console", "print_run", "printable", "say_code", "spent_lines", "table"]
-
 
 def plain_console() -> Console:
     """Return the console the commands print on: wide enough not to fold tables when it is no terminal."""

@@ -12,17 +12,11 @@ from incop.rundir import RunDir
 if TYPE_CHECKING:
     from incop.export import Subject
 
-__all__ = ["level_of", "subject_of"]
-
 SAMPLES = 256  # of the probe, by which a form's answers are held against the masked network's
 
 
 def level_of(folder: RunDir, level: int | None) -> int:
-    """Return the level that is meant: the last of a finished run where none is named.
-
-    Raises:
-        InputError: the run is not finished, or has no such level.
-    """
+    """Return the level that is meant: the last of a finished run where none is named."""
     have = [record.level for record in folder.levels()]
     if level is None:
         status = folder.read_summary().status if folder.summary_file.is_file() else "running"
@@ -39,15 +33,11 @@ def level_of(folder: RunDir, level: int | None) -> int:
 
 
 def subject_of(folder: RunDir, level: int, data: str | None, data_dir: Path | None, run_code: bool) -> Subject:
-    """Return a run's ticket as what is exported, with samples of the probe.
-
-    Raises:
-        InputError: the network cannot be made again, or the data are not there.
-    """
+    """Return a run's ticket as what is exported, with samples of the probe."""
     import torch
 
     from incop.experiments.plan import Plan
-    from incop.experiments.tickets import rebuild
+    from incop.experiments.run_levels import rebuild
     from incop.export import Subject
 
     place = None if data_dir is None else str(data_dir)

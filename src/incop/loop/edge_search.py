@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from incop import ranks
+from incop import distributed
 from incop.errors import InputError
 from incop.flow import Damage
 from incop.loop.cutting import cut_at, first_of
@@ -18,7 +18,7 @@ from incop.loop.progress import LevelProgress, SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.tickets import Ticket
 from incop.masks import Masks
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 PROBED = 500  # samples on which outputs are held against the dense network's
@@ -117,7 +117,7 @@ def _walked(settings: SearchSettings, progress: SearchProgress) -> Ticket:
         if not edge.remembers(progress.masks.sparsity) and not edge.path_ended:
             return {}
         samples, seconds = familiar.samples, familiar.seconds
-        likeness = ranks.of(settings.model).once(lambda: list(familiar.kept().values())[-1])
+        likeness = distributed.of(settings.model).once(lambda: list(familiar.kept().values())[-1])
         watch.charge(familiar.samples - samples, familiar.seconds - seconds)
         number = len(edge.stops)
         edge.stops.append(Stop(progress.level.number, progress.masks.sparsity, likeness))
@@ -140,7 +140,7 @@ def _tried(settings: SearchSettings, progress: SearchProgress) -> Ticket:
     def ended(watch: Watch) -> dict[str, Any]:
         value = watch.checks[-1].metric_value
         if value is None:
-            value = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
+            value = distributed.of(settings.model).mean(settings.trainer.evaluate(settings.model))
         drops[stop] = drop = _drop(settings, progress, value)
         return {
             "role": "tried" if level.short else "finished",

@@ -11,19 +11,19 @@ from typing import Any
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.errors import Diverged, InputError, TrainingError
+from incop.flat_state import part, random_states, restore_random, restoring
 from incop.loop.cutting import next_masks, trial_cuts
 from incop.loop.progress import SearchProgress
+from incop.loop.search_state import beginning_of, offer, random_of
 from incop.loop.settings import SearchSettings
-from incop.loop.states import beginning_of, offer, random_of
 from incop.loop.tickets import Ticket, budget_of
 from incop.masks import Masks
 from incop.pruning.saliency import Gathers
 from incop.recipe import Recipe
 from incop.records import Level
-from incop.snapshots import Snapshot
-from incop.states import part, random_states, restore_random, restoring
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 SLOWER = 0.5  # of the learning rate, each time training diverged and is begun again
@@ -39,7 +39,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         level.beginning = beginning_of(settings, progress) if settings.on_divergence == "retry" else {}
     else:
         watch.restore(part("watch", state))
-        level.random = part(random_of(ranks.of(settings.model).rank), state) or part("random", state)
+        level.random = part(random_of(distributed.of(settings.model).rank), state) or part("random", state)
         restore_random(level.random)
         restore = getattr(settings.trainer, "restore", None)
         if callable(restore):
@@ -49,7 +49,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         watch.rest()
     while True:
         try:
-            with ranks.linked(ranks.of(settings.model)), _gathering(settings, progress, watch):
+            with distributed.linked(distributed.of(settings.model)), _gathering(settings, progress, watch):
                 settings.trainer.fit(settings.model, progress.masks, watch)
             _ended(settings, watch)
             level.notices += _missed(progress, watch)
@@ -95,11 +95,7 @@ def _ended(settings: SearchSettings, watch: Watch) -> None:
 
 
 def _go_back(settings: SearchSettings, progress: SearchProgress, watch: Watch, error: Diverged) -> None:
-    """Put everything back as it was when the level began, for another time with a smaller learning rate.
-
-    Raises:
-        Diverged: that is not asked for, or was done as often as it may be.
-    """
+    """Put everything back as it was when the level began, for another time with a smaller learning rate."""
     level = progress.level
     if not level.beginning:
         more = (
@@ -152,7 +148,7 @@ def level_record(
     end = watch.checks[-1]
     measured = end.metric_value
     if measured is None:
-        measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
+        measured = distributed.of(settings.model).mean(settings.trainer.evaluate(settings.model))
     spent = watch.spent
     budget = budget_of(settings.trainer, watch.level)
     if budget is not None:

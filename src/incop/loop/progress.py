@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from incop.flat_state import State
 from incop.flow import Damage
 from incop.loop.edge import Edge
 from incop.loop.settings import SearchSettings
@@ -11,8 +12,7 @@ from incop.masks import Masks
 from incop.pruning import Amount, Score, SparsityPath
 from incop.pruning.saliency import Gathers
 from incop.records import Flow, Level
-from incop.snapshots import Snapshot
-from incop.states import State
+from incop.rewind_points import Snapshot
 
 
 @dataclass

@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.batches import reusable
 from incop.errors import InputError, TrainingError
+from incop.flat_state import State
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, reached
 from incop.loop.edge import Edge
@@ -22,8 +23,8 @@ from incop.loop.edge_search import chosen_ticket, levels_to_edge
 from incop.loop.fitting import copy_of, fit_level, level_record, train_sparse
 from incop.loop.given import measured, trained_together
 from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.search_state import offer, restore
 from incop.loop.settings import SearchSettings
-from incop.loop.states import offer, restore
 from incop.loop.tickets import Dense, Ticket, Trains
 from incop.loop.validation import validate
 from incop.masks import Masks
@@ -32,8 +33,7 @@ from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
 from incop.recipe import USUAL, Recipe
 from incop.records import Check, Interval
-from incop.snapshots import RewindPoint
-from incop.states import State
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 from incop.watch import Watch
 from incop.wrappers import refuse_sharded
@@ -276,7 +276,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
             after = point.after
             if after is None or str(point) in progress.points or not after.passed(epoch=epoch, step=step):
                 continue
-            ranks.level_buffers(settings.model)
+            distributed.level_buffers(settings.model)
             progress.points[str(point)] = copy_of(settings, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
@@ -323,7 +323,7 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
     dense.weights.rewind(settings.model)
     if settings.meter is not None and not settings.trained:
         found = measure(settings.model, settings.probe, settings.meter, masks=progress.masks, together=True)
-        progress.reference = ranks.of(settings.model).same(found)
+        progress.reference = distributed.of(settings.model).same(found)
     record = dataclasses.replace(dense.record, flow=progress.reference)
     progress.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != settings.metric:

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from incop.flat_state import State
 from incop.flow import Meter
+from incop.loop.combinations import ends_of
 from incop.loop.tickets import Dense, Trains
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
 from incop.recipe import Recipe
 from incop.records import ACCURACY, Check, Interval, Metric
-from incop.snapshots import RewindPoint
-from incop.states import State
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 
 
@@ -64,5 +65,4 @@ class SearchSettings:
     @property
     def ends(self) -> list[tuple[str, float]]:
         """The sparsities at which a cut is to stop exactly, with the names of their arguments."""
-        end = [] if self.sparsity is None else [("sparsity", self.sparsity)]
-        return [*(("ticket_at", value) for value in self.ticket_at), *end]
+        return ends_of(self.sparsity, self.ticket_at)
