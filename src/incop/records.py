@@ -454,6 +454,35 @@ class Level(MetricRecord):
 
 
 @dataclass(frozen=True)
+class ChosenTicket(Record):
+    """The sparsest ticket that does the job, as a search with `max_drop` found it; a level of None: there is none.
+
+    Args:
+        verdict: what was found, in a sentence.
+        max_drop: what the metric was allowed to lose.
+        level: the ticket's level.
+        sparsity: of it, in [0, 1].
+        val_accuracy: on the validation split, in [0, 1].
+        test_accuracy: on the test split, which is read for this ticket alone.
+        drop: what the metric lost on the validation split.
+        drop_low: least value of the drop's 95 % interval over the validation samples.
+        drop_high: largest value of it.
+        epochs_after_dense: of the whole search, every probed sample counted like a trained one.
+    """
+
+    verdict: str
+    max_drop: float
+    level: int | None = None
+    sparsity: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    epochs_after_dense: float = 0.0
+
+
+@dataclass(frozen=True)
 class Run(Record):
     """The summary of a run, as `summary.json` holds it.
 
@@ -471,6 +500,7 @@ class Run(Record):
         command: the command that repeats the run.
         error: what ended it, when it failed.
         schema: version of the record.
+        chosen: with `max_drop`, the sparsest ticket within it; None where no sparsest one was searched for.
     """
 
     method: str
@@ -486,6 +516,7 @@ class Run(Record):
     command: str = ""
     error: str | None = None
     schema: int = SCHEMA
+    chosen: ChosenTicket | None = None
 
 
 def full_retraining(levels: Sequence[Level]) -> float | None:

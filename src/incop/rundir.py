@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -191,6 +191,14 @@ class RunDir:
                 out.write(_encoded(record) + b"\n")
         except OSError as error:
             raise _unwritable(file, error) from error
+
+    def rewrite_levels(self, levels: Iterable[Level]) -> None:
+        """Write `levels.jsonl` anew, whole or not at all.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        write_atomically(self.levels_file, b"".join(_encoded(level) + b"\n" for level in levels))
 
     def synced(self) -> dict[str, int]:
         """Bring the records to the disk and return the sizes of their files, for `cut_back`.

@@ -16,7 +16,7 @@ SAMPLES = 256  # of the probe, by which a form's answers are held against the ma
 
 
 def level_of(folder: RunDir, level: int | None) -> int:
-    """Return the level that is meant: the last of a finished run where none is named."""
+    """Return the level that is meant where none is named: the one that was searched for, else the last of a finished run."""
     have = [record.level for record in folder.levels()]
     if level is None:
         status = folder.read_summary().status if folder.summary_file.is_file() else "running"
@@ -25,7 +25,8 @@ def level_of(folder: RunDir, level: int | None) -> int:
             raise InputError(
                 f"the run {str(folder.path)!r} is not finished ({status}): {folder.resume_command} goes on with it; {finished}"
             )
-        level = max(have, default=0)
+        chosen = folder.read_summary().chosen
+        level = max(have, default=0) if chosen is None or chosen.level is None else chosen.level
     if level not in have:
         told = f"levels 0 to {max(have)}" if have else "no finished level"
         raise InputError(f"the run {str(folder.path)!r} has no level {level}: it has {told}")

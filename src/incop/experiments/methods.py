@@ -14,6 +14,8 @@ PLANNED = "planned"  # a key that follows from the sparsity and the budget; see 
 PLANNED_SPARSITY = 0.9  # of a planned method when none is given: lottery tickets are as good as dense networks there
 LEVELS = 10  # of the other methods
 FIFTH = 0.2  # what the field prunes a level
+FURTHEST = 0.998  # sparsity at which the path ends where the sparsest network is searched for
+LAST_SHARE = 1 / 4  # of a level's budget, that a ticket is finished with there; half of it is enough to try one
 SEARCH_SHARE = 1 / 36  # of what levels of a fifth would train; a thirtieth with its trial cuts, more on tiny data
 CUTS_PER_FIFTH = 2.5
 BATCH_SHARE = 3  # the search's batches are a third of the recipe's: at as many samples, three times the steps
@@ -148,6 +150,7 @@ def arguments(
     levels: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 1,
+    max_drop: float | None = None,
 ) -> dict[str, Any]:
     """Return all of a method's arguments in words, with what follows from the sparsity and the budget filled in.
 
@@ -157,8 +160,11 @@ def arguments(
         levels: how many; by default as the method says.
         epochs: the budget of a level trained in full.
         batch_size: samples a step of such a level.
+        max_drop: what the metric may lose where the sparsest network is searched for, in place of a sparsity.
     """
     row = method(name)
+    if is_planned(name) and max_drop is not None:
+        return {**row, **planned(FURTHEST, epochs, batch_size, levels), "last_epochs": epochs * LAST_SHARE}
     if is_planned(name):
         sparsity = PLANNED_SPARSITY if sparsity is None else sparsity
         return {**row, "sparsity": sparsity, **planned(sparsity, epochs, batch_size, levels)}

@@ -41,6 +41,8 @@ RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "levels": (1, 10_000, True),
     "sparsity": (0, 1, False),
     "ticket_at": (0, 1, False),
+    "max_drop": (0, None, True),
+    "last_epochs": (1e-6, 1e6, True),
     "max_epochs": (1e-6, 1e6, True),
     "level_epochs": (1e-6, 1e6, True),
     "validation": (0, 1, False),
@@ -79,6 +81,13 @@ class Plan:
     """What the network's weights begin as: none (drawn by the seed), pretrained (fetched by the network's library), or a
     safetensors file. Default: none."""
 
+    trained: bool | None = None
+    """The network is trained already, by --weights or by its own code: level 0 measures it and trains nothing.
+    Default: off."""
+
+    keep_zeros: bool | None = None
+    """Weights that are zero already stay zero. Default: off."""
+
     run_code: bool | None = None
     """Run the code that a plan or a run folder names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only on the command
     line; a model named there itself needs no further word. Default: off."""
@@ -93,6 +102,10 @@ class Plan:
     """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last.
     Default: of method incop, 0.9; of the others, what the levels lead to."""
 
+    max_drop: float | None = None
+    """Find the sparsest ticket whose validation accuracy is at most so much below the dense network's: 0.005 is half a point. In
+    place of --sparsity. Default: none."""
+
     ticket_at: tuple[float, ...] | None = None
     """Sparsities on the way, in (0, 1), whose tickets are trained in full and reported too. Default: none."""
 
@@ -104,6 +117,10 @@ class Plan:
 
     level_epochs: float | None = None
     """Epochs of a pruned level at most. Default: --max-epochs."""
+
+    last_epochs: float | None = None
+    """Epochs of the last level, trained at the search's rate and batch size. Default: with --max-drop a quarter of a level's
+    budget, else a level's whole budget, trained as the dense network was."""
 
     limit: int | None = None
     """Use only so many training images, and at most so many test images. Default: all."""

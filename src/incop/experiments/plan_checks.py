@@ -72,12 +72,49 @@ def combinations(resolved: ResolvedPlan, given: Plan) -> list[str]:
     """
     plan = resolved.plan
     return [
+        *_given_networks(plan),
+        *_drops(resolved, given),
         *without_a_meter(resolved.rule, resolved.meter is not None, as_flag),
         *beyond_the_end(plan.sparsity, plan.ticket_at or (), as_flag),
         *past_the_budget((resolved.rewind, *resolved.keep), plan.max_epochs, as_flag),
         *_past_the_level(resolved),
         *(_planned_layer_by_layer(resolved, given) or _unreachable(resolved)),
     ]
+
+
+def _given_networks(plan: Plan) -> list[str]:
+    """Return why a network cannot be one that is trained already."""
+    if not plan.trained:
+        return ["--keep-zeros is of a network with zeros: give --trained and its --weights"] if plan.keep_zeros else []
+    if plan.weights is None and models.code_of(plan.model) is None:
+        return ["--trained needs the trained weights: give --weights FILE.safetensors"]
+    return [
+        f"--rewind {point} is a point of the dense network's training, and with --trained there is none: choose --rewind rate"
+        for point in (plan.rewind, *(plan.keep or ()))
+        if point is not None and (point == "init" or point.startswith("early"))
+    ][:1]
+
+
+def _drops(resolved: ResolvedPlan, given: Plan) -> list[str]:
+    """Return why the sparsest network within a drop cannot be searched for, and epochs that a last level cannot have."""
+    plan, found = resolved.plan, []
+    if plan.max_drop is not None:
+        found += [
+            f"--max-drop {plan.max_drop:g} finds how sparse the network can be, and {as_flag(key, value)} says it: "
+            "give one of them"
+            for key, value in ends_of(given.sparsity, given.ticket_at or ())[:1]
+        ]
+        if resolved.rewind.restores or not plan.levels:
+            found.append(
+                f"--max-drop goes on from the weights of the level before, and --rewind {resolved.rewind} does not: choose --method "
+                "incop, or --rewind rate"
+            )
+    usual = plan.level_epochs or plan.max_epochs
+    if plan.last_epochs is not None and usual is not None and plan.last_epochs > usual:
+        found.append(
+            f"--last-epochs {plan.last_epochs:g} are more than a level's {usual:g}: give less, or raise --level-epochs"
+        )
+    return found
 
 
 def _past_the_level(resolved: ResolvedPlan) -> list[str]:

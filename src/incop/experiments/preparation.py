@@ -20,6 +20,7 @@ from incop.experiments.plan_words import READERS, ResolvedPlan, read_words, with
 from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
 from incop.pruning.cut import reach
+from incop.recipe import USUAL, Recipe
 from incop.training import Trainer
 
 PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
@@ -87,6 +88,7 @@ def _filled(plan: Plan) -> Plan:
         levels=plan.levels,
         epochs=plan.level_epochs or filled(plan.max_epochs),
         batch_size=filled(plan.batch_size),
+        max_drop=plan.max_drop,
     )
     return plan.over(Plan(**row)).over(Plan(**DEFAULTS))
 
@@ -111,6 +113,8 @@ def prepare(resolved: ResolvedPlan) -> PreparedRun:
     probe = _probe(plan, data, prepared, device)
     arguments = _arguments(resolved, probe)
     selection = arguments["selection"]
+    if plan.keep_zeros:
+        arguments["masks"] = Masks.of(model, skip=plan.skip or ())
     masks = Masks.full(model, skip=plan.skip or ())
     ends, most = ends_of(plan.sparsity, plan.ticket_at or ()), reach(model, masks, selection)
     refuse(beyond_the_selection(ends, masks.total, most, selection, as_flag))
@@ -132,7 +136,18 @@ def _arguments(resolved: ResolvedPlan, probe: list[tuple[Tensor, Tensor]]) -> di
         "ticket_at": plan.ticket_at or (),
         "on_collapse": plan.on_collapse or "tell",
         "on_divergence": plan.on_divergence or "stop",
+        "trained": bool(plan.trained),
+        "max_drop": plan.max_drop,
+        "last_recipe": _last_recipe(plan),
     }
+
+
+def _last_recipe(plan: Plan) -> Recipe:
+    """Return how the last level is trained where its epochs are given: as the search is."""
+    if plan.last_epochs is None:
+        return USUAL
+    usual, batch = plan.level_epochs or filled(plan.max_epochs), filled(plan.batch_size)
+    return Recipe(plan.last_epochs / usual, (plan.search_batch_size or batch) / batch, filled(plan.search_lr))
 
 
 def _data(resolved: ResolvedPlan) -> Dataset:

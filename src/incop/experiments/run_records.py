@@ -16,9 +16,9 @@ from incop.experiments import distributed_runs
 from incop.experiments.plan import filled
 from incop.experiments.preparation import PreparedRun
 from incop.experiments.run_levels import POINT
-from incop.loop import Ticket
+from incop.loop import Search, Ticket
 from incop.masks import Masks
-from incop.records import Level, Run, Spent, full_retraining
+from incop.records import ChosenTicket, Level, Run, Spent, full_retraining
 from incop.rewind_points import Snapshot
 from incop.rundir import RunDir
 
@@ -43,8 +43,42 @@ def write_level(run: RunDir, prepared: PreparedRun, ticket: Ticket, accuracy: fl
     return level
 
 
+def chosen_of(search: Search, levels: list[Level]) -> ChosenTicket | None:
+    """Return what a search for the sparsest ticket has found so far; None where there was no such search."""
+    edge = search.edge
+    if edge is None:
+        return None
+    dense = levels[0] if levels else None
+    per_epoch = dense.samples / dense.epochs if dense is not None and dense.epochs else _samples_of_an_epoch(levels)
+    spent = Spent.total(level.spent for level in levels[1:])
+    epochs = spent.epochs + (spent.probe_samples / per_epoch if per_epoch else 0.0)
+    found = next((one for one in levels if edge.chosen is not None and one.level == edge.chosen.level), None)
+    if found is None:
+        return ChosenTicket(edge.verdict, edge.max_drop, epochs_after_dense=epochs)
+    return ChosenTicket(
+        edge.verdict,
+        edge.max_drop,
+        found.level,
+        found.sparsity,
+        found.val_accuracy,
+        found.test_accuracy,
+        found.drop,
+        found.drop_low,
+        found.drop_high,
+        epochs,
+    )
+
+
+def _samples_of_an_epoch(levels: list[Level]) -> float:
+    """Return the training samples of an epoch, from what levels trained; 0 where none did."""
+    spent = Spent.total(level.spent for level in levels)
+    return spent.samples / spent.epochs if spent.epochs else 0.0
+
+
 def is_reported(prepared: PreparedRun, level: Level) -> bool:
     """Say whether a level is a ticket to report, not a step on the way: it was trained in full, or it is the last."""
+    if prepared.plan.max_drop is not None:  # the test split is read for the chosen ticket alone
+        return level.level == 0
     full = level.max_epochs is None or level.trained >= level.max_epochs - 1e-6
     last = level.level == prepared.plan.levels or level.sparsity >= (prepared.plan.sparsity or 1.0) - 1e-6
     return full or last or level.search is not None
@@ -74,7 +108,13 @@ def _flops(prepared: PreparedRun, masks: Masks) -> tuple[int, int]:
 
 
 def summary_of(
-    prepared: PreparedRun, levels: list[Level], status: str, error: str | None, environment: dict[str, Any], path: Path
+    prepared: PreparedRun,
+    levels: list[Level],
+    status: str,
+    error: str | None,
+    environment: dict[str, Any],
+    path: Path,
+    chosen: ChosenTicket | None = None,
 ) -> Run:
     """Return how a run stands."""
     plan = prepared.plan
@@ -97,4 +137,5 @@ def summary_of(
         environment=environment,
         command=f"{distributed_runs.command(environment)} search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
         error=error,
+        chosen=chosen,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import tempfile
@@ -30,11 +31,11 @@ from incop.experiments.run_checkpoints import (
     environment,
 )
 from incop.experiments.run_levels import shared_dense
-from incop.experiments.run_records import is_reported, summary_of, test_accuracy_of, write_level
+from incop.experiments.run_records import chosen_of, is_reported, summary_of, test_accuracy_of, write_level
 from incop.experiments.signals import Signals
 from incop.flat_state import State
 from incop.locks import Lock, LockLost
-from incop.loop import Dense, Ticket, search
+from incop.loop import Dense, Search, Ticket, search
 from incop.records import Check, Level
 from incop.rewind_points import check_extra_states
 from incop.rundir import RunDir
@@ -186,7 +187,7 @@ def resume(
 
 def _taken_up(
     run: RunDir, left: UnfinishedRun, progress: Progress, dense: str | Path | None, inexact: bool, together: Ranks
-) -> tuple[_Work, Iterator[Ticket], list[str]]:
+) -> tuple[_Work, Search, list[str]]:
     """Prepare a run as it was left; return its search and what has changed since, a sentence each."""
     then = left.environment
     folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
@@ -225,7 +226,7 @@ class _Work:
         if self.together.first:
             self.saving.check = lock.check
 
-    def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Iterator[Ticket]:
+    def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Search:
         """Begin the search; what cannot be used is found now, and nothing is trained yet."""
         # torch's first optimizer imports its compiler, a second or two that is no cost of training
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
@@ -245,11 +246,13 @@ class _Work:
             on_state=self.saving,
         )
 
-    def carry_out(self, tickets: Iterator[Ticket], levels: list[Level]) -> None:
+    def carry_out(self, tickets: Search, levels: list[Level]) -> None:
         """Go through the tickets and write each down; the summary says at every moment how it stands."""
 
         def summarise(status: str, error: str | None = None) -> None:
-            self.run.write_summary(summary_of(self.prepared, levels, status, error, self.environment, self.run.path))
+            chosen = chosen_of(tickets, levels)
+            told = summary_of(self.prepared, levels, status, error, self.environment, self.run.path, chosen)
+            self.run.write_summary(told)
 
         try:
             with self.signals, _within_memory(self.prepared.plan), linked(self.together):
@@ -262,6 +265,7 @@ class _Work:
                     self.together.once(lambda: summarise("running"))
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
+                self._judge(tickets, levels)
                 self.together.once(lambda: summarise("finished"))
         except LockLost:
             raise  # the folder is another's now
@@ -275,6 +279,16 @@ class _Work:
             self.files.remove()
             self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
         self._tell(self.progress.on_end)
+
+    def _judge(self, tickets: Search, levels: list[Level]) -> None:
+        """Read the test split once, for the ticket that a search with `max_drop` has chosen."""
+        if tickets.edge is None or tickets.edge.chosen is None:
+            return
+        ticket = tickets.chosen
+        accuracy = test_accuracy_of(self.prepared, ticket, self.model)
+        place = next(n for n, level in enumerate(levels) if level.level == ticket.level)
+        levels[place] = dataclasses.replace(levels[place], test_accuracy=accuracy)
+        self.together.once(lambda: self.run.rewrite_levels(levels))
 
     def _tell(self, listener: Callable[[RunDir], None] | None) -> None:
         if listener is not None:
