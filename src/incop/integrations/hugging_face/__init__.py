@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise MissingExtra("transformers", "transformers", "incop.integrations.hugging_face") from error
 
-from incop.integrations.hugging_face.callback import HuggingFaceCallback as InCoPCallback
+from incop.integrations.hugging_face.callback import InCoPCallback
 from incop.integrations.hugging_face.trainer import HuggingFaceTrainer
 
 __all__ = ["HuggingFaceTrainer", "InCoPCallback"]

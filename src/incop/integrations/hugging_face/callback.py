@@ -28,7 +28,7 @@ from incop.watch import Watch
 FOLDER = "incop"  # within a checkpoint's folder
 
 
-class HuggingFaceCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unused-ignore]
+class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unused-ignore]
     """Hold masks, look at the flow, and stop a `transformers.Trainer` by the rule: `InCoPCallback(…).attach(trainer)`.
 
     Pruned weights are exactly zero from the training's beginning to its end, through weight decay, clipping, accumulation and
@@ -115,7 +115,7 @@ class HuggingFaceCallback(TrainerCallback, ExportableState):  # type: ignore[mis
         if not callable(getattr(trainer, "add_callback", None)) or not hasattr(trainer, "callback_handler"):
             raise InputError(f"attach takes a transformers.Trainer, not a {type(trainer).__name__}")
         callbacks = trainer.callback_handler.callbacks
-        if any(isinstance(one, HuggingFaceCallback) and one is not self for one in callbacks):
+        if any(isinstance(one, InCoPCallback) and one is not self for one in callbacks):
             raise InputError(
                 "the Trainer has another InCoPCallback, and each would take the other's state for its own: give it one"
             )

@@ -75,6 +75,11 @@ class LightningCallback(Looking):
         ('after 2 epochs', ['net.0->net.2'])
     """
 
+    @property
+    def state_key(self) -> str:
+        """Under what a checkpoint of Lightning's holds the state; it must not change."""
+        return "InCoPCallback"
+
     def __init__(
         self,
         masks: Masks | Mapping[str, torch.Tensor] | None = None,
