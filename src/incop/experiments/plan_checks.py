@@ -106,8 +106,8 @@ def _drops(resolved: ResolvedPlan, given: Plan) -> list[str]:
         ]
         if resolved.rewind.restores or not plan.levels:
             found.append(
-                f"--max-drop goes on from the weights of the level before, and --rewind {resolved.rewind} does not: choose --method "
-                "incop, or --rewind rate"
+                f"--max-drop goes on from the weights of the level before, and --rewind {resolved.rewind} does not: choose "
+                "--method incop, or --rewind rate"
             )
     usual = plan.level_epochs or plan.max_epochs
     if plan.last_epochs is not None and usual is not None and plan.last_epochs > usual:
