@@ -12,7 +12,7 @@ import incop
 from incop import pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.loop.edge import FAMILIAR, Drop, Edge, Stop, paired_drop
-from incop.recipe import Recipe
+from incop.recipe import LevelRecipe
 from incop.records import Level
 
 STOPS = 20
@@ -131,8 +131,8 @@ def search(net=None, **more):
         "check_every": 0.2,
         "rewind": "rate",
         "max_drop": 0.03,
-        "search_recipe": Recipe(batch=0.5, keep_optimizer=True),
-        "last_recipe": Recipe(budget=0.5),
+        "search_recipe": LevelRecipe(batch=0.5, keep_optimizer=True),
+        "last_recipe": LevelRecipe(budget=0.5),
     } | more
     return incop.search(net or network(), trainer, **arguments)
 
@@ -178,7 +178,7 @@ def test_levels_that_try_a_stop_leave_the_path_as_it_was():
 
 
 def test_nothing_within_the_drop_is_said():
-    found = search(max_drop=0.0, amount=pruning.Fraction(0.9), levels=2, last_recipe=Recipe(budget=0.01))
+    found = search(max_drop=0.0, amount=pruning.Fraction(0.9), levels=2, last_recipe=LevelRecipe(budget=0.01))
     with pytest.raises(TrainingError, match="no ticket is within 0"):
         _ = found.chosen
 

@@ -18,7 +18,7 @@ from incop.flat_state import State, part, restoring, under
 from incop.flow import Meter, measure
 from incop.ledger import Expense, Ledger
 from incop.masks import Masks
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 from incop.records import ACCURACY, Check, Flow, History, Interval, Metric, Spent, Verdict
 from incop.rewind_points import check_extra_states
 from incop.stopping import Rule
@@ -100,8 +100,8 @@ class Watch:
         schedule_from: float = 0.0,
         continues: bool = False,
         lr_share: float = 1.0,
-        search_recipe: Recipe = USUAL,
-        last_recipe: Recipe = USUAL,
+        search_recipe: LevelRecipe = USUAL,
+        last_recipe: LevelRecipe = USUAL,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
         on_rest: Callable[[], None] | None = None,
@@ -176,7 +176,7 @@ class Watch:
         return self.rule is not None and self._stopped is None
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> LevelRecipe:
         """How the level is to be trained from here: as the search is while a rule may end it, as the last level is otherwise."""
         return self.search_recipe if self.searching else self.last_recipe
 

@@ -1,17 +1,19 @@
 """The main job on the command line: a given network, the sparsest ticket within a drop, kept, shown, exported, gone on with."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 from folders import planned, same
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from incop import checkpoint_files
+from incop.errors import InputError
 from incop.experiments import runs
+from incop.experiments.engines.local import PROCESSES
 from incop.rundir import RunDir
 
 WORDS = [
@@ -93,61 +95,64 @@ def test_what_is_shown_exported_and_reported_is_the_chosen_ticket(folder):
     assert checkpoint_files.load_masks(RunDir(folder / "first").level_dir(chosen.level)).sparsity == chosen.sparsity
 
 
+PLAN = {
+    "data": "digits",
+    "model": "lenet-300-100",
+    "limit": 600,
+    "validation": 0.3,
+    "max_epochs": 4.0,
+    "threads": 1,
+    "max_drop": 0.03,
+    "seed": 1,
+    "checkpoint_every": "1steps",
+}
+
+
+def killed_in(folder, level):
+    """Carry out the plan in this process until the first step of a level, which it does not survive."""
+
+    def on_step(now, epoch, step):
+        if step == 1 and now == level:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    runs.execute(planned(**PLAN), folder, runs.Progress(on_step=on_step))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return runs.execute(planned(**PLAN), tmp_path_factory.mktemp("whole") / "run")
+
+
 @pytest.mark.parametrize("role", ["path", "tried", "finished"])
-def test_a_killed_search_ends_as_one_that_was_not(folder, tmp_path, role):
-    plan = dict(
-        data="digits",
-        model="lenet-300-100",
-        limit=600,
-        validation=0.3,
-        max_epochs=4.0,
-        threads=1,
-        max_drop=0.03,
-        seed=1,
-    )
-    code = f"""
-import os, signal, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from folders import planned
-from incop.experiments import runs
-def on_step(level, epoch, step):
-    if step == 1 and level == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
-runs.execute(planned(checkpoint_every="1steps", **{plan!r}), sys.argv[1], runs.Progress(on_step=on_step))
-"""
-    whole = runs.execute(planned(checkpoint_every="1steps", **plan), tmp_path / "whole")
+def test_a_killed_search_ends_as_one_that_was_not(whole, tmp_path, role):
     levels = [level.level for level in whole.levels() if level.role == role]
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "killed"), str(levels[len(levels) // 2])])
-    assert killed.returncode == -signal.SIGKILL
+    process = PROCESSES.Process(target=killed_in, args=(tmp_path / "killed", levels[len(levels) // 2]))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     runs.resume(tmp_path / "killed")
-    same(tmp_path / "killed", tmp_path / "whole")
-    chosen = [
-        {k: v for k, v in json.loads((tmp_path / name / "summary.json").read_text())["chosen"].items()}
-        for name in ("killed", "whole")
-    ]
-    assert chosen[0] == chosen[1]
+    same(tmp_path / "killed", whole.path)
+    assert RunDir(tmp_path / "killed").read_summary().chosen == whole.read_summary().chosen
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("keys", "sentence"),
     [
-        (["--trained"], "--trained needs the trained weights"),
-        (["--keep-zeros"], "give --trained"),
-        (["--max-drop", "0.01", "--sparsity", "0.9"], "give one of them"),
-        (["--max-drop", "0.01", "--ticket-at", "0.9"], "give one of them"),
-        (["--max-drop", "0.01", "--method", "lth"], "choose --method incop"),
-        (["--max-drop", "-1"], "must be a number of at least 0"),
-        (["--last-epochs", "50", "--max-epochs", "4"], "more than a level's 4"),
-        (["--trained", "--weights", "w.safetensors", "--rewind", "init"], "choose --rewind rate"),
+        ({"trained": True}, "--trained needs the trained weights"),
+        ({"keep_zeros": True}, "give --trained"),
+        ({"max_drop": 0.01, "sparsity": 0.9}, "give one of them"),
+        ({"max_drop": 0.01, "ticket_at": (0.9,)}, "give one of them"),
+        ({"max_drop": 0.01, "method": "lth"}, "choose --method incop"),
+        ({"max_drop": -1.0}, "must be a number of at least 0"),
+        ({"last_epochs": 50.0}, "more than a level's 2"),
+        ({"trained": True, "weights": "w.safetensors", "rewind": "init"}, "choose --rewind rate"),
     ],
 )
-def test_what_cannot_be_is_one_sentence_before_any_training(tmp_path, words, sentence):
-    from safetensors.torch import save_file
-    from torch import zeros
-
-    save_file({"w": zeros(1)}, tmp_path / "w.safetensors")
-    told = incop("search", "--out", "run", *words, folder=tmp_path, code=2).stderr
-    assert sentence in told
-    assert not (tmp_path / "run").exists()
+def test_what_cannot_be_is_one_sentence_before_any_training(keys, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=sentence):
+        planned(**keys)
 
 
 def test_zeros_of_a_given_network_are_told_or_kept(folder):

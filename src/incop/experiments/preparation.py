@@ -20,7 +20,7 @@ from incop.experiments.plan_words import READERS, ResolvedPlan, read_words, with
 from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
 from incop.pruning.cut import reach
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 from incop.training import Trainer
 
 PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
@@ -142,12 +142,12 @@ def _arguments(resolved: ResolvedPlan, probe: list[tuple[Tensor, Tensor]]) -> di
     }
 
 
-def _last_recipe(plan: Plan) -> Recipe:
+def _last_recipe(plan: Plan) -> LevelRecipe:
     """Return how the last level is trained where its epochs are given: as the search is."""
     if plan.last_epochs is None:
         return USUAL
     usual, batch = plan.level_epochs or filled(plan.max_epochs), filled(plan.batch_size)
-    return Recipe(plan.last_epochs / usual, (plan.search_batch_size or batch) / batch, filled(plan.search_lr))
+    return LevelRecipe(plan.last_epochs / usual, (plan.search_batch_size or batch) / batch, filled(plan.search_lr))
 
 
 def _data(resolved: ResolvedPlan) -> Dataset:

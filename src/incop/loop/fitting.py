@@ -21,7 +21,7 @@ from incop.loop.settings import SearchSettings
 from incop.loop.tickets import Ticket, budget_of
 from incop.masks import Masks
 from incop.pruning.saliency import Gathers
-from incop.recipe import Recipe
+from incop.recipe import LevelRecipe
 from incop.records import Level
 from incop.rewind_points import Snapshot
 from incop.watch import Watch
@@ -188,7 +188,7 @@ def copy_of(settings: SearchSettings, epoch: float = 0.0) -> Snapshot:
     return Snapshot.of(settings.model, epoch=epoch, offload=settings.offload)
 
 
-def short(recipe: Recipe) -> Recipe:
+def short(recipe: LevelRecipe) -> LevelRecipe:
     """Return the recipe of a last level that only tries a ticket: half the budget."""
     return dataclasses.replace(recipe, budget=recipe.budget / 2)
 

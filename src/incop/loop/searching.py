@@ -6,7 +6,7 @@ It knows no files, no trainer class and no plots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +31,7 @@ from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 from incop.records import Check, Interval
 from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
@@ -47,7 +47,7 @@ class Search(Iterator[Ticket]):
         progress: of the search.
     """
 
-    def __init__(self, tickets: Iterator[Ticket], progress: SearchProgress) -> None:
+    def __init__(self, tickets: Generator[Ticket, None, None], progress: SearchProgress) -> None:
         self._tickets, self._progress = tickets, progress
         self._last: Ticket | None = None
 
@@ -55,6 +55,10 @@ class Search(Iterator[Ticket]):
         self._last = None  # as large as the network
         self._last = next(self._tickets)
         return self._last
+
+    def close(self) -> None:
+        """End the search where it stands."""
+        self._tickets.close()
 
     @property
     def edge(self) -> Edge | None:
@@ -98,8 +102,8 @@ def search(
     frozen: bool = False,
     trained: bool = False,
     masks: Masks | None = None,
-    search_recipe: Recipe = USUAL,
-    last_recipe: Recipe = USUAL,
+    search_recipe: LevelRecipe = USUAL,
+    last_recipe: LevelRecipe = USUAL,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
@@ -217,7 +221,7 @@ def search(
     return Search(_levels(settings, progress, resume), progress)
 
 
-def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Iterator[Ticket]:
+def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Generator[Ticket, None, None]:
     if resume is not None:
         restore(settings, progress, resume)
         del resume

@@ -15,7 +15,7 @@ from incop.loop.tickets import Dense, Trains
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
-from incop.recipe import Recipe
+from incop.recipe import LevelRecipe
 from incop.records import ACCURACY, Check, Interval, Metric
 from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
@@ -39,8 +39,8 @@ class SearchSettings:
     frozen: bool
     trained: bool
     masks: Masks | None
-    search_recipe: Recipe
-    last_recipe: Recipe
+    search_recipe: LevelRecipe
+    last_recipe: LevelRecipe
     check_every: Interval
     check_before: bool
     last_level_full: bool
