@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from incop.experiments import methods, parts, runs
+from incop.experiments import methods, preparation, runs
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 
@@ -60,7 +60,7 @@ def variants(sparsity: float, batch_size: int, epochs: float) -> dict[str, Plan]
 def one(folder: Path, pair: str, seed: int, name: str, own: Plan) -> tuple[str, str, int, float, float]:
     """Carry out one run, or read it, and return its accuracy and what it cost after the dense level."""
     frame = Plan(seed=seed, schedule="cosine", threads=1)
-    full = parts.resolve(own.over(frame).over(PAIRS[pair]).over(Plan(method="incop")))
+    full = preparation.resolve(own.over(frame).over(PAIRS[pair]).over(Plan(method="incop")))
     out = folder / pair / "ablation" / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
     if not (out / "summary.json").is_file() or RunDir.open(out).read_summary().status != "finished":
         dense = dense_of(folder, pair, seed)
@@ -87,7 +87,7 @@ def train_dense(folder: Path, pair: str, seed: int) -> None:
     if out.exists():
         out.rename(out.with_name(f"{out.name}-cut-off-{time.time():.0f}"))
     own = Plan(method="dense", sparsity=None, seed=seed, schedule="cosine", threads=1)
-    runs.execute(parts.resolve(own.over(replace(PAIRS[pair], sparsity=None))), out)
+    runs.execute(preparation.resolve(own.over(replace(PAIRS[pair], sparsity=None))), out)
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from side_by_side import machine
 
 import incop
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-from incop.experiments.saving import Saving
+from incop.experiments.preparation import resolve
+from incop.experiments.run_checkpoints import CheckpointWriter
 
 NAME = "checkpoint-cost"
 GOAL = 0.02
@@ -37,12 +37,12 @@ WAYS = {"by default (60 s)": None, "every 10 s": "10s"}
 
 
 class Costs:
-    """Stands for `Saving.__call__` and notes what each call took, and which of them wrote."""
+    """Stands for `CheckpointWriter.__call__` and notes what each call took, and which of them wrote."""
 
     def __init__(self) -> None:
-        self.original, self.all, self.written = Saving.__call__, 0.0, []
+        self.original, self.all, self.written = CheckpointWriter.__call__, 0.0, []
 
-    def __call__(self, saving: Saving, take) -> None:
+    def __call__(self, saving: CheckpointWriter, take) -> None:
         """Save as ever, if it is due."""
         last, started = saving._last, time.perf_counter()
         try:
@@ -57,14 +57,14 @@ class Costs:
 def measured(case: dict, every: str | None) -> dict[str, object]:
     plan = resolve(Plan(method="lth-rate", device="cpu", threads=1, checkpoint_every=every, **case))
     costs = Costs()
-    Saving.__call__ = lambda saving, take: costs(saving, take)
+    CheckpointWriter.__call__ = lambda saving, take: costs(saving, take)
     try:
         with tempfile.TemporaryDirectory() as home:
             started = time.perf_counter()
             runs.execute(plan, Path(home) / "R")
             whole = time.perf_counter() - started
     finally:
-        Saving.__call__ = costs.original
+        CheckpointWriter.__call__ = costs.original
     return {
         "checkpoints": len(costs.written),
         "seconds_each": statistics.median(costs.written) if costs.written else 0.0,

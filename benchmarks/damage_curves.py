@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from incop.experiments.tickets import rebuild
+from incop.experiments.run_levels import rebuild
 from incop.flow import Damage
 from incop.flow.taps import Taps
 from incop.pruning import prune

@@ -27,7 +27,7 @@ from torch.nn import functional
 import incop
 from incop import Masks, export, pruning
 from incop.experiments import datasets, models
-from incop.export.stored import dense_size
+from incop.export.lossless import dense_size
 
 NAME = "export-sizes"
 GOAL, TIMES = 1.15, 8.0
@@ -97,7 +97,7 @@ def measured(name: str, data: str, steps: int) -> list[dict[str, object]]:
             written = {w.form: w for w in export.write_all(subject, ["folded", "safetensors", "sparse"], folder)}
             assert all(one.difference == 0.0 for one in written.values())
             folded = written["folded"].files[0].read_bytes()
-        bound = export.form("sparse").bound(subject)  # type: ignore[attr-defined]
+        bound = written["sparse"].details["bound"]
         sizes = {form: one.size for form, one in written.items()}
         rows.append(
             {

@@ -20,8 +20,8 @@ import torch
 
 import incop
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 
 BASE = Plan(data="digits", model="lenet-300-100", method="incop-if", sparsity=0.95, levels=8, threads=1)
 ROWS = {

@@ -71,11 +71,18 @@ def main() -> None:
         words += ["--schedule", "cosine", *budget.split()]
         folder = str(told.runs / name)
         run("compare", *words, "--seeds", told.seeds, "--threads", "1", "--jobs", told.jobs, "--out", folder)
-        for form in ("json", "html"):
-            run("report", folder, "--format", form, "--out", str(told.out / f"{name}.{form}"))
+        data = told.out / f"{name}.json"
+        run("report", folder, "--format", "json", "--out", str(data))
+        compact(data)
     text = summary({name: told.out / f"{name}.json" for name in PAIRS if (told.out / f"{name}.json").exists()})
     (told.out / "summary.md").write_text(text)
     print(text)
+
+
+def compact(file: Path) -> None:
+    """Write a comparison's data anew without indentation, a fifth smaller."""
+    data = json.loads(file.read_text())
+    file.write_text(json.dumps(data, separators=(",", ":"), ensure_ascii=False) + "\n")
 
 
 @dataclass(frozen=True)

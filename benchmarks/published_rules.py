@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from planned_cuts import compact
+
 METHODS = "lth,sap,incop-if,incop-gf"
 PAIRS = {  # what a CPU carries in an hour: a part of the training images, and short budgets
     "mnist/lenet-300-100": ["--limit", "6000", "--max-epochs", "6"],
@@ -36,8 +38,9 @@ def main() -> None:
         folder = told.runs / name
         words = ["--methods", METHODS, "--pairs", pair, "--sparsities", SPARSITIES, "--seeds", told.seeds, *limits]
         run("compare", *words, "--threads", "1", "--jobs", told.jobs, "--out", str(folder))
-        for form in ("json", "md", "html"):
+        for form in ("json", "md"):
             run("report", str(folder), "--format", form, "--out", str(told.out / f"{name}.{form}"))
+        compact(told.out / f"{name}.json")
 
 
 def run(*words: str) -> None:

@@ -31,8 +31,8 @@ from torch.nn import functional
 
 import incop
 from incop import flow
-from incop.checkpoints import Checkpoints
-from incop.snapshots import Snapshot
+from incop.checkpoint_files import Checkpoints
+from incop.rewind_points import Snapshot
 
 NAME = "scaling"
 WIDTHS, DEPTHS, PROBES = (128, 256, 512, 1024), (3, 6, 12), (128, 512)

@@ -23,9 +23,9 @@ from side_by_side import machine
 from torch import nn
 
 import incop
-from incop.experiments import tickets
+from incop.experiments import run_levels
 from incop.export.compacted import compacted
-from incop.export.csr import CSRLinear
+from incop.export.csr_layers import CSRLinear
 from incop.export.timing import Ratio, in_turn
 from incop.records import Level
 from incop.rundir import RunDir
@@ -63,14 +63,14 @@ def main() -> None:
 def measured(units: RunDir, single: RunDir, rounds: int) -> dict[str, object]:
     """Return what one pair of runs gives, for all batches."""
     levels = {"units": sparsest(units), "global": sparsest(single)}
-    parts, masks = tickets.rebuild(units, levels["units"].level)
+    parts, masks = run_levels.rebuild(units, levels["units"].level)
     example = parts.test[0]
     forms = {
         "units, masked": parts.model.eval(),
         "units, compacted": compacted(parts.model, masks, example[:256]).eval(),
     }
-    dense = tickets.rebuild(units, 0)[0].model.eval()
-    weights = tickets.rebuild(single, levels["global"].level)[0].model.eval()
+    dense = run_levels.rebuild(units, 0)[0].model.eval()
+    weights = run_levels.rebuild(single, levels["global"].level)[0].model.eval()
     forms |= {"single weights, masked": weights, "single weights, CSR": with_csr(weights, linears(weights))}
     exact = {name: accuracy(form, *parts.test) for name, form in forms.items()}
     rows = []

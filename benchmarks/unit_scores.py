@@ -19,11 +19,11 @@ from side_by_side import machine
 
 import incop
 from incop import pruning, stopping
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import prepare, resolve
 from incop.loop import Dense
 from incop.pruning import units as room
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 
 NAME = "unit-scores"
 CASES = [("lenet-300-100", "mnist", (0.8, 0.95)), ("lenet-5", "fashion-mnist", (0.7, 0.9))]

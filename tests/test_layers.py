@@ -14,7 +14,7 @@ from incop.batches import unpack
 from incop.errors import InputError
 from incop.experiments import models
 from incop.flow import InformationFlow, measure
-from incop.layers import calls, chain, left_out, module_of, prunable
+from incop.layers import CallNames, Hooks, calls, chain, left_out, module_of, prunable
 
 
 def conv(a, b, size=3, **more):
@@ -27,6 +27,34 @@ ROW = unpack(torch.randn(2, 6))
 
 def steps(model, batch=IMAGE, **more):
     return list(chain(model.eval(), batch, **more))
+
+
+def test_hooks_are_gone_when_the_model_throws_or_one_cannot_be_put_on():
+    net = nn.Sequential(nn.Linear(6, 4), nn.Linear(3, 2))
+
+    def throws():
+        with Hooks() as hooks:
+            hooks.before(net[0], lambda module, args: None)
+            hooks.after(net[1], lambda module, args, kwargs, output: None, with_kwargs=True)
+            net(ROW.args[0])
+
+    def puts_on_nothing():
+        with Hooks() as hooks:
+            hooks.after(net[0], lambda module, args, output: None)
+            hooks.after(None, lambda module, args, output: None)
+
+    with pytest.raises(RuntimeError):
+        throws()
+    with pytest.raises(AttributeError):
+        puts_on_nothing()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+def test_the_name_of_a_call_leads_back_to_its_module():
+    names = CallNames()
+    found = [names.of(module) for module in ("fc", "0.fc", "fc", "", "fc", "")]
+    assert found == ["fc", "0.fc", "fc#2", "", "fc#3", "#2"]
+    assert [module_of(name) for name in found] == ["fc", "0.fc", "fc", "", "fc", ""]
 
 
 # ---- the order

@@ -13,6 +13,7 @@ import incop
 from incop import Masks, Watch, search, stopping
 from incop.errors import InputError
 from incop.loaders import Loader
+from small import mlp
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(50, 6, generator=GENERATOR)
@@ -21,8 +22,7 @@ DATA = TensorDataset(X, Y)
 
 
 def net(dropout=0.0):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Dropout(dropout), nn.Linear(12, 3))
+    return mlp(6, 12, 3, extra=[nn.Dropout(dropout)])
 
 
 def loader(data=DATA, **more):

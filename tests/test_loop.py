@@ -10,23 +10,11 @@ import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.loop import Dense, cutting, search
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
+from small import data
+from small import normalised as net
 
 EPOCHS = 3
-
-
-def net(seed=0):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
-        )
-
-
-def data(n=120, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, 8, generator=generator)
-    return x, (x[:, :3].argmax(1))
 
 
 def trainer(**more):

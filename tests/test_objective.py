@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 import incop
-from incop import flow, objective
+from incop import flow, objective, pruning, stopping
 from incop.distillation import AGREEMENT, ERROR, DistillationLoss, OutputError
 from incop.errors import InputError
 
@@ -370,3 +370,25 @@ def test_outputs_that_differ_between_training_and_evaluation_are_refused():
 def test_training_that_diverges_is_said():
     with pytest.raises(incop.TrainingError, match=r"the loss is (nan|inf) at step"):
         searched(network(), trainer(lr=1e30, optimizer="sgd"))
+
+
+def test_the_sparsest_network_that_agrees_is_found_without_any_label():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(1))
+    trainer = incop.Trainer(x[:200], x[200:], epochs=3, batch_size=20, objective="dense")
+    found = incop.search(
+        net,
+        trainer,
+        probe=x[:100],
+        amount=pruning.EvenDamage(0.9),
+        levels=12,
+        rule=stopping.AfterEpochs(0.2),
+        check_every=0.2,
+        trained=True,
+        max_drop=0.1,
+    )
+    chosen = found.chosen.record
+    assert chosen.metric.name == "agreement"
+    assert chosen.metric_value >= 0.9 - 1e-9
+    assert chosen.drop == pytest.approx(1.0 - chosen.metric_value)

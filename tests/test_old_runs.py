@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from incop import schema_1
-from incop.checkpoints import load_weights
+from incop.checkpoint_files import load_weights
 from incop.cli import main
-from incop.experiments.saving import EXACT
+from incop.experiments.run_checkpoints import EXACT
 from incop.records import Check, Level, Metric
 from incop.rundir import RunDir
 

@@ -7,7 +7,7 @@ from torch import nn
 import incop
 from incop import stopping
 from incop.errors import InputError
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 
 X, Y = torch.randn(240, 6, generator=torch.Generator().manual_seed(0)), torch.arange(240) % 3
 
@@ -23,11 +23,11 @@ def network():
 )
 def test_values_out_of_range_are_refused(name, value):
     with pytest.raises(InputError, match=f"{name}="):
-        Recipe(**{name: value})
+        LevelRecipe(**{name: value})
 
 
 def test_a_batch_is_a_share_rounded_down_and_never_empty():
-    assert [Recipe(batch=1 / 3).batch_size(n) for n in (60, 64, 3, 1)] == [20, 21, 1, 1]
+    assert [LevelRecipe(batch=1 / 3).batch_size(n) for n in (60, 64, 3, 1)] == [20, 21, 1, 1]
     assert USUAL.batch_size(7) == 7
 
 
@@ -40,14 +40,14 @@ def records(**more):
 
 
 def test_search_levels_and_the_last_are_trained_by_their_recipes():
-    levels, _ = records(search_recipe=Recipe(batch=0.5, lr=2.0), last_recipe=Recipe(budget=0.25, batch=0.5))
+    levels, _ = records(search_recipe=LevelRecipe(batch=0.5, lr=2.0), last_recipe=LevelRecipe(budget=0.25, batch=0.5))
     assert [level.epochs for level in levels] == [4, 0.5, 0.5, 1]
     assert [level.steps for level in levels] == [16, 4, 4, 8]
     assert [level.max_epochs for level in levels] == [4, 4, 4, 1]
 
 
 def test_a_recipe_trains_as_the_trainers_own_settings_for_the_search_do():
-    by_recipe, _ = records(search_recipe=Recipe(batch=1 / 3, lr=2.0, keep_optimizer=True))
+    by_recipe, _ = records(search_recipe=LevelRecipe(batch=1 / 3, lr=2.0, keep_optimizer=True))
     own = {"search_batch_size": 20, "search_lr": 2.0, "keep_optimizer": True}
     by_trainer, _ = records(trainer=own)
     plain, _ = records()
@@ -69,7 +69,7 @@ def test_the_schedule_spans_the_recipes_budget():
             return found
 
     trainer = Told((X, Y), (X, Y), epochs=4, batch_size=60, schedule="cosine")
-    list(incop.search(network(), trainer, levels=1, rewind="rate", last_recipe=Recipe(budget=0.25)))
+    list(incop.search(network(), trainer, levels=1, rewind="rate", last_recipe=LevelRecipe(budget=0.25)))
     assert rates[16:] == [(0.0, 1.0), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0)]
 
 
@@ -88,7 +88,7 @@ def test_an_own_fit_is_told_its_recipe_and_when_it_changes():
         def evaluate(self, model):
             return 0.5
 
-    search, last = Recipe(lr=2.0), Recipe(budget=0.5)
+    search, last = LevelRecipe(lr=2.0), LevelRecipe(budget=0.5)
     arguments = {"amount": 0.5, "levels": 2, "rewind": "rate", "rule": stopping.AfterEpochs(2)}
     levels = [
         ticket.record

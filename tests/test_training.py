@@ -10,6 +10,7 @@ import incop
 from incop import Masks, Watch, flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.records import Interval
+from small import mlp
 
 GENERATOR = torch.Generator().manual_seed(5)
 X = torch.randn(50, 6, generator=GENERATOR)
@@ -17,8 +18,7 @@ Y = torch.randint(3, (50,), generator=GENERATOR)
 
 
 def net(dropout=0.0):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Dropout(dropout), nn.Linear(12, 3))
+    return mlp(6, 12, 3, extra=[nn.Dropout(dropout)])
 
 
 def trainer(**more):

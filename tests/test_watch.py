@@ -7,11 +7,11 @@ from torch import nn
 import incop
 from incop import Masks, Watch, flow, stopping
 from incop.errors import InputError
+from small import mlp
 
 
 def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    return mlp(4, 8, 3)
 
 
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(3))

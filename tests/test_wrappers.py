@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import incop
 from incop import flow, pruning
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from incop.wrappers import unwrapped
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))

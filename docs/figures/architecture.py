@@ -45,8 +45,8 @@ def imports() -> dict[str, set[str]]:
 
 def draw() -> str:
     """Rooms in rows; a line goes from a room to each one it imports, unless another import leads there already."""
-    asked, rows = imports(), [sorted(row & set(imports())) for row in heights()]
-    rows = [row for row in rows if row]
+    asked = imports()
+    rows = [sorted(row & set(asked)) for row in heights() if row & set(asked)]
     out = Drawing(
         24 + 62 * len(rows) + 30, "The rooms of incop from the command line down to the errors, and what imports what"
     )

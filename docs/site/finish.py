@@ -14,7 +14,7 @@ import sys
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
-from rooms import homes
+from faces import homes
 from stage import BUILD
 
 SITE = BUILD / "site"

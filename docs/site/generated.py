@@ -1,6 +1,6 @@
 """The pages and pictures that are written by the program itself: `python docs/site/generated.py` writes them anew.
 
-cli.md is made of what `incop … --help` prints, reference.md of the source's `__all__` lists and first lines, and
+cli.md is made of what `incop … --help` prints, reference.md of the `__all__` lists of its public faces and first lines, and
 architecture.svg and the other figures by the files in docs/figures/. tests/guards/test_site.py fails where one is not as it
 would be written now; `make pages` writes all of them.
 """
@@ -14,7 +14,7 @@ import sys
 from importlib import util
 from pathlib import Path
 
-from rooms import ROOT, rooms
+from faces import ROOT, faces
 
 WIDE = "1000"  # columns: no line of a help is broken
 ROW = re.compile(r"^│ (?P<name>\S.*?)(?:  +(?P<text>\S.*))?$")
@@ -88,21 +88,17 @@ def reference_page() -> str:
         "",
         MADE,
         "",
-        "Every public name, by the room it lives in, with the first line of its docstring. The names of `incop`, `incop.flow`,",
-        "`incop.pruning` and `incop.stopping` are the surface that most programs use; the other rooms are for who builds on incop.",
-        "The commands are described on [a page of their own](cli.md), the rooms' order on [another](architecture.md).",
+        "Every public name, by the package or module it is imported from, with the first line of its docstring. Names that are",
+        "not here are internal. The commands are on [a page of their own](cli.md), the rooms' order on [another](architecture.md).",
         "",
     ]
-    for room in rooms():
-        lines += [f"## {room.module}", "", room.line, ""]
-        for module, group in room.groups.items():
-            if module != room.module:
-                lines += [f"### {module}", ""]
-            for name in group:
-                said = escaped(name.line) if name.line else f"`{name.value.partition(' = ')[2] or name.value}`"
-                target = os.path.relpath(name.file, ROOT / "docs")
-                lines.append(f"- [`{name.path}`]({target}): {said}")
-            lines.append("")
+    for face in faces():
+        lines += [f"## {face.module}", "", face.line, ""]
+        for name in face.names:
+            said = escaped(name.line) if name.line else f"`{name.value.partition(' = ')[2] or name.value}`"
+            target = os.path.relpath(name.file, ROOT / "docs")
+            lines.append(f"- [`{name.path}`]({target}): {said}")
+        lines.append("")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rooms import ROOT, homes, rooms
+from faces import ROOT, faces, homes
 
 BUILD = ROOT / "build" / "docs"
 PAGES = BUILD / "pages"
@@ -73,16 +73,14 @@ def staged_name(file: Path) -> str:
 
 
 def reference_of(file: Path, text: str) -> str:
-    """Page of the reference, with anchor, that a link to the package's source means: the name in its text, or the room."""
+    """Page of the reference, with anchor, that a link to the package's source means: the name in its text, or the package."""
     named = text.strip("`")
     module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
-    for room in rooms():
-        for group in room.groups.values():
-            for name in group:
-                if name.path == named or name.home == f"{module}.{named.rpartition('.')[2]}":
-                    return f"{room.page}#{name.path}"
-    owners = [room for room in rooms() if f"{module}.".startswith(f"{room.module}.")]
-    return max(owners, key=lambda room: len(room.module)).page
+    for name in homes().values():
+        if name.path == named or name.home == f"{module}.{named.rpartition('.')[2]}":
+            return f"docs/reference/{name.path.rpartition('.')[0]}.md#{name.path}"
+    owners = [face for face in faces() if f"{module}.".startswith(f"{face.module}.")]
+    return max(owners, key=lambda face: len(face.module)).page
 
 
 def rewritten(page: Path, text: str, linked: set[Path]) -> str:
@@ -145,25 +143,16 @@ def gather() -> None:
 
 
 def write_reference() -> list[str]:
-    """Write a page for every room, and return the lines of the navigation that name them."""
-    for room in rooms():
-        lines = [f"# {room.module}", "", room.line, ""]
-        for module, group in room.groups.items():
-            if module != room.module:
-                lines += [f"## {module}", ""]
-            for name in group:
-                level = 2 if module == room.module else 3
-                if name.line or not name.value:
-                    lines += [f"::: {name.path}", "    options:", f"      heading_level: {level}", ""]
-                else:  # a constant, which mkdocstrings does not always find
-                    lines += [
-                        f'{"#" * level} <a id="{name.path}"></a>`{name.path}`',
-                        "",
-                        f"```python\n{name.value}\n```",
-                        "",
-                    ]
-        write(room.page, "\n".join(lines))
-    return [f"{room.module}: {room.page}" for room in rooms()]
+    """Write a page for every face, and return the lines of the navigation that name them."""
+    for face in faces():
+        lines = [f"# {face.module}", "", face.line, ""]
+        for name in face.names:
+            if name.line or not name.value:
+                lines += [f"::: {name.path}", "    options:", "      heading_level: 2", ""]
+            else:  # a constant, which mkdocstrings does not always find
+                lines += [f'## <a id="{name.path}"></a>`{name.path}`', "", f"```python\n{name.value}\n```", ""]
+        write(face.page, "\n".join(lines))
+    return [f"{face.module}: {face.page}" for face in faces()]
 
 
 def copy_source() -> None:
@@ -179,9 +168,9 @@ def copy_source() -> None:
 def write_settings(pages: list[str]) -> None:
     """mkdocs.yml with the reference's pages in place of its mark."""
     settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    mark = re.search(r"^( +)# rooms$", settings, re.MULTILINE)
+    mark = re.search(r"^( +)# faces$", settings, re.MULTILINE)
     if mark is None:
-        raise SystemExit("mkdocs.yml has no line '# rooms' for the pages of the reference")
+        raise SystemExit("mkdocs.yml has no line '# faces' for the pages of the reference")
     settings = settings.replace(mark[0], "\n".join(f"{mark[1]}- {line}" for line in pages))
     (BUILD / "mkdocs.yml").write_text(settings.replace("build/docs/", ""), encoding="utf-8")
 
@@ -195,7 +184,7 @@ def main() -> None:
     write_settings(pages)
     for style in sorted((ROOT / "docs" / "site").glob("*.css")):
         shutil.copyfile(style, PAGES / style.name)
-    print(f"{len(list(PAGES.rglob('*.md')))} pages, {len(homes())} public names in {len(pages)} rooms")
+    print(f"{len(list(PAGES.rglob('*.md')))} pages, {len(homes())} public names in {len(pages)} pages of the reference")
 
 
 if __name__ == "__main__":

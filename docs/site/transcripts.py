@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rooms import ROOT
+from faces import ROOT
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+−]?\d[\d.,]*(?:e[-+]?\d+)?")

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import incop
 from incop import flow, pruning, stopping
 from incop.experiments import datasets
-from incop.integrations.lightning import InCoP, LightningTrainer
+from incop.integrations.lightning import InCoPCallback, LightningTrainer
 
 
 class Digits(lightning.LightningModule):
@@ -71,7 +71,7 @@ def main() -> None:
         print(ticket)
 
     # One fit of your own, with your own Trainer: the callback holds the ticket's zeros and watches the flow.
-    watched = InCoP(ticket.masks, probe=probe, meter=meter, rule=stopping.AfterEpochs(2), check_every=0.5)
+    watched = InCoPCallback(ticket.masks, probe=probe, meter=meter, rule=stopping.AfterEpochs(2), check_every=0.5)
     quiet = {
         "logger": False,
         "enable_checkpointing": False,

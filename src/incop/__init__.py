@@ -1,4 +1,4 @@
-"""incop: sparse networks by iterative magnitude pruning, each level's retraining ended by the flow between its layers."""
+"""incop: sparse networks by iterative pruning, guided by the flow of information between their layers."""
 
 from __future__ import annotations
 
@@ -14,31 +14,21 @@ if TYPE_CHECKING:
     from incop.loop import Ticket, search
     from incop.masks import Masks, hold
     from incop.pruning.cut import prune
-    from incop.records import Check, Flow, History, Interval, Level, Metric, Run, Spent, Verdict
-    from incop.snapshots import RewindPoint, Snapshot
+    from incop.rewind_points import RewindPoint, Snapshot
     from incop.training import Trainer
     from incop.watch import Watch
 
 # Public name → the room it lives in. Rooms are imported at first use, so `import incop` does not import torch.
 _HOMES = {
-    "Check": "incop.records",
-    "Flow": "incop.records",
-    "History": "incop.records",
     "IncopError": "incop.errors",
     "InputError": "incop.errors",
-    "Interval": "incop.records",
-    "Level": "incop.records",
     "Masks": "incop.masks",
-    "Metric": "incop.records",
     "MissingExtra": "incop.errors",
-    "RewindPoint": "incop.snapshots",
-    "Run": "incop.records",
-    "Snapshot": "incop.snapshots",
-    "Spent": "incop.records",
+    "RewindPoint": "incop.rewind_points",
+    "Snapshot": "incop.rewind_points",
     "Ticket": "incop.loop",
     "Trainer": "incop.training",
     "TrainingError": "incop.errors",
-    "Verdict": "incop.records",
     "Watch": "incop.watch",
     "hold": "incop.masks",
     "measure": "incop.flow.meter",
@@ -48,24 +38,15 @@ _HOMES = {
 _ROOMS = ("flow", "pruning", "stopping")
 
 __all__ = [
-    "Check",
-    "Flow",
-    "History",
     "IncopError",
     "InputError",
-    "Interval",
-    "Level",
     "Masks",
-    "Metric",
     "MissingExtra",
     "RewindPoint",
-    "Run",
     "Snapshot",
-    "Spent",
     "Ticket",
     "Trainer",
     "TrainingError",
-    "Verdict",
     "Watch",
     "__version__",
     "flow",

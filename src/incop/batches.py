@@ -12,23 +12,6 @@ from torch import Tensor, nn
 
 from incop.errors import InputError
 
-__all__ = [
-    "Batch",
-    "call",
-    "first_samples",
-    "mapped",
-    "output_tensor",
-    "parts",
-    "placed",
-    "real_tokens",
-    "reusable",
-    "samples_between",
-    "shortened",
-    "unpack",
-    "walk",
-    "with_target",
-]
-
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
 
@@ -57,15 +40,6 @@ def unpack(batch: Any) -> Batch:
     `x` and `[x]` are inputs alone; `(x, y)` is input and target; `((a, b), y)` calls `model(a, b)`;
     `({…}, y)` and `{…}` call `model(**inputs)`; a dictionary's target is its first key among
     labels, label, target, targets, y.
-
-    Raises:
-        InputError: no tensor is found in it, it has no samples, or it has another form.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import unpack
-        >>> unpack((torch.zeros(8, 3), torch.zeros(8))).samples
-        8
     """
     if isinstance(batch, Batch):
         return batch
@@ -166,9 +140,6 @@ def output_tensor(output: Any, *, where: str) -> Tensor:
     """Return the one tensor an output holds: itself, or the first of a tuple, dictionary or dataclass.
 
     A dictionary's (or `ModelOutput`'s) "logits" goes before its first tensor.
-
-    Raises:
-        InputError: no tensor is found; `where` names the module in the sentence.
     """
     if isinstance(output, Tensor):
         return output
@@ -192,9 +163,6 @@ def reusable(batches: Any, *, what: str = "the probe") -> Iterable[Any]:
 
     One batch is a tensor, a dictionary, a `Batch`, a tuple (inputs, target), or what a data loader makes of that,
     a list of two tensors of which the second cannot be a batch of the same inputs.
-
-    Raises:
-        InputError: an iterator that ends after one pass, or something that holds no batches at all.
     """
     if isinstance(batches, Tensor | Mapping | Batch) or _is_pair(batches):
         return [batches]
@@ -245,14 +213,7 @@ def samples_between(batch: Batch, begin: int, end: int) -> Batch | None:
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:
-    """Return the batch in at most `count` parts, sample i in part i mod count, where it can be divided; else the whole.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import parts, unpack
-        >>> [part.args[0].tolist() for part in parts(unpack(torch.arange(5)), 2)]
-        [[0, 2, 4], [1, 3]]
-    """
+    """Return the batch in at most `count` parts, sample i in part i mod count, where it can be divided; else the whole."""
     if any(t.dim() == 0 or t.shape[0] != batch.samples for t in walk((batch.args, batch.kwargs, batch.target))):
         return [batch]
 
@@ -289,17 +250,6 @@ def real_tokens(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
     These are transformers' `attention_mask` and `decoder_attention_mask` (1 for a real token) and torch's
     `key_padding_mask`, `src_key_padding_mask` and `tgt_key_padding_mask` (True for padding), by keyword or by place.
-
-    Raises:
-        InputError: such an input has another form than one number a token, other values than these, or a sample
-            without a real token.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import real_tokens, unpack
-        >>> batch = unpack({"x": torch.zeros(2, 3), "attention_mask": torch.tensor([[1, 1, 0], [1, 0, 0]])})
-        >>> real_tokens(torch.nn.Identity(), batch)["attention_mask"].sum(1)
-        tensor([2, 1])
     """
     inputs = _named(model, batch)
     found = {name: inputs[name] for name in TOKEN_MASKS if isinstance(inputs.get(name), Tensor)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from incop import ranks
+from incop import distributed
 from incop.batches import Batch, real_tokens, walk
 from incop.errors import InputError
 from incop.records import Metric
@@ -163,7 +163,7 @@ def token_masks(model: nn.Module, inputs: Any, output: Any) -> Masks:
     """Return which tokens of a batch are real, where an output may be of tokens: (N, T, …)."""
     if not isinstance(inputs, Batch) or all(t.dim() != 3 for t in compared(output)):
         return {}
-    return real_tokens(ranks.within(model), inputs)
+    return real_tokens(distributed.within(model), inputs)
 
 
 def _paired(output: Any, dense_output: Any) -> list[tuple[Tensor, Tensor]]:

@@ -8,17 +8,7 @@ import reprlib
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
-__all__ = [
-    "Diverged",
-    "IncopError",
-    "InputError",
-    "MissingExtra",
-    "TrainingError",
-    "nearest",
-    "quoted",
-    "renamed",
-    "unknown",
-]
+__all__ = ["Diverged", "IncopError", "InputError", "MissingExtra", "TrainingError"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -77,13 +67,7 @@ class MissingExtra(IncopError, ImportError):
 
 
 def quoted(value: object, most: int = 120) -> str:
-    """Return a value of a stranger's file for a message: quoted, on one line, and never long or deep.
-
-    Example:
-        >>> from incop.errors import quoted
-        >>> quoted("many"), quoted([[[[[[[1]]]]]]])
-        ("'many'", '[[[[[[...]]]]]]')
-    """
+    """Return a value of a stranger's file for a message: quoted, on one line, and never long or deep."""
     form = reprlib.Repr()
     form.maxlevel, form.maxstring, form.maxother, form.maxlong = 5, most, most, most
     try:
@@ -93,13 +77,7 @@ def quoted(value: object, most: int = 120) -> str:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Return "did you mean …? " with the choice nearest to a name; empty when none is near.
-
-    Example:
-        >>> from incop.errors import nearest
-        >>> nearest("globl", ["global", "layer"])
-        "did you mean 'global'? "
-    """
+    """Return "did you mean …? " with the choice nearest to a name; empty when none is near."""
     lower = {str(choice).lower(): str(choice) for choice in choices}
     near = difflib.get_close_matches(str(name)[:SHOWN_NAME].lower(), lower, n=1, cutoff=0.6)
     return f"did you mean {lower[near[0]]!r}? " if near else ""
@@ -112,18 +90,21 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InputError:
         kind: what the name should have named, in the singular ("model", "plan key").
         name: what the user gave.
         choices: every valid name.
-
-    Returns:
-        The error, for the caller to raise.
-
-    Example:
-        >>> from incop.errors import unknown
-        >>> print(unknown("model", "lenet5", ["lenet-5", "vgg-16"]))
-        unknown model 'lenet5': did you mean 'lenet-5'? (known: lenet-5, vgg-16)
     """
     known = [str(choice) for choice in choices]
     shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
     return InputError(f"unknown {kind} {quoted(name)}: {nearest(name, known)}(known: {shown or 'none'})")
+
+
+def refuse(problems: Iterable[str], source: str = "") -> None:
+    """Raise one error that lists all problems; none at all is no error.
+
+    Args:
+        problems: a sentence each; the same one twice counts once.
+        source: the file they are in, if any.
+    """
+    if found := "; ".join(dict.fromkeys(problems)):
+        raise InputError(f"{source}: {found}" if source else found)
 
 
 def renamed(**names: str) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from incop.flat_state import State
 from incop.records import Spent
-from incop.states import State
 
 
 @dataclass
-class Cost:
+class Expense:
     """What training, or looks of one kind, have cost.
 
     Args:
@@ -36,9 +36,9 @@ class Ledger:
         abandoned: what went into training that diverged.
     """
 
-    trained: Cost = field(default_factory=Cost)
-    probed: Cost = field(default_factory=Cost)
-    recorded: Cost = field(default_factory=Cost)
+    trained: Expense = field(default_factory=Expense)
+    probed: Expense = field(default_factory=Expense)
+    recorded: Expense = field(default_factory=Expense)
     abandoned: Spent = field(default_factory=Spent)
 
     def __post_init__(self) -> None:
@@ -49,14 +49,14 @@ class Ledger:
         """Start the clock: what has passed since it stood still is not training."""
         self._mark = time.perf_counter()
 
-    def pause(self, cost: Cost | None = None) -> None:
+    def pause(self, cost: Expense | None = None) -> None:
         """Count the time since the clock was started, by default as training, and start it again."""
         cost, now = cost or self.trained, time.perf_counter()
         cost.seconds += now - self._mark
         self._mark = now
 
     @contextmanager
-    def charged(self, bucket: Cost) -> Iterator[Cost]:
+    def charged(self, bucket: Expense) -> Iterator[Expense]:
         """Add the time spent inside to a kind of looks."""
         self.bucket, started = bucket, time.perf_counter()
         try:

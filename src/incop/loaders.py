@@ -17,13 +17,11 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from incop import ranks
+from incop import distributed
 from incop.batches import Batch, placed, unpack
+from incop.distributed import Ranks, divides_itself
 from incop.errors import InputError
-from incop.ranks import Ranks, divides_itself
-from incop.states import State, part, random_states, restore_random, under
-
-__all__ = ["Loader", "Place"]
+from incop.flat_state import State, part, random_states, restore_random, under
 
 # Samplers whose order is known from torch's random state, or a generator of theirs, when a pass begins.
 SEEDED = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, BatchSampler, type(None))
@@ -38,16 +36,6 @@ class Loader:
         unpack: turns one into (inputs, target) first, where it has another form.
         what: their name in messages.
         targets: whether every batch must have a target.
-
-    Raises:
-        InputError: they can be read only once, their number is not known, there are none, or the first has no target and needs one.
-
-    Example:
-        >>> import torch
-        >>> from incop.loaders import Loader
-        >>> loader = Loader([(torch.zeros(4, 2), torch.zeros(4)), (torch.zeros(3, 2), torch.zeros(3))])
-        >>> len(loader), loader.first.samples
-        (2, 4)
     """
 
     def __init__(
@@ -112,11 +100,7 @@ class Loader:
         return f"a search that is resumed goes on at the beginning of the level it stood in: {why}"
 
     def unpacked(self, batch: Any) -> Batch:
-        """Return a batch as the trainer takes it.
-
-        Raises:
-            InputError: it has no target, or another form.
-        """
+        """Return a batch as the trainer takes it."""
         found = unpack(batch if self._unpack is None else self._unpack(batch))
         if found.target is None and self._targets:
             raise InputError(
@@ -130,7 +114,7 @@ class Loader:
         """Whether each of several processes is given its own share of the samples."""
         return divides_itself(self.batches)
 
-    def once(self, device: torch.device, together: Ranks = ranks.ALONE) -> Iterator[tuple[Batch, Any, int]]:
+    def once(self, device: torch.device, together: Ranks = distributed.ALONE) -> Iterator[tuple[Batch, Any, int]]:
         """Go through all batches once, on a device; of several processes each is given its part of the batches."""
         own, every = self.state(), 1 if self.divided else together.size
         try:
@@ -194,11 +178,7 @@ class Place:
         return type(self)(self.loader, self.device, self.passes)
 
     def next(self, batch_size: int, together: Ranks) -> tuple[Batch, Any, int]:
-        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through.
-
-        Raises:
-            InputError: a pass holds no batch.
-        """
+        """Return the next batch and how many samples all processes have in it; a new pass begins when one is through."""
         for _ in range(2):
             if self._pass is None:
                 self._begin()

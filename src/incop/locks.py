@@ -22,8 +22,6 @@ try:
 except ImportError:  # not a POSIX system: nobody is kept out there
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["BEAT", "LOCK", "STALE", "Lock", "LockLost", "holder"]
-
 LOCK = ".lock"
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)  # a link out of the folder is not followed
 AGAIN = 0.05  # seconds between two attempts of one who waits
@@ -46,19 +44,6 @@ class Lock:
     Args:
         folder: the folder, which must exist.
         patience: seconds to wait for a process that is about to let go.
-
-    Raises:
-        InputError: another process holds it, or the folder cannot be written to; nothing has been changed.
-
-    Example:
-        >>> import tempfile
-        >>> from incop.locks import Lock
-        >>> with tempfile.TemporaryDirectory() as folder, Lock(folder):
-        ...     try:
-        ...         Lock(folder).__enter__()
-        ...     except ValueError as error:
-        ...         print("is in use by process" in str(error))
-        True
     """
 
     def __init__(self, folder: str | Path, *, patience: float = 0.0) -> None:
@@ -97,11 +82,7 @@ class Lock:
         self._handle = None
 
     def check(self) -> None:
-        """Refuse to go on when another machine has taken the folder: this process stood still for too long.
-
-        Raises:
-            LockLost: it has.
-        """
+        """Refuse to go on when another machine has taken the folder: this process stood still for too long."""
         if self.lost:
             raise LockLost(
                 f"the folder {str(self.file.parent)!r} was taken over by {_said(self.file)}, because this process gave no sign of "
@@ -153,18 +134,7 @@ class Lock:
 
 
 def holder(folder: str | Path) -> str | None:
-    """Say who holds a folder, on this host or another; None when nobody does.
-
-    Example:
-        >>> import tempfile
-        >>> from incop.locks import Lock, holder
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with Lock(folder):
-        ...         print(holder(folder).startswith("process"))
-        ...     print(holder(folder))
-        True
-        None
-    """
+    """Say who holds a folder, on this host or another; None when nobody does."""
     file = Path(folder) / LOCK
     try:
         handle = _opened(file, os.O_RDONLY)

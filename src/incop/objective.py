@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from incop import observing, ranks
+from incop import distributed, inspection
 from incop.batches import call, first_samples, mapped, placed, walk
 from incop.distillation import DistillationLoss, OutputError, compared, real_part, token_masks
 from incop.errors import InputError, unknown
@@ -57,9 +57,9 @@ class DenseOutputs:
         if split.what in self._kept:
             return 0
         chunks, taken = [], 0
-        with observing.undisturbed(self.network), torch.no_grad():
+        with inspection.undisturbed(self.network), torch.no_grad():
             torch.manual_seed(0)  # of a network that draws; `undisturbed` puts the random state back
-            for inputs, _, count in split.once(observing.device_of(self.network), ranks.ALONE):
+            for inputs, _, count in split.once(inspection.device_of(self.network), distributed.ALONE):
                 chunks.append(called(self.network, inputs))
                 taken += count
                 if taken == count and not _small(chunks[0], count, len(split.inputs)):
@@ -145,9 +145,9 @@ class Objective:
         if isinstance(split, TensorSplit):
             few = split.prepared(split.inputs[:2])
         else:
-            few = placed(first_samples(split.first, 2), device=observing.device_of(model))
-        with observing.undisturbed(model), torch.no_grad():
-            output = called(ranks.within(model), few)
+            few = placed(first_samples(split.first, 2), device=inspection.device_of(model))
+        with inspection.undisturbed(model), torch.no_grad():
+            output = called(distributed.within(model), few)
             self.loss(model, few, output, output)
             if judged:
                 self.comparison.totals(output, output, token_masks(model, few, output))
@@ -180,7 +180,7 @@ class Objective:
         if isinstance(validation, TensorSplit) and not validation.labelled:
             samples += dense.keep(validation)
         if not dense.counted:  # else a state that was gone on from has counted them
-            watch.consulted(samples, time.perf_counter() - began)
+            watch.charge(samples, time.perf_counter() - began)
         dense.counted = True
         watch.start()
         return split
@@ -190,10 +190,10 @@ class Objective:
 
         Before there is a dense network they are compared with themselves.
         """
-        together, inner, dense = ranks.of(model), ranks.within(model), self.dense
+        together, inner, dense = distributed.of(model), distributed.within(model), self.dense
         totals, seen = torch.zeros(()), 0
-        with observing.undisturbed(model), torch.no_grad():
-            for inputs, places, count in split.once(observing.device_of(model), together):
+        with inspection.undisturbed(model), torch.no_grad():
+            for inputs, places, count in split.once(inspection.device_of(model), together):
                 output = called(inner, inputs)
                 wanted = output if dense is None else dense.of(split, inputs, places)
                 totals = totals + self.comparison.totals(output, wanted, token_masks(inner, inputs, output))

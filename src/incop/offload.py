@@ -15,8 +15,6 @@ from torch import Tensor
 
 from incop.errors import InputError, TrainingError
 
-__all__ = ["Offload"]
-
 
 class Offload:
     """Where copies of a network's tensors are kept.
@@ -24,18 +22,6 @@ class Offload:
     Args:
         to: None: beside the tensors, on their device; "cpu": in the CPU's memory; a folder, as `Path`: in files there, which go
             when nobody holds the copy any more, and at the latest with the process (one ended at once leaves its hidden folder).
-
-    Raises:
-        InputError: it is none of these.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from pathlib import Path
-        >>> from incop.offload import Offload
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     kept = Offload(Path(folder)).copy({"w": torch.arange(3)})
-        ...     kept["w"]
-        tensor([0, 1, 2])
     """
 
     def __init__(self, to: str | Path | None = None) -> None:
@@ -47,11 +33,7 @@ class Offload:
         self._folder: _Folder | None = None
 
     def copy(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return copies that training cannot reach.
-
-        Raises:
-            TrainingError: the disk takes no more.
-        """
+        """Return copies that training cannot reach."""
         if isinstance(self.to, Path):
             return self._written(self.to, tensors)
         if self.to == "cpu":

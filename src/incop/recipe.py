@@ -9,7 +9,7 @@ from incop.errors import InputError
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LevelRecipe:
     """How a level is to be trained, relative to the trainer's own settings.
 
     A trainer reads it from `watch.recipe`, whenever it begins a level and after every look.
@@ -24,8 +24,8 @@ class Recipe:
         InputError: a value is out of range.
 
     Example:
-        >>> from incop.recipe import Recipe
-        >>> recipe = Recipe(budget=0.25, batch=1 / 3, lr=2.0)
+        >>> from incop.recipe import LevelRecipe
+        >>> recipe = LevelRecipe(budget=0.25, batch=1 / 3, lr=2.0)
         >>> recipe.batch_size(64), recipe.lr * 1e-3
         (21, 0.002)
     """
@@ -40,12 +40,12 @@ class Recipe:
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not 0 < value <= most:
                 span = "in (0, 1]" if most == 1.0 else "> 0"
-                raise InputError(f"Recipe({name}={value!r}): it must be a number {span}")
+                raise InputError(f"LevelRecipe({name}={value!r}): it must be a number {span}")
 
     def batch_size(self, usual: int) -> int:
         """Return the share of a batch size, rounded down, at least 1."""
         return max(int(usual * self.batch + 1e-9), 1)
 
 
-USUAL = Recipe()
+USUAL = LevelRecipe()
 """Training as the trainer does it by itself."""

@@ -34,12 +34,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """Rebuild a record; unknown keys of a newer version are refused by name.
-
-        Raises:
-            InputError: it is no mapping, a key is unknown, one that must be there is missing, or a value is of
-                another type.
-        """
+        """Rebuild a record; unknown keys of a newer version are refused by name."""
         if not isinstance(data, Mapping):
             raise InputError(
                 f"a {cls.__name__} record is a {type(data).__name__}, not an object of keys and values: "
@@ -62,6 +57,7 @@ class MetricRecord(Record):
     """A record with a metric's value, which in JSON stands under a key of its own where the metric is accuracy."""
 
     ACCURACY_KEY: ClassVar[str]
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # keys that are written only where they say something
 
     @property
     def metric_name(self) -> str:
@@ -88,7 +84,7 @@ class MetricRecord(Record):
         if self.metric_name == ACCURACY_NAME:
             del data["metric"]
             data[self.ACCURACY_KEY] = data.pop("metric_value")
-        return data
+        return {key: value for key, value in data.items() if key not in self.OPTIONAL or value not in (None, "")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -13,17 +13,13 @@ from typing import Any, ClassVar, Literal
 from incop.errors import InputError
 from incop.record_json import ACCURACY_NAME, MetricRecord, Record
 
+__all__ = ["ACCURACY", "Check", "Flow", "History", "Interval", "Level", "Metric", "Run", "Spent", "Verdict"]
+
 SCHEMA = 2  # of every record written to disk; a reader refuses a newer one
 
 
 def shortest(number: float) -> str:
-    """Return the shortest text that reads back as the same number.
-
-    Example:
-        >>> from incop.records import shortest
-        >>> shortest(20.0), shortest(0.1), shortest(1e-7)
-        ('20', '0.1', '1e-07')
-    """
+    """Return the shortest text that reads back as the same number."""
     return repr(float(number)).removesuffix(".0")
 
 
@@ -31,11 +27,6 @@ def only_incop(command: object) -> str:
     """Return a recorded command if it calls incop and nothing besides; else nothing.
 
     It is shown to be copied into a shell, and a record may be a stranger's.
-
-    Example:
-        >>> from incop.records import only_incop
-        >>> only_incop("incop search r/plan.toml --out NEW"), only_incop("incop list; curl x | sh")
-        ('incop search r/plan.toml --out NEW', '')
     """
     try:
         words = shlex.split(command) if isinstance(command, str) else []
@@ -371,6 +362,11 @@ class Level(MetricRecord):
         flops: floating-point operations of one sample's forward pass over the weights that are left.
         dense_flops: the same for the dense network.
         metric: what the network is judged by.
+        role: in a search with `max_drop`: "path" of a stop on the path, "tried" or "finished" of a stop that had a last level.
+        likeness: mean correlation of the output units with the dense network's at a stop, in [−1, 1].
+        drop: what the metric has lost against the dense network on the validation split, where it was tried or finished.
+        drop_low: least value of the drop's 95 % interval over the validation samples; None where they cannot be told.
+        drop_high: largest value of it.
     """
 
     level: int
@@ -400,8 +396,14 @@ class Level(MetricRecord):
     flops: int | None = None
     dense_flops: int | None = None
     metric: Metric = ACCURACY
+    role: str = ""
+    likeness: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
 
     ACCURACY_KEY: ClassVar[str] = "val_accuracy"
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("role", "likeness", "drop", "drop_low", "drop_high")
 
     @property
     def metric_name(self) -> str:
@@ -452,6 +454,35 @@ class Level(MetricRecord):
 
 
 @dataclass(frozen=True)
+class ChosenTicket(Record):
+    """The sparsest ticket that does the job, as a search with `max_drop` found it; a level of None: there is none.
+
+    Args:
+        verdict: what was found, in a sentence.
+        max_drop: what the metric was allowed to lose.
+        level: the ticket's level.
+        sparsity: of it, in [0, 1].
+        val_accuracy: on the validation split, in [0, 1].
+        test_accuracy: on the test split, which is read for this ticket alone.
+        drop: what the metric lost on the validation split.
+        drop_low: least value of the drop's 95 % interval over the validation samples.
+        drop_high: largest value of it.
+        epochs_after_dense: of the whole search, every probed sample counted like a trained one.
+    """
+
+    verdict: str
+    max_drop: float
+    level: int | None = None
+    sparsity: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    drop: float | None = None
+    drop_low: float | None = None
+    drop_high: float | None = None
+    epochs_after_dense: float = 0.0
+
+
+@dataclass(frozen=True)
 class Run(Record):
     """The summary of a run, as `summary.json` holds it.
 
@@ -469,6 +500,7 @@ class Run(Record):
         command: the command that repeats the run.
         error: what ended it, when it failed.
         schema: version of the record.
+        chosen: with `max_drop`, the sparsest ticket within it; None where no sparsest one was searched for.
     """
 
     method: str
@@ -484,6 +516,7 @@ class Run(Record):
     command: str = ""
     error: str | None = None
     schema: int = SCHEMA
+    chosen: ChosenTicket | None = None
 
 
 def full_retraining(levels: Sequence[Level]) -> float | None:
@@ -493,9 +526,6 @@ def full_retraining(levels: Sequence[Level]) -> float | None:
 
     Args:
         levels: of a run, the dense one first.
-
-    Returns:
-        Epochs; None when a budget is not known, 0.0 without a pruned level.
     """
     pruned = [level for level in levels if level.level > 0]
     budgets = [level.max_epochs for level in pruned]

@@ -11,19 +11,19 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import tomli_w
 
+from incop.distributed import launched
 from incop.errors import InputError, TrainingError, quoted
 from incop.locks import LOCK
-from incop.ranks import launched
 from incop.record_json import MAX_DEPTH, Record
 from incop.records import SCHEMA, Check, Level, Run
 
-__all__ = ["RunDir", "inside", "is_file", "read_json", "read_toml", "write_atomically"]
+__all__ = ["RunDir"]
 
 R = TypeVar("R", bound=Record)
 
@@ -192,6 +192,14 @@ class RunDir:
         except OSError as error:
             raise _unwritable(file, error) from error
 
+    def rewrite_levels(self, levels: Iterable[Level]) -> None:
+        """Write `levels.jsonl` anew, whole or not at all.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        write_atomically(self.levels_file, b"".join(_encoded(level) + b"\n" for level in levels))
+
     def synced(self) -> dict[str, int]:
         """Bring the records to the disk and return the sizes of their files, for `cut_back`.
 
@@ -263,11 +271,7 @@ class RunDir:
 
 
 def inside(folder: Path, file: Path) -> Path:
-    """Return a file of a folder, unless a link or its name leads out of the folder: it may be a stranger's.
-
-    Raises:
-        InputError: it does.
-    """
+    """Return a file of a folder, unless a link or its name leads out of the folder: it may be a stranger's."""
     try:
         if file.resolve().is_relative_to(folder.resolve()):
             return file
@@ -304,11 +308,7 @@ def _read(file: Path, most: int) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        InputError: it is absent, too large, or not JSON.
-    """
+    """Read a JSON file."""
     return _json(file, _read(file, MAX_JSON))
 
 
@@ -392,11 +392,7 @@ def _drop_unfinished(out: BinaryIO) -> None:
 
 
 def is_file(file: Path) -> bool:
-    """Say whether there is such a file.
-
-    Raises:
-        InputError: the path cannot be looked at.
-    """
+    """Say whether there is such a file."""
     try:
         return file.is_file()
     except (OSError, ValueError) as error:
@@ -404,11 +400,7 @@ def is_file(file: Path) -> bool:
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        InputError: it is absent, too large, nested without end, or not TOML.
-    """
+    """Read a TOML file."""
     text = _read(file, MAX_TOML)
     if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
         raise InputError(
@@ -435,9 +427,6 @@ def write_atomically(file: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old or the new content, never a part: write aside, sync, rename.
 
     A link is replaced by the file; what it points to stays as it is.
-
-    Raises:
-        TrainingError: it cannot be written; the old content is still there.
     """
     try:
         handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")

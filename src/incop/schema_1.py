@@ -12,13 +12,6 @@ def record(data: Mapping[str, Any], accuracy_key: str) -> dict[str, Any]:
     Args:
         data: a record's JSON object.
         accuracy_key: the key under which it holds an accuracy, which is the same in both.
-
-    Example:
-        >>> from incop import schema_1
-        >>> schema_1.record({"level": 1, "accuracy": None, "score": 3.2}, "accuracy")
-        {'metric': 'metric', 'level': 1, 'metric_value': 3.2}
-        >>> schema_1.record({"level": 1, "accuracy": 0.9, "score": None}, "accuracy")
-        {'level': 1, 'accuracy': 0.9}
     """
     found = dict(data)
     value = found.pop("score", None)
@@ -31,13 +24,7 @@ def record(data: Mapping[str, Any], accuracy_key: str) -> dict[str, Any]:
 
 
 def reference_value(state: Mapping[str, Any]) -> Any:
-    """Return the dense network's value of the metric from the state of a search.
-
-    Example:
-        >>> from incop import schema_1
-        >>> schema_1.reference_value({"reference_accuracy": 0.9, "reference_score": None})
-        0.9
-    """
+    """Return the dense network's value of the metric from the state of a search."""
     if "reference_value" in state:
         return state["reference_value"]
     value = state.get("reference_score")

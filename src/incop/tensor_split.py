@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from incop.distributed import Ranks
 from incop.errors import InputError
-from incop.ranks import Ranks
-from incop.states import State
+from incop.flat_state import State
 
 EVALUATED = 1000  # samples that are evaluated at once
 
@@ -39,15 +39,6 @@ class TensorSplit:
         prepare: turns a batch of inputs into what the model takes.
         augment: changes a batch of training inputs before that, given a random generator.
         labelled: whether the targets are labels; False: they are the samples' places in the split, see `by_place`.
-
-    Raises:
-        InputError: there are none, or not as many targets.
-
-    Example:
-        >>> import torch
-        >>> from incop.tensor_split import TensorSplit
-        >>> TensorSplit(torch.zeros(7, 2), torch.zeros(7)).steps(3)
-        3
     """
 
     inputs: Tensor

@@ -12,23 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from incop import observing, ranks
+from incop import distributed, inspection
 from incop.batches import Batch, mapped, output_tensor
+from incop.distributed import ALONE, Ranks
 from incop.errors import Diverged, InputError, unknown
+from incop.flat_state import State
 from incop.flow.gradient import mean_loss
 from incop.flow.losses import TokenLoss
 from incop.loaders import Loader, Place
 from incop.masks import Masks, hold
 from incop.objective import DenseOutputs, Objective, called
-from incop.ranks import ALONE, Ranks
 from incop.records import Interval, Metric
-from incop.states import State
 from incop.tensor_split import SampleOrder, TensorSplit, in_memory, inputs_alone
-from incop.training_state import Carried, Stretch
-from incop.validation_metric import ValidationMetric, refuse_broadcast
+from incop.training_state import Carried, TrainingPhase
+from incop.validation_metric import Accuracy, ValidationMetric, refuse_broadcast
 from incop.watch import Watch
-
-__all__ = ["OPTIMIZERS", "PRECISIONS", "SCHEDULES", "Trainer"]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
@@ -221,7 +219,12 @@ class Trainer:
         Raises:
             Diverged: the loss is not finite, or with `clip` the gradient; the sentence says at which step.
         """
-        device, was, together, carried = observing.device_of(model), model.training, ranks.of(model), self._carried
+        device, was, together, carried = (
+            inspection.device_of(model),
+            model.training,
+            distributed.of(model),
+            self._carried,
+        )
         devices = [device] if device.type == "cuda" else []
         seed = self.seed * 1_000_003
         own = seed + (together.rank << 40)  # each process's, where it draws for itself
@@ -235,7 +238,7 @@ class Trainer:
         try:
             with torch.random.fork_rng(devices=devices):
                 if carried.pending is not None:
-                    blank = Stretch(model, self._fresh(model), split.order(device, 0, 0), ranks=together)
+                    blank = TrainingPhase(model, self._fresh(model), split.order(device, 0, 0), ranks=together)
                     carried.now = carried.resumed(blank, self._split, lambda: self._fresh(model), own)
                 if carried.now is None:
                     torch.manual_seed(own + watch.level)  # for dropout; the caller's random state comes back afterwards
@@ -312,23 +315,23 @@ class Trainer:
     def _trains_on_one(self, model: nn.Module) -> bool:
         assert isinstance(self._split, TensorSplit)
         one = self._split.prepared(self._split.inputs[:1])
-        with observing.undisturbed(model), torch.no_grad():
+        with inspection.undisturbed(model), torch.no_grad():
             model.train()
             try:
-                self._output(ranks.within(model), one)
+                self._output(distributed.within(model), one)
             except ValueError as error:
                 return "more than 1 value per channel" not in str(error)
         return True
 
-    def _begun(self, model: nn.Module, watch: Watch, samples: SampleOrder | Place) -> Stretch:
+    def _begun(self, model: nn.Module, watch: Watch, samples: SampleOrder | Place) -> TrainingPhase:
         optimizer = self._optimizer(model, watch)
-        return Stretch(model, optimizer, samples, watch.epoch, watch.searching, ranks=ranks.of(model))
+        return TrainingPhase(model, optimizer, samples, watch.epoch, watch.searching, ranks=distributed.of(model))
 
     def _whole(self, watch: Watch) -> float:
         usual = self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
         return usual * watch.recipe.budget
 
-    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: Stretch) -> bool:
+    def _train(self, model: nn.Module, masks: Masks, watch: Watch, now: TrainingPhase) -> bool:
         """Train until the verdict or the budget ends the level, or the search is over; say whether to train on."""
         searching, begin, optimizer = now.searching, now.begin, now.optimizer
         recipe, size = watch.recipe, self._size(watch)
@@ -347,7 +350,7 @@ class Trainer:
                 now.losses.append(self._step(model, now, inputs, labels, watch))
                 now.step = step
                 if dense is not None and not dense.keeps(self._split):
-                    watch.consulted(count)
+                    watch.charge(count)
                 watch.stepped(count, epoch=begin + step / per_epoch)
                 if watch.due() or step == total:
                     loss = math.fsum(now.losses) / len(now.losses)
@@ -371,7 +374,7 @@ class Trainer:
     def _step(
         self,
         model: nn.Module,
-        now: Stretch,
+        now: TrainingPhase,
         inputs: Tensor | Batch,
         labels: Any,
         watch: Watch,
@@ -390,7 +393,7 @@ class Trainer:
             if not math.isfinite(norm.item()) and not _finite_gradients(model):  # the norm of finite ones may overflow
                 raise _diverged("the gradient is not finite", optimizer, watch)
         optimizer.step()
-        ranks.level_buffers(model, only_running=True)
+        distributed.level_buffers(model, only_running=True)
         return value
 
     def _held(self, watch: Watch) -> bool:
@@ -406,7 +409,7 @@ class Trainer:
     def _dense_loss(self, model: nn.Module, inputs: Any, places: Any) -> tuple[Tensor, Callable[[], float]]:
         """Return the same against the dense network's outputs; `places` are those of samples in a split in memory."""
         assert self._objective.dense is not None
-        wanted, device = self._objective.dense.of(self._split, inputs, places), observing.device_of(model)
+        wanted, device = self._objective.dense.of(self._split, inputs, places), inspection.device_of(model)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             output = called(model, inputs)
         output = mapped(output, lambda t: t.float() if t.dtype == torch.bfloat16 else t)
@@ -421,7 +424,7 @@ class Trainer:
     def _output(self, model: nn.Module, inputs: Tensor | Batch) -> Tensor:
         if self.precision == "float32":
             return _called(model, inputs)
-        with torch.autocast(observing.device_of(model).type, torch.bfloat16):
+        with torch.autocast(inspection.device_of(model).type, torch.bfloat16):
             return _called(model, inputs).float()
 
     def _optimizer(self, model: nn.Module, watch: Watch) -> torch.optim.Optimizer:
@@ -460,6 +463,19 @@ class Trainer:
 
         return validated
 
+    def outcomes(self, model: nn.Module) -> Tensor | None:
+        """Return which targets of the validation split have the largest output, in order; None where no accuracy is measured."""
+        if self._judge.measure is not None or not self._held_out.labelled or not distributed.of(model).one:
+            return None
+        found = Accuracy()
+        with inspection.undisturbed(model), torch.no_grad():
+            for inputs, target, _ in self._held_out.once(inspection.device_of(model), ALONE):
+                output = _called(model, inputs)
+                if isinstance(self.loss, TokenLoss):
+                    output, target = self.loss.aligned(output, target)
+                found.add(output, target)
+        return torch.cat(found.hits)
+
     def evaluate(self, model: nn.Module, split: Any = None) -> float:
         """Return the accuracy, or the metric, on the validation split, or on another. The model is left as it was.
 
@@ -474,9 +490,9 @@ class Trainer:
         """Return the metric on a split, and of how many samples it was taken."""
         if not split.labelled:
             return self._objective.judge(model, split)
-        together, inner = ranks.of(model), ranks.within(model)
-        device, shared, seen = observing.device_of(model), self._judge.divided(), 0
-        with observing.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
+        together, inner = distributed.of(model), distributed.within(model)
+        device, shared, seen = inspection.device_of(model), self._judge.divided(), 0
+        with inspection.undisturbed(model), torch.no_grad(), self._judge.over_a_split(together) as running:
             for inputs, target, count in split.once(device, together if shared else ALONE):
                 output = _called(inner, inputs)
                 if isinstance(self.loss, TokenLoss) and self._judge.measure is None:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from incop import observing
+from incop import inspection
+from incop.distributed import ALONE, Ranks
+from incop.flat_state import State, optimizer_state, part, restore_optimizer, restoring, under
 from incop.loaders import Loader, Place
-from incop.ranks import ALONE, Ranks
-from incop.states import State, optimizer_state, part, restore_optimizer, restoring, under
 from incop.tensor_split import SampleOrder, TensorSplit
 
 
 @dataclass
-class Stretch:
+class TrainingPhase:
     """A stretch of training with one optimizer and one batch size: a level, or what a rule's stop divides it into.
 
     Args:
@@ -51,8 +51,8 @@ class Stretch:
             **{_torch_of(n): one for n, one in enumerate(self.ranks.all(torch.get_rng_state()))},
             **under("optimizer", optimizer_state(self.optimizer)),
         }
-        if observing.device_of(self.model).type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(observing.device_of(self.model))
+        if inspection.device_of(self.model).type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(inspection.device_of(self.model))
         return state
 
     def restore(self, state: Mapping[str, Any], seed: int) -> None:
@@ -68,8 +68,8 @@ class Stretch:
             torch.set_rng_state(mine)
         else:
             torch.manual_seed(seed + self.step)
-        if "cuda" in state and observing.device_of(self.model).type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], observing.device_of(self.model))
+        if "cuda" in state and inspection.device_of(self.model).type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], inspection.device_of(self.model))
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Carried:
         pending: a state that the next level goes on from.
     """
 
-    now: Stretch | None = None
+    now: TrainingPhase | None = None
     kept: tuple[nn.Module, torch.optim.Optimizer] | None = None
     outside: State = field(default_factory=dict)
     pending: State | None = None
@@ -113,8 +113,8 @@ class Carried:
             self.outside["cuda"] = torch.cuda.get_rng_state(device)
 
     def resumed(
-        self, blank: Stretch, split: TensorSplit | Loader, fresh: Callable[[], torch.optim.Optimizer], seed: int
-    ) -> Stretch | None:
+        self, blank: TrainingPhase, split: TensorSplit | Loader, fresh: Callable[[], torch.optim.Optimizer], seed: int
+    ) -> TrainingPhase | None:
         """Return the stretch of the pending state; None where a level begins with it.
 
         Args:
@@ -122,9 +122,6 @@ class Carried:
             split: the training split.
             fresh: makes an optimizer of the network's weights.
             seed: of this process.
-
-        Raises:
-            InputError: the state is incomplete, or of another network.
         """
         state, self.pending = self.pending or {}, None
         self.kept = None  # of a level that diverged

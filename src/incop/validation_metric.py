@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from incop.distributed import ALONE, Ranks
 from incop.errors import InputError
-from incop.ranks import ALONE, Ranks
 from incop.records import ACCURACY, Metric
-
-__all__ = ["RunningMetric", "ValidationMetric", "refuse_broadcast"]
 
 IGNORED = -100  # the target that cross-entropy leaves out
 ELEMENTWISE = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
@@ -40,15 +38,6 @@ class ValidationMetric:
     Args:
         metric: its name and direction.
         measure: the function or torchmetrics object; None: the share of targets that have the largest output.
-
-    Example:
-        >>> import torch
-        >>> from incop.validation_metric import ValidationMetric
-        >>> mae = ValidationMetric.of(torch.nn.functional.l1_loss, higher_is_better=False)
-        >>> with mae.over_a_split() as running:
-        ...     running.add(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
-        ...     running.value(), mae.metric.name
-        (1.0, 'l1_loss')
     """
 
     metric: Metric = ACCURACY
@@ -56,11 +45,7 @@ class ValidationMetric:
 
     @classmethod
     def of(cls, measure: Any, higher_is_better: bool | None) -> ValidationMetric:
-        """Read what a user gives as a metric.
-
-        Raises:
-            InputError: it is neither a function nor of torchmetrics, or its direction is not known or contradicted.
-        """
+        """Read what a user gives as a metric."""
         if measure is None:
             if higher_is_better is not None:
                 raise InputError("higher_is_better= belongs to a metric: give metric=, or leave it out for accuracy")
@@ -88,11 +73,7 @@ class ValidationMetric:
         return cls(Metric(name, bool(better)), measure)
 
     def check(self, target: Any, split: str) -> None:
-        """Refuse targets of which no accuracy can be taken.
-
-        Raises:
-            InputError: they are numbers, not classes.
-        """
+        """Refuse targets of which no accuracy can be taken."""
         if self.measure is None and isinstance(target, Tensor) and target.is_floating_point():
             raise InputError(
                 f"the targets of {split} are numbers ({str(target.dtype).removeprefix('torch.')}), of which there is no "
@@ -122,7 +103,7 @@ class ValidationMetric:
     def over_a_split(self, ranks: Ranks = ALONE) -> Iterator[RunningMetric]:
         """Yield what the outputs on a split are handed to; each of several processes hands in its share, if it is `divided`."""
         if self.measure is None:
-            yield _Accuracy(ranks)
+            yield Accuracy(ranks)
         elif self._gathers():
             synced = getattr(self.measure, "sync_on_compute", None)
             self.measure.reset()
@@ -138,21 +119,28 @@ class ValidationMetric:
             yield _OverAll(self.measure, self.metric.name, ranks)
 
 
-class _Accuracy:
-    def __init__(self, ranks: Ranks) -> None:
+class Accuracy:
+    """The share of targets that have the largest output."""
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
         self.ranks = ranks
         self.right = self.all = 0
+        self.hits: list[Tensor] = []  # of every target, whether it has the largest output
 
     def add(self, output: Tensor, target: Any) -> None:
+        """Take the outputs and targets of a batch."""
         if not isinstance(target, Tensor) or target.is_floating_point():
             kind = str(target.dtype).removeprefix("torch.") if isinstance(target, Tensor) else type(target).__name__
             raise InputError(f"accuracy is of classes as whole numbers, and the targets are {kind}: give metric=")
         chosen = output.argmax(_classes_at(output, target))
         counted = target != IGNORED
-        self.right += int(((chosen == target) & counted).sum())
+        hits = (chosen == target)[counted]
+        self.hits.append(hits)
+        self.right += int(hits.sum())
         self.all += int(counted.sum())
 
     def value(self) -> float:
+        """Return the accuracy over all batches of all processes."""
         right, every = self.right, self.all
         if not self.ranks.one:
             right, every = self.ranks.total(torch.tensor([right, every])).tolist()
@@ -255,11 +243,7 @@ def _number(value: Any, name: str) -> float:
 
 
 def refuse_broadcast(loss: Any, output: Tensor, target: Any) -> None:
-    """Refuse an output (n, 1) beside a target (n,), of which torch's element-wise losses compare each with each.
-
-    Raises:
-        InputError: the shapes differ so.
-    """
+    """Refuse an output (n, 1) beside a target (n,), of which torch's element-wise losses compare each with each."""
     if not isinstance(target, Tensor) or output.shape == target.shape:
         return
     if loss in ELEMENTWISE or isinstance(loss, ELEMENTWISE_MODULES):

@@ -11,19 +11,17 @@ from typing import Any
 
 from torch import nn
 
-from incop import observing, ranks
+from incop import distributed, inspection
 from incop.batches import reusable
 from incop.errors import Diverged, InputError, TrainingError, renamed
+from incop.flat_state import State, part, restoring, under
 from incop.flow import Meter, measure
-from incop.ledger import Cost, Ledger
+from incop.ledger import Expense, Ledger
 from incop.masks import Masks
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 from incop.records import ACCURACY, Check, Flow, History, Interval, Metric, Spent, Verdict
-from incop.snapshots import check_extra_states
-from incop.states import State, part, restoring, under
+from incop.rewind_points import check_extra_states
 from incop.stopping import Rule
-
-__all__ = ["Watch"]
 
 NO_RULE = "no rule watches this level"
 OLDER_MASKS = 10  # as many earlier masks as any rule may ask for
@@ -102,8 +100,8 @@ class Watch:
         schedule_from: float = 0.0,
         continues: bool = False,
         lr_share: float = 1.0,
-        search_recipe: Recipe = USUAL,
-        last_recipe: Recipe = USUAL,
+        search_recipe: LevelRecipe = USUAL,
+        last_recipe: LevelRecipe = USUAL,
         on_check: Callable[[Check], None] | None = None,
         on_step: Callable[[float, int], None] | None = None,
         on_rest: Callable[[], None] | None = None,
@@ -121,7 +119,7 @@ class Watch:
         if on_rest is not None:  # a state of all will be taken, and nothing is trained yet
             check_extra_states(model)
         self.model = model
-        self._ranks = ranks.of(model)
+        self._ranks = distributed.of(model)
         self.meter = meter
         self.rule = rule
         self.reference = reference
@@ -147,7 +145,7 @@ class Watch:
         self._ledger = Ledger()
         self._stopped: Spent | None = None
         self._odd = frozenset(
-            observing.not_finite(model)
+            inspection.not_finite(model)
         )  # a mask of -inf that the model adds may be among its buffers
         self._taken = False
         self._ledger.start()
@@ -178,7 +176,7 @@ class Watch:
         return self.rule is not None and self._stopped is None
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> LevelRecipe:
         """How the level is to be trained from here: as the search is while a rule may end it, as the last level is otherwise."""
         return self.search_recipe if self.searching else self.last_recipe
 
@@ -211,7 +209,7 @@ class Watch:
         Raises:
             Diverged: one has.
         """
-        mine = [name for name in observing.not_finite(self.model) if name not in self._odd]
+        mine = [name for name in inspection.not_finite(self.model) if name not in self._odd]
         if found := list(dict.fromkeys(name for names in self._ranks.all(mine) for name in names)):
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise Diverged(
@@ -297,8 +295,8 @@ class Watch:
         self._ledger.bucket.samples += samples
         self._ledger.bucket.seconds += seconds
 
-    def consulted(self, samples: int, seconds: float = 0.0) -> None:
-        """Count samples that the dense network was run on for training; they are probed, not trained."""
+    def charge(self, samples: int, seconds: float = 0.0) -> None:
+        """Count what a decision about the level needed besides its looks as probing."""
         self._ledger.probed.samples += samples
         self._ledger.probed.seconds += seconds
 
@@ -327,7 +325,7 @@ class Watch:
             InputError: a value is out of range, or the rule needs one that was not given.
             Diverged: a weight or the flow is not finite.
         """
-        ranks.level_buffers(self.model)
+        distributed.level_buffers(self.model)
         self.check_finite()
         self._ledger.pause()
         last = self._checks[-1].epoch if self._checks else 0.0
@@ -381,7 +379,7 @@ class Watch:
             return dataclasses.replace(verdict, stop=False)
         return verdict
 
-    def _charge(self, *what: str) -> AbstractContextManager[Cost]:
+    def _charge(self, *what: str) -> AbstractContextManager[Expense]:
         """Charge what follows to probing when the rule needs it, to the record otherwise.
 
         The dense level has no rule; its flow is the reference, which rules need.
@@ -397,7 +395,7 @@ class Watch:
         with self._charge("flow") as looks:
             try:
                 flow = self._ranks.same(measure(self.model, self._probe, self.meter, masks=self.masks, together=True))
-            except ranks.Lost:
+            except distributed.Lost:
                 raise
             except TrainingError as error:
                 raise Diverged(f"after step {self.step} of level {self.level}, {error}") from error

@@ -11,20 +11,12 @@ from torch import nn
 
 from incop.errors import InputError
 
-__all__ = ["as_written", "refuse_sharded", "unwrapped"]
-
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the model within `torch.compile`, `DataParallel` and `DistributedDataParallel`; any other as it is.
 
     Names of weights, layers and flows are those of the model within: a ticket found in training on several devices, or with
     a compiled model, fits the plain one.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.wrappers import unwrapped
-        >>> unwrapped(nn.DataParallel(nn.Linear(2, 1)))
-        Linear(in_features=2, out_features=1, bias=True)
     """
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -36,11 +28,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_sharded(model: nn.Module) -> None:
-    """Refuse a model whose weights lie in pieces in several processes: a mask, a rewind point and a cut are of whole weights.
-
-    Raises:
-        InputError: FSDP, FSDP2 (`fully_shard`), another sharding of DTensors, or DeepSpeed has cut them up.
-    """
+    """Refuse a model whose weights lie in pieces in several processes: a mask, a rewind point and a cut are of whole weights."""
     kinds = {type(module).__name__ for module in model.modules()}
     what = "FullyShardedDataParallel" if "FullyShardedDataParallel" in kinds else None
     for parameter in model.parameters():

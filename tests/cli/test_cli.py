@@ -53,7 +53,7 @@ def refused(capsys, *words, status=2, out="R"):
         (["--probe-size", "5000"], "larger than the training split of 1294"),
         (["--limit", "100000"], "100000"),
         (["--rule", "flow near"], "cannot be read"),
-        (["--method", "lth", "--rule", "flow within 0.1"], "--meter is none"),
+        (["--method", "lth", "--rule", "flow within 0.1"], "needs a meter, and --meter none measures nothing"),
         (["--amount", "1.5"], "must be in [0, 1]"),
         (["--selection", "4:2"], "2 of 4"),
         (["--score", "saliency:2"], "the score 'saliency:2' has no power in [0, 1]"),

@@ -16,9 +16,9 @@ import torch
 from incop import export
 from incop.cli import main
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-from incop.experiments.tickets import rebuild
+from incop.experiments.preparation import resolve
+from incop.experiments.run_levels import rebuild
 from incop.rundir import RunDir
 
 ALL = "safetensors,sparse,folded"

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from incop.cli.under_way import MOST_LINES, standing, watch_comparison
+from incop.cli.under_way import MAX_LINES, standing, watch_comparison
 from incop.experiments.comparison import Job
 from incop.experiments.controls import Label
 from incop.experiments.engines import Task
@@ -54,7 +54,7 @@ def shown(*, terminal, lines, tmp_path):
     begun(sent)
     with watch_comparison(console, lines=lines) as listeners, Lock(sent.folder):
         if listeners.look is not None:
-            listeners.look([("lth · seed 3", sent)] * (MOST_LINES + 2))
+            listeners.look([("lth · seed 3", sent)] * (MAX_LINES + 2))
         listeners.tell(job("done"), 1, 2)
         listeners.notice("a worker\x1b[2J was lost")
         listeners.tell(job("failed", "diverged"), 2, 2)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import incop
 from contracts.trainers import Contracts, World, builtin
-from incop.states import optimizer_state, part, restore_optimizer, under
+from incop.flat_state import optimizer_state, part, restore_optimizer, under
 
 
 class PlainLoop:

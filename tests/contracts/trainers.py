@@ -28,6 +28,7 @@ from torch.optim import optimizer as optimizers
 import incop
 from incop import flow, stopping
 from incop.loop import search
+from incop.records import Verdict
 
 SAMPLES, BATCH, PER_EPOCH, EPOCHS = 120, 25, 5, 3
 LAST = SAMPLES - (PER_EPOCH - 1) * BATCH  # samples in the epoch's last step
@@ -228,7 +229,7 @@ class StopAt(stopping.Rule):
         self.number = number
 
     def __call__(self, history: Any) -> Any:
-        return incop.Verdict(history.now.number == self.number, f"check {history.now.number}", "stop at")
+        return Verdict(history.now.number == self.number, f"check {history.now.number}", "stop at")
 
 
 def plain(record: Any) -> Any:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import incop
 from incop import flow
 from incop.errors import InputError
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 
 X = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)

@@ -1,5 +1,6 @@
 """A search that takes whole units out: through Python, through the command line, and in a loop of one's own."""
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -10,25 +11,17 @@ from torch import nn
 
 import incop
 from incop import pruning, stopping
-from incop.checkpoints import load_masks
+from incop.checkpoint_files import load_masks
 from incop.cli import main
 from incop.errors import InputError
-from incop.experiments import problems
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import prepare, resolve
 from incop.loop import search
 from incop.rundir import RunDir
+from small import data
+from small import normalised as net
 
-X = torch.randn(120, 8, generator=torch.Generator().manual_seed(1))
-Y = X[:, :3].argmax(1)
-
-
-def net():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(
-            nn.Linear(8, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
-        )
+X, Y = data()
 
 
 def trainer():
@@ -165,17 +158,19 @@ def test_a_plan_that_cannot_be_is_refused_before_its_folder_is_made(tmp_path, ca
     words = ["--data", "digits", "--limit", "100", "--max-epochs", "1", "--selection", "units", "--sparsity", "0.9999"]
     assert main(["search", *words, "--out", str(tmp_path / "R")]) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert "--sparsity 0.9999 cannot be reached: units leave one unit in every layer" in error
+    assert "--sparsity 0.9999 cannot be reached: the selection 'units' leads to a sparsity of" in error
     assert not (tmp_path / "R").exists()
 
 
 def test_what_units_of_a_network_lead_to():
     """By hand: 64 · 300 + 300 · 100 + 100 · 10 weights, of which one unit a layer leaves 64 + 1 + 10."""
-    parts = prepare(resolve(Plan(limit=100, selection="units", threads=1, device="cpu")))
+    resolved = resolve(Plan(limit=100, selection="units", threads=1, device="cpu"))
+    parts = prepare(resolved)
     masks = incop.Masks.full(parts.model)
     assert masks.total == 64 * 300 + 300 * 100 + 1000
     most = math.floor((1 - 75 / masks.total) * 1e4) / 1e4
-    for value, said in [(most - 1e-4, 0), (most + 1e-3, 1)]:
-        plan = Plan(sparsity=value)
-        assert len(problems.of_model(plan, parts.model, masks, parts.arguments["selection"])) == said
+    to = lambda value: dataclasses.replace(resolved, plan=dataclasses.replace(resolved.plan, sparsity=value))  # noqa: E731
+    prepare(to(most - 1e-4))
+    with pytest.raises(InputError, match=r"--sparsity .* cannot be reached"):
+        prepare(to(most + 1e-3))
     assert parts.notices[-1].endswith("keep all of theirs: fc3 (the network returns it)")

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from incop import stopping
+from incop import pruning, stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.controls import Cost, Label, default_controls
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.pruning import Target
 from incop.records import Interval, Level, Spent
 
@@ -86,11 +86,11 @@ def test_labels_that_mean_nothing(text):
 
 def test_every_controls_plan_can_be_resolved_and_changes_what_it_says():
     cost = Cost(search=12.0, search_levels=6, total=32.0)
-    base = resolve(Plan(seed=1).over(Label.parse("incop-if").plan(None, 0.9)))
+    base = resolve(Plan(seed=1).over(Label.parse("incop-if").plan(None, 0.9))).plan
 
     def differing(text):
-        plan = resolve(Plan(seed=1).over(Label.parse(text).plan(cost, 0.9)))
-        return {k for k in plan.told() | base.told() if getattr(plan, k) != getattr(base, k)}, plan
+        plan = resolve(Plan(seed=1).over(Label.parse(text).plan(cost, 0.9))).plan
+        return {k for k in plan.given() | base.given() if getattr(plan, k) != getattr(base, k)}, plan
 
     changed, plan = differing("fixed:match=incop-if")
     assert changed == {"rule", "meter", "alive_only"} - {"alive_only"} | (
@@ -101,9 +101,9 @@ def test_every_controls_plan_can_be_resolved_and_changes_what_it_says():
     assert changed == {"rule", "meter", "check_every"}
     changed, plan = differing("oneshot=incop-if")
     assert (plan.levels, plan.rewind, plan.rule, plan.level_epochs) == (1, "rate", "none", 32.0)
-    assert methods.amount(plan.amount) == Target(0.9, 1)
+    assert pruning.parse_amount(plan.amount) == Target(0.9, 1)
     changed, plan = differing("gradual=incop-if")
-    assert methods.amount(plan.amount) == Target(0.9, 20, "cubic")
+    assert pruning.parse_amount(plan.amount) == Target(0.9, 20, "cubic")
     assert plan.rule == "after 0.6316 epochs"  # 12 epochs over 19 levels; the twentieth is trained in full
     changed, plan = differing("mask-settled")
     assert changed == {"rule", "meter", "check_every"}
@@ -152,15 +152,15 @@ COST = Cost(search=2.7, search_levels=25, total=22.9)
 
 def control(text, cost=COST, sparsity=0.9, **said):
     own = Label.parse(text).plan(cost, sparsity)
-    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(own))
+    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(own)).plan
 
 
 def base(sparsity=0.9, **said):
-    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(Label.parse("incop").plan(None, sparsity)))
+    return resolve(Plan(seed=1, sparsity=sparsity, **said).over(Label.parse("incop").plan(None, sparsity))).plan
 
 
 def test_a_planned_methods_own_plan_is_that_of_a_run_alone():
-    assert base() == resolve(Plan(seed=1, method="incop", sparsity=0.9))
+    assert base() == resolve(Plan(seed=1, method="incop", sparsity=0.9)).plan
     assert Label.parse("incop").plan(None, 0.98).levels == methods.cuts(0.98)
 
 
@@ -170,8 +170,8 @@ def test_controls_train_their_levels_as_the_method_does(text):
     assert [getattr(plan, key) for key in KEPT] == [getattr(base(batch_size=48), key) for key in KEPT]
     assert plan.search_batch_size == 16
     assert (plan.rewind, plan.selection) == ("rate", "global")
-    assert methods.PLANNED not in plan.told().values()
-    assert resolve(plan) == plan
+    assert methods.PLANNED not in plan.given().values()
+    assert resolve(plan).plan == plan
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_controls_train_their_levels_as_the_method_does(text):
 )
 def test_controls_change_nothing_else(text, changed):
     plan, method = control(text), base()
-    found = {k for k in plan.told() | method.told() if getattr(plan, k) != getattr(method, k)}
+    found = {k for k in plan.given() | method.given() if getattr(plan, k) != getattr(method, k)}
     assert changed - {"check_before"} <= found <= changed
 
 
@@ -197,7 +197,7 @@ def test_controls_change_nothing_else(text, changed):
 def test_controls_go_by_levels_of_a_fifth(text, sparsity, levels):
     plan = control(text, sparsity=sparsity)
     assert plan.levels == levels
-    assert methods.amount(plan.amount) == Target(sparsity, levels)
+    assert pruning.parse_amount(plan.amount) == Target(sparsity, levels)
     assert 1 - (1 - sparsity) ** (1 / levels) <= 0.2 < 1 - (1 - sparsity) ** (1 / (levels - 1))
     assert plan.sparsity == sparsity
 
@@ -207,7 +207,7 @@ def test_matched_controls_of_a_planned_method_spend_in_all_what_it_spent(sparsit
     cost = Cost(search=search, search_levels=levels, total=search + last)
     for text in ("fixed:match=incop", "gradual=incop", "random=incop"):
         plan = control(text, cost, sparsity)
-        rule = methods.rule(plan.rule)
+        rule = stopping.parse(plan.rule)
         assert isinstance(rule, stopping.AfterEpochs)
         assert Interval.parse(plan.check_every) == Interval(rule.epochs, "epochs")
         assert (plan.levels - 1) * rule.epochs == pytest.approx(search, abs=5e-5 * plan.levels)
@@ -215,22 +215,22 @@ def test_matched_controls_of_a_planned_method_spend_in_all_what_it_spent(sparsit
     plan = control("oneshot=incop", cost, sparsity)
     assert (plan.levels, plan.rule, plan.rewind) == (1, "none", "rate")
     assert plan.level_epochs == cost.total
-    assert methods.amount(plan.amount) == Target(sparsity, 1)
+    assert pruning.parse_amount(plan.amount) == Target(sparsity, 1)
 
 
 def test_random_and_gradual_of_a_planned_method():
     random, gradual = control("random=incop"), control("gradual=incop")
     assert random.score == "random"
     assert random.rule == "after 0.27 epochs"  # 2.7 over the ten of eleven levels that are searched
-    assert methods.amount(random.amount) == Target(0.9, 11)
-    assert methods.amount(gradual.amount) == Target(0.9, 20, "cubic")
+    assert pruning.parse_amount(random.amount) == Target(0.9, 11)
+    assert pruning.parse_amount(gradual.amount) == Target(0.9, 20, "cubic")
     assert gradual.rule == "after 0.1421 epochs"
 
 
 @pytest.mark.parametrize(("text", "every"), [("accuracy-restored=incop", "0.1"), ("accuracy-restored=incop-if", "1")])
 def test_accuracy_restored_asks_before_training_and_lets_two_tenths_of_a_point_go(text, every):
     plan = control(text)
-    assert methods.rule(plan.rule) == stopping.AccuracyRestored(drop=0.002)
+    assert stopping.parse(plan.rule) == stopping.AccuracyRestored(drop=0.002)
     assert plan.check_before
     assert (plan.check_every, plan.meter) == (every, "none")
     assert control(text.replace("accuracy-restored", "mask-settled")).check_every == every

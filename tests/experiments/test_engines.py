@@ -20,8 +20,8 @@ from incop.experiments.comparison_runs import compare
 from incop.experiments.engines import Task, worker
 from incop.experiments.engines.local import Local
 from incop.experiments.engines.resources import Resources
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.locks import Lock
 from incop.rundir import RunDir
 
@@ -97,7 +97,7 @@ def sent(tmp_path, **more):
     whole.mkdir()
     (whole / "comparison.toml").write_text("")
     known = {"folder": whole / "runs" / "R", "whole": whole, "incop": worker.fingerprint(), "home": os.getcwd()}
-    return Task(**{"plan": resolve(SMALL), **known, **more})
+    return Task(**{"plan": resolve(SMALL).plan, **known, **more})
 
 
 HERE = f"on {platform.node()}: "
@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_shared_is_told(tmp_path):
 
 def test_data_that_are_not_there_are_told_by_name_of_the_host(tmp_path, monkeypatch):
     monkeypatch.delenv("INCOP_DATA", raising=False)
-    plan = resolve(dataclasses.replace(SMALL, data="mnist", data_dir=str(tmp_path / "none")))
+    plan = resolve(dataclasses.replace(SMALL, data="mnist", data_dir=str(tmp_path / "none"))).plan
     ended = worker.perform(sent(tmp_path, plan=plan))
     assert ended.how == "failed"
     assert ended.sentence.startswith(HERE)

@@ -1,143 +1,75 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from incop import stopping
+import incop
+from incop import pruning, stopping
 from incop.errors import InputError
 from incop.experiments import methods
 from incop.experiments.plan import Plan
-from incop.pruning import (
-    EvenDamage,
-    Fraction,
-    Global,
-    Layerwise,
-    Magnitude,
-    NofM,
-    PQIndex,
-    Random,
-    Saliency,
-    Target,
-    Units,
-)
+from incop.experiments.plan_words import read_words, with_data
+from incop.loop import search
+from incop.pruning import EvenDamage, Fraction, Layerwise, PQIndex
 from incop.records import Interval
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_row_can_be_read_and_names_only_plan_keys(name):
-    row = methods.method(name)
-    if methods.is_planned(name):
-        row |= methods.planned(0.9, 10.0, 60)
-    Plan(**row)
+    row = methods.arguments(name, sparsity=None if name == "dense" else 0.9, epochs=10.0, batch_size=60)
     assert methods.PLANNED not in row.values()
-    methods.rule(row["rule"])
-    methods.meter(row["meter"])
-    methods.amount(row["amount"])
-    methods.selection(row["selection"])
+    _, problems = read_words(Plan(**row))
+    assert problems == []
     assert methods.describe()[name]
 
 
 def test_published_settings():
     incop_if, incop_gf = methods.method("incop-if"), methods.method("incop-gf")
-    assert methods.rule(incop_if["rule"]) == stopping.FlowRestored(within=0.11) | stopping.AccuracyRestored()
-    assert methods.rule(incop_gf["rule"]) == stopping.FlowRestored(within=0.5) | stopping.AccuracyRestored()
+    assert stopping.parse(incop_if["rule"]) == stopping.FlowRestored(within=0.11) | stopping.AccuracyRestored()
+    assert stopping.parse(incop_gf["rule"]) == stopping.FlowRestored(within=0.5) | stopping.AccuracyRestored()
     assert incop_if["check_every"] == incop_gf["check_every"] == "2"
-    assert methods.amount(incop_if["amount"]) == methods.amount(methods.method("sap")["amount"]) == PQIndex(1, 2)
+    assert (
+        pruning.parse_amount(incop_if["amount"])
+        == pruning.parse_amount(methods.method("sap")["amount"])
+        == PQIndex(1, 2)
+    )
     lth = methods.method("lth")
-    assert methods.amount(lth["amount"]) == Fraction(0.2)
-    assert methods.selection(lth["selection"]) == Layerwise(output=0.5)
-    assert methods.rule(lth["rule"]) is None
+    assert pruning.parse_amount(lth["amount"]) == Fraction(0.2)
+    assert pruning.parse_selection(lth["selection"]) == Layerwise(output=0.5)
+    assert lth["rule"] == "none"
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("0.2", Fraction(0.2)),
-        ("pq:0.5,1", PQIndex(0.5, 1)),
-        ("pq:1,2,0,1,0.5", PQIndex(1, 2, 0, 1, 0.5)),
-        ("to 0.98 in 10", Target(0.98, 10)),
-        ("cubic to 0.9 in 20", Target(0.9, 20, "cubic")),
-        ("flow to 0.98 in 40", EvenDamage(0.98, 40)),
-    ],
-)
-def test_amounts_there_and_back(text, wanted):
-    assert methods.amount(text) == wanted
-    assert methods.amount(str(wanted)) == wanted
+def test_an_unknown_method_comes_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'incop'"):
+        methods.arguments("incopp")
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("global", Global()),
-        ("layer", Layerwise()),
-        ("layer:0.5", Layerwise(output=0.5)),
-        ("units", Units(None)),
-        ("units:layer", Units(None, each_layer=True)),
-        ("2:4", NofM(2, 4)),
-    ],
-)
-def test_selections_there_and_back(text, wanted):
-    assert methods.selection(text) == wanted
-    assert str(wanted) == text
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_arguments_are_all_that_a_search_and_its_trainer_need(name):
+    """Rows become plain arguments of `incop.search` without a plan, a flag or a folder."""
+    x, y = torch.randn(60, 6), torch.randint(3, (60,))
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    row = methods.arguments(name, sparsity=None if name == "dense" else 0.5, epochs=2.0, batch_size=20)
+    parts, problems = read_words(Plan(**row))
+    assert problems == []
+    probe = [(x, y)]
+    parts |= {key: with_data(parts[key], probe) for key in ("score", "selection") if key in parts}
+    settings = {key: row[key] for key in ("search_batch_size", "search_lr", "keep_optimizer") if key in row}
+    trainer = incop.Trainer((x, y), (x, y), epochs=2, batch_size=20, **settings)
+    *_, ticket = search(net, trainer, probe=probe, levels=row["levels"], sparsity=row.get("sparsity"), **parts)
+    assert ticket.sparsity == pytest.approx(0.0 if name == "dense" else 0.5, abs=0.02)
 
 
-def test_scores():
-    assert methods.score("magnitude", batches=[], seed=3) == Magnitude()
-    assert methods.score("random", batches=[], seed=3) == Random(3)
-    for text, power in (
-        ("saliency", Saliency().power),
-        ("saliency:0.25", 0.25),
-        ("saliency:1", 1.0),
-        ("saliency:.5", 0.5),
-    ):
-        score = methods.score(text, batches=[], seed=3)
-        assert (score.power, score.memory) == (power, 1000)
-        assert methods.score(str(score), batches=[], seed=3).power == power
-
-
-@pytest.mark.parametrize(
-    ("read", "text"),
-    [
-        (methods.method, "incopp"),
-        (methods.rule, "flow inside 0.1"),
-        (methods.amount, "a lot"),
-        (methods.amount, "pq:1"),
-        (methods.amount, "pq:2,1"),
-        (methods.amount, "pq:1,2,3,4,5,6"),
-        (methods.amount, "1.2"),
-        (methods.amount, "nan"),
-        (methods.amount, "to 1.5 in 10"),
-        (methods.amount, "to x in 10"),
-        (methods.amount, "flow to 1 in 10"),
-        (methods.amount, "flow to 0.9 in 0"),
-        (methods.amount, "flow to x in 10"),
-        (methods.amount, "flow to 0.9 in 2.5"),
-        (methods.amount, "flow to 0.9"),
-        (methods.selection, "local"),
-        (methods.selection, "4:2"),
-        (methods.selection, "layer:"),
-        (methods.selection, "units:0.5"),
-        (methods.meter, "infomation"),
-        (methods.meter, "information:median"),
-        (methods.meter, "gradient:mean"),
-    ],
-)
-def test_words_that_mean_nothing_are_refused_in_one_sentence(read, text):
-    with pytest.raises(InputError) as error:
-        read(text)
-    assert "\n" not in str(error.value)
-
-
-def test_unknown_score():
-    with pytest.raises(InputError, match="did you mean 'magnitude'"):
-        methods.score("magnitud", batches=[], seed=0)
-
-
-@pytest.mark.parametrize("power", ["", "x", "2", "-0.5", "nan", "inf", "0,5"])
-def test_a_power_that_is_none(power):
-    with pytest.raises(InputError, match=r"power .*\[0, 1\]"):
-        methods.score(f"saliency:{power}", batches=[], seed=0)
+def test_what_is_given_goes_into_a_row():
+    assert methods.arguments("lth") == {"levels": 10, **methods.method("lth")}
+    assert methods.arguments("lth", levels=3)["levels"] == 3
+    assert methods.arguments("sap", sparsity=0.9)["amount"] == "to 0.9 in 10"
+    assert methods.arguments("dense")["levels"] == 0
+    incop_row = methods.arguments("incop", epochs=5.0, batch_size=60)
+    assert incop_row == methods.method("incop") | {"sparsity": 0.9} | methods.planned(0.9, 5.0, 60)
+    assert methods.arguments("incop", sparsity=0.5, levels=4)["amount"] == "flow to 0.5 in 4"
 
 
 # --- methods that plan their cuts
@@ -171,8 +103,8 @@ def test_planned_keys_share_a_thirty_sixth_of_what_fifths_would_train_evenly(spa
     keys = methods.planned(sparsity, epochs, batch_size, levels)
     number = levels or methods.cuts(sparsity)
     assert keys["levels"] == number
-    assert methods.amount(keys["amount"]) == EvenDamage(sparsity, number)
-    rule = methods.rule(keys["rule"])
+    assert pruning.parse_amount(keys["amount"]) == EvenDamage(sparsity, number)
+    rule = stopping.parse(keys["rule"])
     assert isinstance(rule, stopping.AfterEpochs)
     stretch = math.log(1 - sparsity) / math.log(0.8) * epochs / 36 / number
     assert rule.epochs == pytest.approx(stretch, rel=1e-3)

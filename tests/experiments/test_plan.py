@@ -46,7 +46,7 @@ def test_every_key_is_explained_with_its_default():
 )
 def test_toml_there_and_back(values):
     plan = Plan.from_mapping(values)
-    again = Plan.from_mapping(tomllib.loads(tomli_w.dumps(plan.told())))
+    again = Plan.from_mapping(tomllib.loads(tomli_w.dumps(plan.given())))
     assert again == plan
 
 

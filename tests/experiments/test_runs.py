@@ -3,8 +3,8 @@
 import pytest
 
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.training import Trainer
 
 SMALL = Plan(method="incop", sparsity=0.8, levels=4, max_epochs=1.0, limit=150, seed=2, threads=1)

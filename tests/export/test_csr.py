@@ -14,8 +14,8 @@ from torch import nn
 
 from incop import InputError, Masks, export
 from incop.batches import first_samples
-from incop.export import choosing, csr_form
-from incop.export.csr import CSRLinear, linear_layers, replaced
+from incop.export import csr_choice, csr_form
+from incop.export.csr_layers import CSRLinear, linear_layers, replaced
 from incop.export.timing import Ratio
 
 
@@ -64,7 +64,7 @@ def all_chosen(monkeypatch):
     """Choose every linear layer that is called as a module, whatever the clock says."""
 
     def choose(subject, *_):
-        called = choosing._inputs(subject.model, linear_layers(subject.model), first_samples(subject.example, 2))
+        called = csr_choice._inputs(subject.model, linear_layers(subject.model), first_samples(subject.example, 2))
         return [export.Choice(name, 0.9, True, "chosen by the test") for name in called]
 
     monkeypatch.setattr(csr_form, "choose", choose)
@@ -147,7 +147,7 @@ def net():
 
 
 def test_a_layer_is_chosen_only_where_it_is_faster_at_every_batch_size(net, monkeypatch):
-    monkeypatch.setattr(choosing, "in_turn", timed(FAST))
+    monkeypatch.setattr(csr_choice, "in_turn", timed(FAST))
     masks, x = pruned(net, 0.6), torch.randn(16, 8)
     both = {one.layer: one.chosen for one in export.csr_choices(net, masks, x)}
     assert both == {"0": True, "2": False, "4": False}  # 1.04 is within the noise
@@ -162,9 +162,9 @@ def test_a_layer_is_chosen_only_where_it_is_faster_at_every_batch_size(net, monk
 
 
 def test_nothing_is_chosen_where_the_whole_network_is_slower(net, monkeypatch, tmp_path):
-    monkeypatch.setattr(choosing, "in_turn", timed(FAST, whole=0.9))
+    monkeypatch.setattr(csr_choice, "in_turn", timed(FAST, whole=0.9))
     one = export.Subject.of(net, pruned(net, 0.6), example=torch.randn(16, 8))
-    choices = choosing.choose(one, (1, 64), 9, None)
+    choices = csr_choice.choose(one, (1, 64), 9)
     assert not any(choice.chosen for choice in choices)
     assert "the whole network would be slower" in choices[0].why
     with pytest.raises(InputError, match="no linear layer is faster as CSR here"):
@@ -173,7 +173,7 @@ def test_nothing_is_chosen_where_the_whole_network_is_slower(net, monkeypatch, t
 
 
 def test_dense_layers_are_not_even_measured(net, monkeypatch):
-    monkeypatch.setattr(choosing, "in_turn", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr(csr_choice, "in_turn", lambda *_, **__: pytest.fail("it was measured"))
     assert [one.why for one in export.csr_choices(net, example=torch.ones(2, 8))] == ["its sparsity is 0.00"] * 3
 
 
@@ -189,7 +189,7 @@ class ReadsWeight(nn.Module):
 
 
 def test_a_network_that_looks_at_a_weight_itself_keeps_it_dense(monkeypatch):
-    monkeypatch.setattr(choosing, "in_turn", timed({(6, 1): 9.0, (6, 64): 9.0}))
+    monkeypatch.setattr(csr_choice, "in_turn", timed({(6, 1): 9.0, (6, 64): 9.0}))
     net = ReadsWeight()
     choices = export.csr_choices(net, pruned(net, 0.7), torch.randn(4, 6))
     assert [one.chosen for one in choices] == [False, False]
@@ -232,6 +232,26 @@ def test_a_damaged_file_is_told(damage, tmp_path, all_chosen):
     with pytest.raises(InputError) as caught:
         export.read_csr(file, net)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_strange_metadata_or_an_endless_header_is_refused(tmp_path):
+    file, net = tmp_path / "strange.safetensors", nn.Linear(2, 2)
+    save_file({"weight": torch.ones(2)}, file, metadata={"csr": "[1]"})
+    with pytest.raises(InputError, match="its shapes are damaged"):
+        export.read_csr(file, net)
+    save_file({"weight": torch.ones(2)}, file, metadata={"other": "1"})
+    with pytest.raises(InputError, match="does not say which of its tensors"):
+        export.read_csr(file, net)
+    file.write_bytes((2**40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(InputError, match="its header announces"):
+        export.read_csr(file, net)
+
+
+def test_a_csr_layer_stores_only_what_is_left():
+    net = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2))
+    masks = pruned(net, 0.5)
+    masks.apply(net)
+    assert replaced(net, ["0"])[0].weight.values().numel() == masks.remaining_in("0.weight")
 
 
 def test_numbers_that_cannot_be_measured_are_refused(net):

@@ -124,7 +124,7 @@ class Versioned(nn.Module):
         return self.a(x)
 
 
-@pytest.mark.parametrize("word", ["folded", "safetensors", "sparse", "compacted", "2:4"])
+@pytest.mark.parametrize("word", ["folded", "safetensors", "sparse", "compacted"])
 def test_an_entry_that_is_no_tensor_is_refused_in_one_sentence(word, tmp_path):
     net = Versioned()
     net.a.weight.data[:, 2:] = 0

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 import incop
-from incop import flow, ranks, stopping
+from incop import flow, distributed, stopping
 
 torch.manual_seed(0)
 X = torch.randn(64, 12)
@@ -54,7 +54,7 @@ tickets = list(
                  rule=stopping.FlowSettled() | stopping.AfterEpochs(2))
 )
 told = {
-    "processes": ranks.of(model).size,
+    "processes": distributed.of(model).size,
     "masks": [ticket.masks.digest().hex() for ticket in tickets],
     "notices": [list(ticket.record.notices) for ticket in tickets],
     "epochs": [ticket.record.epochs for ticket in tickets],

@@ -64,7 +64,7 @@ def test_a_library_network_answers_as_before(name):
     found = compact(subject)
     for _ in range(2):
         other = unpack(doubled(batch()))
-        small = export.subject.outputs_of(found.model)(other)
+        small = export.subject.Answers(found.model)(other)
         assert export.writing.difference(subject.outputs(other), small) <= 1e-6
     if goes:
         assert found.units > 0

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import incop
 from incop import flow, pruning, stopping
-from incop.checkpoints import load_masks
+from incop.checkpoint_files import load_masks
 from incop.errors import InputError
 from incop.experiments import datasets
 from incop.integrations.hugging_face import InCoPCallback
@@ -55,7 +55,7 @@ def accuracy(prediction):
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
-def trainer_of(model, folder, *callbacks, kind=Trainer, data=TRAIN, **arguments):
+def trainer_of(model, folder, *callbacks, kind=Trainer, data=TRAIN, checkpoint=None, **arguments):
     settings = {
         "num_train_epochs": 3,
         "per_device_train_batch_size": 16,  # 6 steps an epoch, the last of 10 samples
@@ -67,14 +67,19 @@ def trainer_of(model, folder, *callbacks, kind=Trainer, data=TRAIN, **arguments)
         "disable_tqdm": True,
         "use_cpu": True,
     }
-    return kind(
+    trainer = kind(
         model=model,
         args=TrainingArguments(str(folder), **{**settings, **arguments}),
         train_dataset=data,
         eval_dataset=VALIDATION,
         compute_metrics=accuracy,
-        callbacks=list(callbacks),
     )
+    for one in callbacks:
+        if isinstance(one, InCoPCallback):
+            one.attach(trainer, checkpoint=checkpoint)
+        else:
+            trainer.add_callback(one)
+    return trainer
 
 
 def weights(model):
@@ -294,8 +299,9 @@ def test_resumes_exactly(tmp_path, whole, step):
     folder, end, checks, masks, optimizer = whole
     model = bert(seed=9)
     callback = resumable(model, None if step % 2 else masks)
-    trainer = trainer_of(model, tmp_path, callback, **CHECKPOINTS)
-    trainer.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+    checkpoint = str(folder / f"checkpoint-{step}")
+    trainer = trainer_of(model, tmp_path, callback, checkpoint=checkpoint, **CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=checkpoint)
     assert trainer.state.global_step == 15
     assert same(weights(model), end)
     assert [plain(check) for check in callback.checks] == [plain(check) for check in checks]
@@ -353,9 +359,10 @@ def test_a_training_with_evaluations_resumes_exactly(tmp_path, save):
 def test_other_masks_than_the_checkpoints_are_refused(tmp_path, whole):
     model = bert()
     other = incop.prune(model, masks=incop.Masks.full(model), amount=pruning.Fraction(0.4))
-    trainer = trainer_of(model, tmp_path, resumable(model, other), **CHECKPOINTS)
+    checkpoint = whole[0] / "checkpoint-3"
+    trainer = trainer_of(model, tmp_path, resumable(model, other), checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match="masks are not those of the checkpoint"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_another_reference_than_the_checkpoints_is_refused(tmp_path, whole):
@@ -363,16 +370,18 @@ def test_another_reference_than_the_checkpoints_is_refused(tmp_path, whole):
     callback = InCoPCallback(
         probe=PROBE, meter=flow.InformationFlow(), reference=incop.measure(model, PROBE, flow.InformationFlow())
     )
-    trainer = trainer_of(model, tmp_path, callback, **CHECKPOINTS)
+    checkpoint = whole[0] / "checkpoint-3"
+    trainer = trainer_of(model, tmp_path, callback, checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match=r"reference= is not that of the checkpoint"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
 def test_a_finished_training_is_not_trained_on(tmp_path, whole):
     model = bert()
-    trainer = trainer_of(model, tmp_path, resumable(model, None), **CHECKPOINTS)
+    checkpoint = whole[0] / "checkpoint-15"
+    trainer = trainer_of(model, tmp_path, resumable(model, None), checkpoint=checkpoint, **CHECKPOINTS)
     with pytest.raises(InputError, match="step 15 is over"):
-        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-15"))
+        trainer.train(resume_from_checkpoint=str(checkpoint))
     assert same(weights(model), whole[1])
 
 
@@ -392,6 +401,16 @@ def test_lost_masks_are_told(tmp_path, whole):
     trainer = trainer_of(model, tmp_path, resumable(model, None), **CHECKPOINTS)
     with pytest.raises(InputError, match="the checkpoint's masks are not in"):
         trainer.train(resume_from_checkpoint=str(folder))
+
+
+def test_masks_of_a_checkpoint_elsewhere_are_told(tmp_path, whole):
+    model = bert()
+    trainer = trainer_of(model, tmp_path, resumable(model, None), **CHECKPOINTS)
+    with pytest.raises(InputError, match=r"not in .*attach\(trainer, checkpoint=…\)"):
+        trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-3"))
+    callback = resumable(model, None).attach(trainer_of(model, tmp_path), checkpoint=whole[0] / "checkpoint-12")
+    with pytest.raises(InputError, match="masks are not those of the checkpoint"):  # the rule's are of another step
+        callback._trainer.train(resume_from_checkpoint=str(whole[0] / "checkpoint-6"))
 
 
 def test_an_edited_state_is_told(tmp_path, whole):
@@ -480,7 +499,7 @@ def test_unusable_arguments(made, sentence):
     [
         (lambda: [InCoPCallback(rule=stopping.FlowRestored(within=0.1))], "needs a meter"),
         (lambda: [InCoPCallback(meter=flow.InformationFlow())], "a meter needs a probe"),
-        (lambda: [InCoPCallback(), InCoPCallback()], "has two InCoPCallbacks"),
+        (lambda: [InCoPCallback(), InCoPCallback()], "has another InCoPCallback"),
         (lambda: [InCoPCallback(incop.Masks.full(torch.nn.Linear(2, 2)))], "unknown masked weight"),
     ],
 )
@@ -523,6 +542,21 @@ def test_sharded_weights_are_refused(tmp_path):
         trainer.train()
 
 
-def test_called_by_nobody_it_says_so():
-    with pytest.raises(InputError, match=r"not called by a transformers\.Trainer"):
-        InCoPCallback().on_train_begin(None, None, None)
+def test_a_trainer_that_it_is_not_attached_to_is_told(tmp_path):
+    callback = InCoPCallback()
+    trainer = trainer_of(bert(), tmp_path)
+    trainer.add_callback(callback)
+    with pytest.raises(InputError, match=r"not attached .*attach\(trainer\) instead of Trainer\(callbacks"):
+        trainer.train()
+    callback.attach(trainer_of(bert(), tmp_path))
+    with pytest.raises(InputError, match="not attached to the Trainer that trains"):
+        trainer.train()
+    with pytest.raises(InputError, match=r"takes a transformers\.Trainer, not a Linear"):
+        callback.attach(torch.nn.Linear(2, 2))
+
+
+def test_attached_twice_it_is_called_once(tmp_path):
+    callback = InCoPCallback()
+    trainer = trainer_of(bert(), tmp_path, callback, callback, num_train_epochs=1)
+    trainer.train()
+    assert [check.step for check in callback.checks] == [6]

@@ -1,7 +1,6 @@
 """HuggingFaceTrainer: a search through a transformers.Trainer, of a classifier and of a language model."""
 
 import copy
-import dataclasses
 import math
 import random
 
@@ -17,7 +16,7 @@ import incop
 from incop import flow, pruning, stopping
 from incop.errors import InputError, TrainingError
 from incop.integrations.hugging_face import HuggingFaceTrainer
-from incop.integrations.hugging_face.inside import right_and_all
+from incop.integrations.hugging_face.accuracy import right_and_all
 from incop.masks import Masks
 
 TEXT = (  # the first sentences of this project's README and design, its own words
@@ -530,5 +529,5 @@ def test_an_early_point_past_the_budget_is_refused_before_training():
 
 def test_records_are_those_of_any_trainer():
     ticket = next(iter(incop.search(bert(), adapter(), levels=0)))
-    assert {field.name for field in dataclasses.fields(ticket.record)} == set(ticket.record.to_json())
+    assert type(ticket.record).from_json(ticket.record.to_json()) == ticket.record
     assert ticket.record.epochs == ticket.record.max_epochs == 2

@@ -15,7 +15,8 @@ from torch.optim import optimizer as optimizers
 import incop
 from incop import flow, stopping
 from incop.errors import InputError, TrainingError
-from incop.integrations.lightning import InCoP
+from incop.integrations.lightning import InCoPCallback
+from incop.records import Flow, Verdict
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -112,7 +113,7 @@ def test_pruned_weights_stay_zero_and_the_others_are_trained(module, arguments, 
     masks = cut(module)
     before = weights(module)
     with Zeros(module, masks) as zeros:
-        trainer(max_epochs=2, callbacks=[InCoP(masks=masks)], **arguments).fit(module, loader(), loader())
+        trainer(max_epochs=2, callbacks=[InCoPCallback(masks=masks)], **arguments).fit(module, loader(), loader())
     assert zeros.steps == steps
     for name, mask in masks.items():
         after = module.state_dict()[name]
@@ -129,7 +130,7 @@ def test_clipping_by_norm_does_not_see_gradients_of_pruned_weights():
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             seen.append({name: p.grad[~masks[name]].any() for name, p in masks.weights(pl_module).items()})
 
-    trainer(max_epochs=1, callbacks=[InCoP(masks=masks), Norms()]).fit(module, loader())
+    trainer(max_epochs=1, callbacks=[InCoPCallback(masks=masks), Norms()]).fit(module, loader())
     assert len(seen) == 6
     assert not any(any(found.values()) for found in seen)
 
@@ -146,9 +147,9 @@ def test_holds_are_let_go_of_after_the_fit_and_after_an_error():
     module = Module()
     masks = cut(module)
     with pytest.raises(RuntimeError, match="broken"):
-        trainer(max_epochs=1, callbacks=[InCoP(masks=masks), Broken()]).fit(module, loader())
+        trainer(max_epochs=1, callbacks=[InCoPCallback(masks=masks), Broken()]).fit(module, loader())
     assert not hooks(module)
-    trainer(max_epochs=1, callbacks=[InCoP(masks=masks)]).fit(module, loader())
+    trainer(max_epochs=1, callbacks=[InCoPCallback(masks=masks)]).fit(module, loader())
     assert not hooks(module)
 
 
@@ -159,7 +160,7 @@ def test_a_callback_that_writes_to_pruned_weights_is_told():
 
     module = Module()
     with pytest.raises(TrainingError, match=r"'net\.0\.weight'|'net\.3\.weight'"):
-        trainer(max_epochs=1, callbacks=[InCoP(masks=cut(module)), Writes()]).fit(module, loader())
+        trainer(max_epochs=1, callbacks=[InCoPCallback(masks=cut(module)), Writes()]).fit(module, loader())
 
 
 # --- checks and stops
@@ -179,7 +180,7 @@ def test_a_callback_that_writes_to_pruned_weights_is_told():
     ],
 )
 def test_checks_are_made_at_their_steps_and_at_the_end(every, arguments, at):
-    watched = InCoP(probe=X, meter=METER, check_every=every)
+    watched = InCoPCallback(probe=X, meter=METER, check_every=every)
     trainer(**{"max_epochs": 3, "callbacks": [watched], **arguments}).fit(Module(), loader())
     assert [check.step for check in watched.checks] == at
     assert [check.number for check in watched.checks] == list(range(1, len(at) + 1))
@@ -193,7 +194,7 @@ def test_checks_are_made_at_their_steps_and_at_the_end(every, arguments, at):
 
 def test_loss_of_a_check_is_the_mean_of_its_batches():
     def losses(**arguments):
-        watched = InCoP()
+        watched = InCoPCallback()
         module = Module(lambda p: torch.optim.SGD(p, 0.0))
         trainer(max_epochs=1, callbacks=[watched], **arguments).fit(module, loader())
         return watched.checks[-1].loss, float(module.loss((X, Y)).detach())
@@ -210,7 +211,7 @@ class StopAt(stopping.Rule):
         self.number = number
 
     def __call__(self, history):
-        return incop.Verdict(history.now.number == self.number, f"check {history.now.number}", "stop at")
+        return Verdict(history.now.number == self.number, f"check {history.now.number}", "stop at")
 
 
 @pytest.mark.parametrize("validation", [None, 6])
@@ -218,7 +219,7 @@ class StopAt(stopping.Rule):
     ("every", "number", "step"), [(1, 2, 12), (0.5, 1, 3), ("5steps", 2, 10), ("1steps", 1, 1), ("7steps", 2, 14)]
 )
 def test_a_stop_is_obeyed_at_its_step(every, number, step, validation):
-    watched = InCoP(probe=X, meter=METER, rule=StopAt(number), check_every=every)
+    watched = InCoPCallback(probe=X, meter=METER, rule=StopAt(number), check_every=every)
     fitted = trainer(max_epochs=5, callbacks=[watched])
     fitted.fit(Module(), loader(), None if validation is None else loader())
     assert fitted.global_step == step
@@ -231,7 +232,7 @@ def test_a_stop_is_obeyed_at_its_step(every, number, step, validation):
     ("least", "step"), [({"min_epochs": 3}, 18), ({"min_steps": 15}, 15), ({"min_epochs": 1}, 6), ({"min_steps": 2}, 6)]
 )
 def test_min_epochs_are_trained_and_told(least, step):
-    watched = InCoP(rule=StopAt(1), check_every="3steps")
+    watched = InCoPCallback(rule=StopAt(1), check_every="3steps")
     fitted = trainer(max_epochs=5, callbacks=[watched], **least)
     with pytest.warns(UserWarning, match=r"ended this fit at step 3 \(check 1\).*min_"):
         fitted.fit(Module(), loader())
@@ -241,12 +242,12 @@ def test_min_epochs_are_trained_and_told(least, step):
 
 def test_the_flow_rule_sees_the_distance_to_the_dense_module():
     torch.manual_seed(0)
-    module, dense = Module(), InCoP(probe=X, meter=METER)
+    module, dense = Module(), InCoPCallback(probe=X, meter=METER)
     trainer(max_epochs=3, callbacks=[dense]).fit(module, loader())
     assert dense.flow == incop.measure(module, X, METER)
     masks = cut(module)
     rule = stopping.FlowRestored(within=1e-12)
-    again = InCoP(probe=X, meter=METER, rule=rule, reference=dense.flow, masks=masks)
+    again = InCoPCallback(probe=X, meter=METER, rule=rule, reference=dense.flow, masks=masks)
     trainer(max_epochs=2, callbacks=[again]).fit(module, loader())
     assert len(again.checks) == 2
     assert again.flow == incop.measure(module, X, METER, masks=masks)
@@ -257,7 +258,7 @@ def test_the_flow_rule_sees_the_distance_to_the_dense_module():
 def test_gradient_flow_is_measured_within_a_validation_too():
     """A validation ends under no_grad, and this meter needs gradients."""
     meter = flow.GradientFlow(nn.functional.cross_entropy)
-    watched = InCoP(probe=(X, Y), meter=meter, accuracy="val_acc")
+    watched = InCoPCallback(probe=(X, Y), meter=meter, accuracy="val_acc")
     module = Module()
     trainer(max_epochs=1, callbacks=[watched]).fit(module, loader(), loader())
     assert watched.flow == incop.measure(module, (X, Y), meter)
@@ -265,7 +266,7 @@ def test_gradient_flow_is_measured_within_a_validation_too():
 
 def test_accuracy_comes_from_the_validation_at_the_check():
     rule = stopping.AccuracyRestored()
-    watched = InCoP(rule=rule, reference_accuracy=0.9, accuracy="val_acc")
+    watched = InCoPCallback(rule=rule, reference_accuracy=0.9, accuracy="val_acc")
     module, seen = Module(), []
 
     class Sees(Callback):
@@ -282,7 +283,7 @@ def test_accuracy_comes_from_the_validation_at_the_check():
 
 
 def test_with_accuracy_a_check_waits_for_the_next_validation():
-    watched = InCoP(accuracy="val_acc", check_every="2steps")
+    watched = InCoPCallback(accuracy="val_acc", check_every="2steps")
     trainer(max_epochs=2, callbacks=[watched], val_check_interval=3).fit(Module(), loader(), loader())
     assert [check.step for check in watched.checks] == [3, 6, 9, 12]  # due at 2, 4, 6, …; validated after 3, 6, …
     assert all(check.accuracy is not None for check in watched.checks)
@@ -295,9 +296,9 @@ def test_validating_is_no_training():
 
             time.sleep(0.3)
 
-    watched = InCoP()
+    watched = InCoPCallback()
     trainer(max_epochs=1, callbacks=[watched]).fit(Slow(), loader(), loader())
-    trainer(max_epochs=1, callbacks=[also := InCoP(accuracy="val_acc")]).fit(Slow(), loader(), loader())
+    trainer(max_epochs=1, callbacks=[also := InCoPCallback(accuracy="val_acc")]).fit(Slow(), loader(), loader())
     assert also.checks[-1].spent.seconds < 0.3
 
 
@@ -306,7 +307,7 @@ def test_an_epoch_that_the_module_leaves_early_is_an_epoch():
         def on_train_batch_start(self, batch, batch_idx):
             return -1 if batch_idx == 4 else None
 
-    watched = InCoP(rule=StopAt(2))
+    watched = InCoPCallback(rule=StopAt(2))
     fitted = trainer(max_epochs=5, callbacks=[watched])
     fitted.fit(Leaves(), loader())
     assert [(check.step, check.epoch) for check in watched.checks] == [(4, 1.0), (8, 2.0)]
@@ -321,12 +322,12 @@ class Stream(torch.utils.data.IterableDataset):
 def test_a_stream_without_length_is_counted_in_steps_or_whole_epochs():
     stream = torch.utils.data.DataLoader(Stream(), 10)
     for every, at in (("4steps", [4, 8, 12]), (1, [6, 12])):
-        watched = InCoP(check_every=every)
+        watched = InCoPCallback(check_every=every)
         trainer(max_epochs=2, callbacks=[watched]).fit(Module(), stream)
         assert [check.step for check in watched.checks] == at
         assert watched.checks[-1].epoch == 2.0
     with pytest.raises(InputError, match=r"every 0\.5 epochs.*steps"):
-        trainer(max_epochs=2, callbacks=[InCoP(check_every=0.5)]).fit(Module(), stream)
+        trainer(max_epochs=2, callbacks=[InCoPCallback(check_every=0.5)]).fit(Module(), stream)
 
 
 # --- training is left alone
@@ -342,7 +343,7 @@ def test_looking_changes_nothing_of_what_is_trained(every):
 
     plain = trained()
     for meter, probe in ((METER, loader(shuffle=True)), (flow.GradientFlow(nn.functional.cross_entropy), (X, Y))):
-        watched = trained(InCoP(probe=probe, meter=meter, check_every=every, accuracy="val_acc"))
+        watched = trained(InCoPCallback(probe=probe, meter=meter, check_every=every, accuracy="val_acc"))
         assert all(torch.equal(plain[name], watched[name]) for name in plain)
 
 
@@ -350,7 +351,7 @@ def test_flow_distance_and_sparsity_reach_the_loggers_and_other_callbacks(tmp_pa
     module = Module()
     dense = incop.measure(module, X, METER)
     masks = cut(module)
-    watched = InCoP(probe=X, meter=METER, reference=dense, masks=masks, check_every="4steps")
+    watched = InCoPCallback(probe=X, meter=METER, reference=dense, masks=masks, check_every="4steps")
     saved = ModelCheckpoint(tmp_path / "saved", monitor="incop/distance", save_top_k=-1)
     log = CSVLogger(tmp_path)
     fitted = trainer(
@@ -418,7 +419,7 @@ def watched_fit(data, *, ckpt=None, save=None, rule=None, first=False, module=No
     """Fit with a callback that checks twice an epoch; return the module, the callback and the Trainer."""
     torch.manual_seed(0)
     module = module or Module(dropout=0.3)
-    watched = InCoP(probe=X, meter=METER, masks=cut(module), check_every=0.5, rule=rule)
+    watched = InCoPCallback(probe=X, meter=METER, masks=cut(module), check_every=0.5, rule=rule)
     callbacks = [watched] if save is None else [save, watched] if first else [watched, save]
     fitted = trainer(max_epochs=4, callbacks=callbacks, **arguments)
     if ckpt is not None:
@@ -526,7 +527,7 @@ def test_checkpoints_are_plain_lightnings_and_hold_zeros(tmp_path):
         assert not content["state_dict"][name][~mask].any()
     plain = Module.load_from_checkpoint(file, weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(plain).values(), weights(module).values(), strict=True))
-    with pytest.warns(UserWarning, match="InCoP"):  # Lightning says that the callback is not there
+    with pytest.warns(UserWarning, match="InCoPCallback"):  # Lightning says that the callback is not there
         trainer(max_epochs=5).fit(plain, loader(), ckpt_path=file, weights_only=True)
 
 
@@ -534,7 +535,7 @@ def test_masks_of_a_checkpoint_need_not_be_given_again(tmp_path):
     file = tmp_path / "fit.ckpt"
     whole = watched_fit(loader())
     watched_fit(loader(), save=Save(file, "epoch", 12))
-    module, watched = Module(dropout=0.3), InCoP(probe=X, meter=METER, check_every=0.5)
+    module, watched = Module(dropout=0.3), InCoPCallback(probe=X, meter=METER, check_every=0.5)
     fitted = trainer(max_epochs=4, callbacks=[watched])
     fitted.fit(module, loader(), loader(), ckpt_path=file)
     same(whole, (module, watched, fitted))
@@ -545,7 +546,7 @@ def test_other_masks_than_the_checkpoints_are_refused(tmp_path):
     file = tmp_path / "fit.ckpt"
     watched_fit(loader(), save=Save(file, "epoch", 12))
     module = Module()
-    other = trainer(max_epochs=4, callbacks=[InCoP(masks=cut(module, 0.3))])
+    other = trainer(max_epochs=4, callbacks=[InCoPCallback(masks=cut(module, 0.3))])
     with pytest.raises(InputError, match="other masks than those given"):
         other.fit(module, loader(), ckpt_path=file)
 
@@ -557,7 +558,7 @@ def test_a_checkpoint_read_for_a_test_is_not_gone_on_from(tmp_path):
 
     file = tmp_path / "fit.ckpt"
     watched_fit(loader(), save=Save(file, "epoch", 12))
-    watched = InCoP()
+    watched = InCoPCallback()
     fitted = trainer(max_epochs=1, callbacks=[watched])
     fitted.test(Tested(dropout=0.3), loader(), ckpt_path=file, verbose=False)
     fitted.fit(Tested(), loader())
@@ -565,7 +566,7 @@ def test_a_checkpoint_read_for_a_test_is_not_gone_on_from(tmp_path):
 
 
 def test_the_same_callback_can_watch_two_fits():
-    watched, module = InCoP(probe=X, meter=METER), Module()
+    watched, module = InCoPCallback(probe=X, meter=METER), Module()
     for _ in range(2):
         trainer(max_epochs=2, callbacks=[watched]).fit(module, loader())
         assert [(check.number, check.step, check.epoch) for check in watched.checks] == [(1, 6, 1.0), (2, 12, 2.0)]
@@ -577,7 +578,10 @@ def test_the_same_callback_can_watch_two_fits():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"rule": stopping.AccuracyRestored(), "reference_accuracy": 0.9}, "needs the validation accuracy.*InCoP"),
+        (
+            {"rule": stopping.AccuracyRestored(), "reference_accuracy": 0.9},
+            "needs the validation accuracy.*InCoPCallback",
+        ),
         ({"rule": stopping.FlowRestored(within=0.1)}, "needs a meter"),
         ({"rule": stopping.FlowRestored(within=0.1), "meter": METER, "probe": X}, "needs reference="),
         ({"rule": "flow within 0.1"}, "the rule is a str"),
@@ -589,7 +593,7 @@ def test_the_same_callback_can_watch_two_fits():
 )
 def test_what_does_not_go_together_is_refused_at_once(arguments, match):
     with pytest.raises(InputError, match=match):
-        InCoP(**arguments)
+        InCoPCallback(**arguments)
 
 
 class NoForward(Module):
@@ -608,21 +612,21 @@ class NoForward(Module):
         (NoForward, {"meter": METER, "probe": X}, "forward"),
         (
             Module,
-            {"meter": METER, "probe": X, "reference": incop.Flow({"a->b": 1.0}, meter=str(METER))},
+            {"meter": METER, "probe": X, "reference": Flow({"a->b": 1.0}, meter=str(METER))},
             "other layers",
         ),
     ],
     ids=["names", "no validation", "probe", "no forward", "reference"],
 )
 def test_what_the_fit_shows_to_be_wrong_is_refused_before_its_first_step(module, arguments, match):
-    fitted = trainer(max_epochs=1, callbacks=[InCoP(**arguments)])
+    fitted = trainer(max_epochs=1, callbacks=[InCoPCallback(**arguments)])
     with pytest.raises(InputError, match=match):
         fitted.fit(module(), loader())
     assert fitted.global_step == 0
 
 
 def test_a_metric_that_is_not_logged_is_named():
-    fitted = trainer(max_epochs=1, callbacks=[InCoP(accuracy="valacc")])
+    fitted = trainer(max_epochs=1, callbacks=[InCoPCallback(accuracy="valacc")])
     with pytest.raises(InputError, match=r"'valacc' \(it has: .*val_acc"):
         fitted.fit(Module(), loader(), loader())
 
@@ -633,8 +637,8 @@ def test_several_processes_are_refused_in_a_sentence(tmp_path):
         "import sys\n"
         f"sys.path[:0] = {[str(p) for p in sys.path if p]!r}\n"
         "from lightning_modules import Module, loader, trainer\n"
-        "from incop.integrations.lightning import InCoP\n"
-        "trainer(max_epochs=1, devices=2, strategy='ddp_fork', callbacks=[InCoP()]).fit(Module(), loader())\n"
+        "from incop.integrations.lightning import InCoPCallback\n"
+        "trainer(max_epochs=1, devices=2, strategy='ddp_fork', callbacks=[InCoPCallback()]).fit(Module(), loader())\n"
     )
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
@@ -663,7 +667,7 @@ def test_the_older_package_is_served_too():
 
     module = Made()
     masks = cut(module)
-    watched = InCoP(probe=X, meter=METER, masks=masks, rule=StopAt(2))
+    watched = InCoPCallback(probe=X, meter=METER, masks=masks, rule=StopAt(2))
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     fitted = older.Trainer(max_epochs=5, enable_model_summary=False, callbacks=[watched], **quiet)
     with Zeros(module, masks) as zeros:

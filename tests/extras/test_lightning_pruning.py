@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback, ModelPruning
 from lightning_modules import Module, loader, trainer, weights
 
 import incop
-from incop.integrations.lightning import InCoP, LightningTrainer
+from incop.integrations.lightning import InCoPCallback, LightningTrainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -102,9 +102,9 @@ def test_after_going_on_from_a_checkpoint_incop_holds_on(tmp_path):
     file = tmp_path / "fit.ckpt"
     module = Module()
     masks = incop.prune(module, masks=incop.Masks.full(module), amount=0.5)
-    trainer(max_epochs=3, callbacks=[InCoP(masks=masks), SaveFirst(file)]).fit(module, loader())
+    trainer(max_epochs=3, callbacks=[InCoPCallback(masks=masks), SaveFirst(file)]).fit(module, loader())
     again = Module()
-    trainer(max_epochs=3, callbacks=[InCoP()]).fit(again, loader(), ckpt_path=file)
+    trainer(max_epochs=3, callbacks=[InCoPCallback()]).fit(again, loader(), ckpt_path=file)
     assert pruned(again) == pruned(module) == masks.total - masks.remaining
     assert all(torch.equal(a, b) for a, b in zip(weights(module).values(), weights(again).values(), strict=True))
 
@@ -123,5 +123,5 @@ def test_model_pruning_names_weights_otherwise_while_it_trains():
     assert "net.0.weight_orig" in names[-1]
     names.clear()
     masks = incop.prune(module, masks=incop.Masks.full(module), amount=0.3)
-    trainer(max_epochs=2, callbacks=[InCoP(masks=masks), Names()]).fit(module, loader())
+    trainer(max_epochs=2, callbacks=[InCoPCallback(masks=masks), Names()]).fit(module, loader())
     assert all(found == own for found in names)

@@ -21,7 +21,7 @@ import incop
 from incop import flow, stopping
 from incop.errors import InputError, TrainingError
 from incop.integrations.lightning import LightningTrainer
-from incop.integrations.lightning.trainer import _times
+from incop.integrations.lightning.schedules import _times
 
 
 def made(**arguments):

@@ -8,6 +8,7 @@ from torch.nn import functional
 import incop
 from incop import search, stopping
 from incop.errors import InputError
+from incop.records import Metric
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries' own imports warn of is not ours
 X = torch.randn(60, 4, generator=torch.Generator().manual_seed(5))
@@ -24,7 +25,7 @@ def test_rmse_and_its_direction():
     torchmetrics = pytest.importorskip("torchmetrics")
     metric = torchmetrics.MeanSquaredError(squared=False)
     trainer = incop.Trainer((X, Y), (X, Y), epochs=3, batch_size=20, loss=functional.mse_loss, metric=metric)
-    assert trainer.measures == incop.Metric("MeanSquaredError", higher_is_better=False)
+    assert trainer.measures == Metric("MeanSquaredError", higher_is_better=False)
     model = net(1)
     tickets = list(search(model, trainer, levels=2, rewind="rate", rule=stopping.MetricRestored(drop=0.5)))
     with torch.no_grad():
@@ -47,7 +48,7 @@ def test_several_labels_by_f1():
         metric=metric,
     )
     tickets = list(search(net(3), trainer, levels=1, rewind="rate"))
-    assert tickets[0].record.metric == incop.Metric("MultilabelF1Score", higher_is_better=True)
+    assert tickets[0].record.metric == Metric("MultilabelF1Score", higher_is_better=True)
     assert tickets[-1].record.metric_value > 0.7
 
 

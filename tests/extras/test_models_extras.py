@@ -14,9 +14,9 @@ from incop import Masks
 from incop.cli import main
 from incop.errors import InputError
 from incop.experiments import models, runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-from incop.experiments.tickets import rebuild
+from incop.experiments.preparation import resolve
+from incop.experiments.run_levels import rebuild
 from incop.rundir import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what libraries' own imports and builders warn of is not ours

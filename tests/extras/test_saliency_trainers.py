@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainerCallback
 
 import incop
+from incop.flat_state import part
 from incop.integrations.hugging_face import HuggingFaceTrainer
 from incop.integrations.lightning import LightningTrainer
 from incop.masks import Masks
 from incop.pruning import Saliency
-from incop.states import part
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS, LABELS = torch.randn(70, 12, generator=GENERATOR), torch.randint(3, (70,), generator=GENERATOR)

@@ -28,9 +28,7 @@ def process(*words, home, **env):
 
 
 def incop(*words, home, **env):
-    patient = (
-        "import sys; from incop.integrations.trackers import line; from incop.cli import main; line.PATIENCE = 600"
-    )
+    patient = "import sys; from incop.integrations.trackers import tracker; from incop.cli import main; tracker.PATIENCE = 600"
     return process("-c", f"{patient}; sys.exit(main(sys.argv[1:]))", *words, home=home, **env)
 
 
@@ -138,9 +136,9 @@ KILLED = """
 import os, signal, sys, time
 from incop.cli.tracking import tracked
 from incop.experiments import runs
-from incop.experiments.parts import resolve
+from incop.experiments.preparation import resolve
 from incop.experiments.plan import Plan
-from incop.integrations.trackers import line
+from incop.integrations.trackers import tracker
 from pathlib import Path
 
 folder, names, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -157,7 +155,7 @@ def on_step(*at):
             time.sleep(0.05)
         os.kill(os.getpid(), getattr(signal, sys.argv[4]))
 
-line.PATIENCE = 600
+tracker.PATIENCE = 600
 plan = resolve(Plan(method="incop-if", max_epochs=2.0, levels=2, limit=200, check_every="0.5", checkpoint_every="6steps"))
 runs.execute(plan, folder, tracked(runs.Progress(on_step=on_step), names))
 """
@@ -235,14 +233,14 @@ SEARCH = """
 import importlib, json, os, resource, sys, threading
 import torch, incop
 from incop.integrations import trackers
-from incop.integrations.trackers import line
+from incop.integrations.trackers import tracker
 
 def children():
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
         return file.read().split()
 
 def search(hook=None):
-    line.PATIENCE = 600  # tests run where others work too
+    tracker.PATIENCE = 600  # tests run where others work too
     torch.manual_seed(0)
     x, y = torch.randn(60, 8), torch.randint(2, (60,))
     net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))

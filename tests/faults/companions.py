@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from incop import ranks
+from incop import distributed
 from incop.experiments import runs
 from incop.experiments.engines.local import PROCESSES
 from incop.rundir import RunDir
@@ -55,9 +55,9 @@ def carry_on(rank, size, port, plan, folder, said, deadly, threads):
 
     progress = runs.Progress(on_notice=say)
     try:
-        with ranks.joined() as together:
+        with distributed.joined() as together:
             if together.once(RunDir(folder).plan_file.exists):
-                runs.resume(folder, progress, together=together, run_code=bool(plan.run_code))
+                runs.resume(folder, progress, together=together, run_code=bool(plan.plan.run_code))
             else:
                 runs.execute(plan, folder, progress, together=together)
     except BaseException as error:

@@ -1,6 +1,6 @@
-"""What tests of faults share: the hostile inputs that the fuzzing benchmark draws from too."""
+"""What tests of faults share: the hostile inputs that the fuzzing campaign draws from too."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "campaigns"))

@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
 from incop.experiments.signals import Interrupted
 from incop.rundir import RunDir
 

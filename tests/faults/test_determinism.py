@@ -1,5 +1,6 @@
 """The same plan twice, in two processes: the same records and files; what other threads change is what the docs say."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,21 +30,37 @@ PLANS = {
 ONCE = ["--max-epochs", "1", "--batch-size", "30", "--device", "cpu", "--seed", "7"]
 
 
-def searched(words, folder, threads, hash_seed):
-    """Run the command in a process of its own; Python's hashes differ between the two, as they do from day to day."""
-    around = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "OMP_NUM_THREADS": str(3 - threads)}
-    command = [sys.executable, "-m", "incop", "search", *words, *ONCE, "--threads", str(threads), "--out", str(folder)]
-    process = subprocess.run(command, env=around, capture_output=True, text=True, timeout=240, check=False)
-    assert process.returncode == 0, process.stderr
-    return folder
+RUNS = [("lenet-300-100", 1), ("lenet-300-100", 2), ("lenet-5", 2), ("resnet-20", 1)]
+CODE = """
+import json, sys
+from incop.cli import main
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = words
+    if status := main():
+        sys.exit(status)
+"""
 
 
-@pytest.mark.parametrize(
-    ("network", "threads"), [("lenet-300-100", 1), ("lenet-300-100", 2), ("lenet-5", 2), ("resnet-20", 1)]
-)
-def test_the_same_plan_gives_the_same_records_in_every_process(network, threads, tmp_path):
-    first = searched(PLANS[network], tmp_path / "one", threads, 1)
-    second = searched(PLANS[network], tmp_path / "two", threads, 2)
+def words(folder, network, threads):
+    return ["search", *PLANS[network], *ONCE, "--threads", str(threads), "--out", str(folder / f"{network}-{threads}")]
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The same runs in two processes: in another order, with other hashes of Python and other threads by default."""
+    folders = []
+    for seed, order in ((1, RUNS), (2, RUNS[::-1])):
+        folders.append(tmp_path_factory.mktemp(f"process-{seed}"))
+        around = {**os.environ, "PYTHONHASHSEED": str(seed), "OMP_NUM_THREADS": str(seed)}
+        command = [sys.executable, "-c", CODE, json.dumps([words(folders[-1], *run) for run in order])]
+        process = subprocess.run(command, env=around, capture_output=True, text=True, timeout=240, check=False)
+        assert process.returncode == 0, process.stderr
+    return folders
+
+
+@pytest.mark.parametrize(("network", "threads"), RUNS)
+def test_the_same_plan_gives_the_same_records_in_every_process(network, threads, two_processes):
+    first, second = (folder / f"{network}-{threads}" for folder in two_processes)
     assert content(first) == content(second)
     for folder in (first, second):
         around = RunDir.open(folder).read_summary().environment
@@ -52,9 +69,9 @@ def test_the_same_plan_gives_the_same_records_in_every_process(network, threads,
         assert {"device", "instructions", "cores", "numpy", "python", "platform", "data_fingerprint"} <= set(around)
 
 
-def test_records_say_what_bits_depend_on(tmp_path):
+def test_records_say_what_bits_depend_on(two_processes):
     """Another number of threads may change the last bits: whoever holds two runs against each other can see that it is another."""
-    folders = [searched(["--method", "dense", "--limit", "60"], tmp_path / str(n), n, 1) for n in (1, 2)]
+    folders = [two_processes[0] / f"lenet-300-100-{threads}" for threads in (1, 2)]
     one, two = (RunDir.open(folder).read_summary().environment for folder in folders)
     assert {key for key in one if one[key] != two[key]} == {"threads", "arguments"} | (
         {"started"} if one["started"] != two["started"] else set()

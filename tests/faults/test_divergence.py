@@ -15,14 +15,15 @@ from torch.nn import functional
 
 import incop
 from incop import flow, stopping
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.cli import main
 from incop.errors import Diverged, InputError, TrainingError
 from incop.experiments import comparison, comparison_runs, runs
+from incop.flat_state import under
 from incop.loop import search
 from incop.masks import Masks
 from incop.rundir import RunDir
-from incop.states import under
+from small import mlp
 
 GENERATOR = torch.Generator().manual_seed(3)
 X, Y = torch.randn(60, 6, generator=GENERATOR), torch.randint(3, (60,), generator=GENERATOR)
@@ -31,8 +32,7 @@ SEVERAL = {"method": "lth-rate", "levels": 2, "optimizer": "sgd"}
 
 
 def net():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    return mlp(6, 12, 3)
 
 
 class Careless(incop.Trainer):

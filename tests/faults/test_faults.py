@@ -19,12 +19,12 @@ from folders import planned, same, signalled_at
 from safetensors.torch import load_file, save_file
 
 import incop
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.cli import main
 from incop.errors import InputError, TrainingError
 from incop.experiments import runs
 from incop.experiments.engines.local import PROCESSES
-from incop.experiments.saving import Due
+from incop.experiments.run_checkpoints import CheckpointInterval
 from incop.experiments.signals import Interrupted
 from incop.locks import Lock
 from incop.rundir import RunDir
@@ -190,9 +190,9 @@ def test_without_any_whole_checkpoint_a_run_begins_again_and_says_so(cut, whole)
 
 
 def test_a_checkpoint_of_a_newer_incop_is_refused_by_name(cut, monkeypatch):
-    from incop import checkpoints
+    from incop import checkpoint_files
 
-    monkeypatch.setattr(checkpoints, "CHECKPOINT_SCHEMA", 0)
+    monkeypatch.setattr(checkpoint_files, "CHECKPOINT_SCHEMA", 0)
     before = {file: file.read_bytes() for file in cut.rglob("*") if file.is_file()}
     with pytest.raises(InputError, match=r"was written by a newer incop \(schema 2\): upgrade"):
         runs.resume(cut)
@@ -207,7 +207,7 @@ def test_no_pickle_is_read(tmp_path):
     (tmp_path / "c").mkdir()
     torch.save({"w": Bomb()}, tmp_path / "bomb")
     content = (tmp_path / "bomb").read_bytes()
-    from incop.checkpoints import _hash
+    from incop.checkpoint_files import _hash
 
     (tmp_path / "c" / f"000001-{_hash(content)}.safetensors").write_bytes(content)
     found, damaged = Checkpoints(tmp_path / "c").newest()
@@ -373,10 +373,16 @@ def test_records_that_were_cut_short_are_refused(cut):
 
 
 @pytest.mark.parametrize(
-    ("text", "due"), [("60s", Due(60.0)), ("0.5 s", Due(0.5)), ("500steps", Due(None, 500)), (None, Due())]
+    ("text", "due"),
+    [
+        ("60s", CheckpointInterval(60.0)),
+        ("0.5 s", CheckpointInterval(0.5)),
+        ("500steps", CheckpointInterval(None, 500)),
+        (None, CheckpointInterval()),
+    ],
 )
 def test_how_often(text, due):
-    assert Due.parse(text) == due
+    assert CheckpointInterval.parse(text) == due
 
 
 @pytest.mark.parametrize("text", ["", "60", "0s", "0steps", "-1s", "1.5steps", "often"])
@@ -387,12 +393,12 @@ def test_how_often_cannot_be_read(text, capsys, tmp_path):
 
 
 def test_writing_takes_at_most_a_fiftieth_of_the_time_unless_it_is_said():
-    assert not Due().now(seconds=59, steps=10**6, took=0.0)
-    assert Due().now(seconds=60, steps=1, took=0.0)
-    assert not Due().now(seconds=100, steps=1, took=4.0)
-    assert Due().now(seconds=200, steps=1, took=4.0)
-    assert Due(seconds=60).now(seconds=60, steps=1, took=4.0)
-    assert Due(steps=3).now(seconds=0, steps=3, took=4.0)
+    assert not CheckpointInterval().now(seconds=59, steps=10**6, took=0.0)
+    assert CheckpointInterval().now(seconds=60, steps=1, took=0.0)
+    assert not CheckpointInterval().now(seconds=100, steps=1, took=4.0)
+    assert CheckpointInterval().now(seconds=200, steps=1, took=4.0)
+    assert CheckpointInterval(seconds=60).now(seconds=60, steps=1, took=4.0)
+    assert CheckpointInterval(steps=3).now(seconds=0, steps=3, took=4.0)
 
 
 def test_a_file_that_is_not_safetensors_is_no_checkpoint(tmp_path):

@@ -26,7 +26,7 @@ from folders import planned, signalled_at
 from PIL import Image
 from safetensors.torch import save
 
-from incop import checkpoints, reports
+from incop import checkpoint_files, reports
 from incop.cli import main
 from incop.errors import IncopError, InputError
 from incop.experiments import comparison, comparison_runs, datasets, runs
@@ -325,12 +325,12 @@ def test_a_link_within_a_run_is_followed(run):
 
 
 def test_a_level_that_lies_outside(run, tmp_path):
-    checkpoints.save_weights(tmp_path / "outside", hostile_inputs.net().state_dict())
+    checkpoint_files.save_weights(tmp_path / "outside", hostile_inputs.net().state_dict())
     (run.path / "level_01").symlink_to(tmp_path / "outside")
     refused(lambda: run.level_dir(1), "leads out of the folder")
     (run.path / "level_02").mkdir()
     (run.path / "level_02" / "weights.safetensors").symlink_to(tmp_path / "outside" / "weights.safetensors")
-    refused(lambda: checkpoints.load_weights(run.level_dir(2)), "leads out of the folder")
+    refused(lambda: checkpoint_files.load_weights(run.level_dir(2)), "leads out of the folder")
 
 
 @pytest.mark.parametrize("name", READ)
@@ -544,7 +544,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_weights_whose_header_lies(tmp_path, name):
     (tmp_path / "weights.safetensors").write_bytes(WEIGHTS[name])
-    refused(lambda: checkpoints.load_weights(tmp_path), "is damaged or no safetensors file", mib=64)
+    refused(lambda: checkpoint_files.load_weights(tmp_path), "is damaged or no safetensors file", mib=64)
 
 
 @pytest.mark.parametrize(
@@ -559,14 +559,14 @@ def test_masks_whose_shapes_lie(tmp_path, about):
     import torch
 
     (tmp_path / "masks.safetensors").write_bytes(save({"w": torch.zeros(0, dtype=torch.uint8)}, {"masks": about}))
-    refused(lambda: checkpoints.load_masks(tmp_path), "holds no masks of incop", mib=64)
+    refused(lambda: checkpoint_files.load_masks(tmp_path), "holds no masks of incop", mib=64)
 
 
 def test_many_empty_tensors(tmp_path):
     head = {f"{n}": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for n in range(60_000)}
     (tmp_path / "weights.safetensors").write_bytes(tensors(head))
     with bounded(256), contextlib.suppress(InputError):
-        checkpoints.load_weights(tmp_path)
+        checkpoint_files.load_weights(tmp_path)
 
 
 # --- checkpoints: their hash tells of damage, not of an edit

@@ -148,7 +148,7 @@ def test_a_signal_ends_a_search_with_a_checkpoint(number, status, tmp_path):
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path):
-    held = "import incop.experiments.runs as r, incop.checkpoints as c, time, sys, os\n"
+    held = "import incop.experiments.runs as r, incop.checkpoint_files as c, time, sys, os\n"
     held += "c.Checkpoints.write = lambda *a, **k: (open('writing', 'w').close(), time.sleep(60))\n"
     held += "from incop.cli import main\nsys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(

@@ -1,5 +1,6 @@
 """A run that is interrupted and gone on with ends as one that never was: every method, optimizer and way of training."""
 
+import dataclasses
 import random
 import time
 
@@ -10,12 +11,12 @@ from folders import content, cut_off, planned, same, steps_of
 from torch import nn
 
 import incop
-from incop.checkpoints import Checkpoints
+from incop.checkpoint_files import Checkpoints
 from incop.errors import InputError
 from incop.experiments import runs
 from incop.experiments.methods import METHODS
+from incop.flat_state import optimizer_state, random_states, restore_optimizer, restore_random
 from incop.loop import search
-from incop.states import optimizer_state, random_states, restore_optimizer, restore_random
 
 KEYS = {
     "dense": {},
@@ -90,7 +91,7 @@ def test_killed_before_the_first_checkpoint_a_run_begins_again_with_its_dense_le
     cut_off(plan, tmp_path / "cut", (), dense=tmp_path / "dense")
     run = runs.RunDir(tmp_path / "cut")
     summary = run.read_summary()
-    run.write_summary(runs.dataclasses.replace(summary, status="running"))
+    run.write_summary(dataclasses.replace(summary, status="running"))
     told = []
     runs.resume(tmp_path / "cut", runs.Progress(on_notice=told.append))
     assert "goes on from the beginning" in told[-1]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from incop import observing
+from incop import inspection
 from incop.errors import InputError, TrainingError
 from incop.experiments import models
 from incop.flow import GradientFlow, measure
@@ -89,7 +89,7 @@ def test_equals_autograd_whatever_the_batches(network, statistic, masked):
 def test_merged_from_two_states(network, statistic):
     net, weights, x, y, masks = network
     meter = GradientFlow(CROSS, statistic)
-    with observing.undisturbed(net):
+    with inspection.undisturbed(net):
         chain = meter.chain(net, next(placed_batches(net, (x, y))))
         halves = [
             meter.collect(net, placed_batches(net, (x[part], y[part])), chain, masks)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from incop import observing
+from incop import inspection
 from incop.errors import InputError, TrainingError
 from incop.experiments import models
 from incop.flow import InformationFlow, measure
@@ -127,7 +127,7 @@ def test_equals_corrcoef_whatever_the_batches_and_their_order(network, reduction
 def test_merged_from_two_states(network, reduction, alive_only):
     net, names, x = network
     meter = InformationFlow(reduction, alive_only=alive_only)
-    with observing.undisturbed(net):
+    with inspection.undisturbed(net):
         chain = meter.chain(net, next(placed_batches(net, x)))
         halves = [meter.collect(net, placed_batches(net, list(part)), chain) for part in (x[:13].split(4), [x[13:]])]
     close(meter.flow(halves[0].merge(halves[1])), oracle(net, x, names, reduction, alive_only))

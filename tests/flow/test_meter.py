@@ -4,7 +4,7 @@ import contextlib
 import copy
 import random
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -100,10 +100,25 @@ def test_no_trace(meter, grad, dtype):
     assert trace_of(model) == before
 
 
-@every_meter
-@pytest.mark.parametrize("throws", [RuntimeError("midway"), KeyboardInterrupt(), SystemExit(), MemoryError()])
-@pytest.mark.parametrize("after", [0, 1, 2, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+THROWS = [RuntimeError("midway"), KeyboardInterrupt(), SystemExit(), MemoryError()]
+PAIRS = [  # every pair of a meter, an error, a pass and a precision occurs in one of them
+    (meter, THROWS[(number + after) % 4], after, (torch.float32, torch.float16)[(after + number // 2) % 2])
+    for number, meter in enumerate(METERS)
+    for after in range(4)
+]
+
+
+def test_every_pair_occurs():
+    for one, other in combinations(range(4), 2):
+        occurring = {(id(case[one]), id(case[other])) for case in PAIRS}
+        assert len(occurring) == len({id(case[one]) for case in PAIRS}) * len({id(case[other]) for case in PAIRS})
+
+
+@pytest.mark.parametrize(
+    ("meter", "throws", "after", "dtype"),
+    PAIRS,
+    ids=[f"{METERS.index(m)}-{type(throws).__name__}-{after}-{dtype}" for m, throws, after, dtype in PAIRS],
+)
 def test_no_trace_when_the_model_throws(meter, throws, after, dtype):
     model = busy().to(dtype)
     model.throws, model.after = throws, after

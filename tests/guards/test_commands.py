@@ -14,7 +14,15 @@ sys.path.insert(0, str(ROOT / "docs" / "site"))
 import stage
 import transcripts
 
-PAGES = sorted({*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"))})
+PAGES = sorted(
+    {
+        *DOCUMENTS,
+        *(
+            ROOT / name
+            for name in ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "tests/campaigns/README.md")
+        ),
+    }
+)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 COMMAND = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\S*/)?(?:python -m )?incop +(?P<words>[^:].*)$")
 FLAG = re.compile(r"^--[a-z][a-z-]*")
@@ -32,6 +40,10 @@ OTHERS = {  # of programs other than incop
     "--rewinding",
 }
 MADE = "docs/cli.md"  # written from the help itself
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
 
 
 def commands(text):
@@ -85,12 +97,12 @@ def refusal(words):
     return None
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_are_taken(page):
-    text = page.read_text(encoding="utf-8")
-    said = {words: refusal(words) for words in commands(text) if page != ROOT / MADE}
-    assert {words: why for words, why in said.items() if why} == {}
-    assert sorted({flag for flag in flags(text) if flag not in KNOWN}) == []
+def test_commands_are_taken():
+    said = {
+        (page.name, words): refusal(words) for page in PAGES if page != ROOT / MADE for words in commands(text_of(page))
+    }
+    assert {where: why for where, why in said.items() if why} == {}
+    assert sorted({(page.name, flag) for page in PAGES for flag in flags(text_of(page)) if flag not in KNOWN}) == []
 
 
 @pytest.mark.parametrize(

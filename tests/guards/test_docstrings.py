@@ -2,22 +2,23 @@
 
 import importlib.util
 
-import pytest
 from docstrings import MODULES, OF_EXTRAS, run_examples, undocumented
 
 CORE = [name for name in MODULES if name not in OF_EXTRAS]
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_examples_run(name):
-    count, said = run_examples(name)
-    assert not said, said
-    assert count or ">>>" not in (importlib.util.find_spec(name).loader.get_source(name) or "")
+def test_examples_run():
+    found = {name: run_examples(name) for name in CORE}
+    assert {name: said for name, (_, said) in found.items() if said} == {}
+    assert [name for name, (count, _) in found.items() if not count and ">>>" in source(name)] == []
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_exported_names_are_documented(name):
-    assert undocumented(name) == []
+def source(name):
+    return importlib.util.find_spec(name).loader.get_source(name) or ""
+
+
+def test_exported_names_are_documented():
+    assert {name: found for name in CORE if (found := undocumented(name))} == {}
 
 
 def test_the_guard_sees_a_wrong_example_and_all_modules(monkeypatch):

@@ -13,15 +13,15 @@ SOURCE = Path(__file__).parents[2] / "src" / "incop"
 ORDER = [
     {"cli"},
     {"experiments", "reports", "export", "integrations"},
-    {"training", "training_state", "objective", "distillation", "checkpoints"},
+    {"training", "training_state", "objective", "distillation", "checkpoint_files"},
     {"loop"},
     {"watch", "ledger"},
-    {"flow", "pruning", "stopping", "snapshots"},
+    {"flow", "pruning", "stopping", "rewind_points"},
     {"masks"},
-    {"observing"},
-    {"layers", "batches", "states", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
+    {"inspection"},
+    {"layers", "batches", "flat_state", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
     {"rundir"},
-    {"records", "record_json", "schema_1", "locks", "ranks"},
+    {"records", "recipe", "record_json", "schema_1", "locks", "distributed"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}
@@ -61,18 +61,28 @@ def files():
     return sorted(file for file in SOURCE.rglob("*.py") if file.parent != SOURCE or not file.stem.startswith("__"))
 
 
-@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(SOURCE)))
-def test_imports_go_down(file):
+def upward(file: Path):
+    """Say which of a file's imports go up."""
     home = file.relative_to(SOURCE).parts[0].removesuffix(".py")
-    assert home in HEIGHT, f"{home} is no room of the design: give it a place in ORDER"
-    for module in imported(file):
-        room = room_of(module)
-        if room in HEIGHT:  # names of the public face (incop.measure) are not rooms
-            assert HEIGHT[room] <= HEIGHT[home], f"{home} imports {module}, which lies above it"
+    if home not in HEIGHT:
+        return [f"{home} is no room of the design: give it a place in ORDER"]
+    rooms = {module: room_of(module) for module in imported(file)}  # names of the public face (incop.measure) are none
+    above = [module for module, room in rooms.items() if HEIGHT.get(room, 0) > HEIGHT[home]]
+    return [f"{file.relative_to(SOURCE)} imports {module}, which lies above {home}" for module in above]
+
+
+def test_imports_go_down():
+    assert [fault for file in files() for fault in upward(file)] == []
 
 
 def test_there_is_no_room_for_odds_and_ends():
     assert not [file for file in files() if file.stem in ("utils", "common", "helpers", "misc")]
+
+
+def test_only_one_file_puts_hooks_on_modules():
+    assert [str(file.relative_to(SOURCE)) for file in files() if "register_forward_" in file.read_text()] == [
+        "layers/hooks.py"
+    ]
 
 
 def test_reports_need_no_torch():

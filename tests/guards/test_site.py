@@ -7,19 +7,19 @@ import importlib
 import inspect
 import re
 import sys
+from functools import cache
 
 import pytest
-from docstrings import MODULES
 from documents import ROOT
 
 sys.path.insert(0, str(ROOT / "docs" / "site"))
+import faces
 import finish
 import generated
-import rooms
 import stage
 
 NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
-FIGURES = generated.figures()
+figures = cache(generated.figures)
 
 
 def test_every_page_is_in_the_navigation_once():
@@ -37,17 +37,20 @@ def test_a_generated_page_is_as_it_would_be_now(page):
     assert (ROOT / "docs" / page).read_text(encoding="utf-8") == now, f"`make pages` writes docs/{page} anew"
 
 
-@pytest.mark.parametrize("file", FIGURES, ids=lambda file: file.stem)
-def test_a_figure_is_as_it_would_be_drawn_now(file):
-    assert file.read_text(encoding="utf-8") == FIGURES[file], f"`make pages` draws {file.name} anew"
-    assert "http" not in FIGURES[file].replace("http://www.w3.org/2000/svg", "")
-    assert "<title>" in FIGURES[file]
+def test_the_figures_are_as_they_would_be_drawn_now():
+    others = [file.name for file, drawn in figures().items() if file.read_text(encoding="utf-8") != drawn]
+    assert others == [], "`make pages` draws them anew"
+    outside = [
+        file.name for file, drawn in figures().items() if "http" in drawn.replace("http://www.w3.org/2000/svg", "")
+    ]
+    assert outside == []
+    assert [file.name for file, drawn in figures().items() if "<title>" not in drawn] == []
 
 
 def test_every_figure_is_shown_on_a_page_and_loads_nothing():
     shown = "".join(page.read_text(encoding="utf-8") for page in stage.sources())
     files = sorted((ROOT / "docs" / "figures").glob("*.svg"))  # those of docs/figures/*.py, and what benchmarks drew
-    assert set(FIGURES) <= set(files)
+    assert set(figures()) <= set(files)
     assert [file.name for file in files if f"figures/{file.name})" not in shown] == []
     for file in files:
         text = file.read_text(encoding="utf-8")
@@ -73,45 +76,55 @@ def test_the_page_of_the_command_line_says_all_that_the_help_says(capsys, monkey
                 assert any(f"{name}" in section for name in argument.names), f"{command} {argument.names}"
 
 
-def listed():
-    """Every name of every `__all__`, asked of the modules themselves, but the command line's."""
-    for module in MODULES:
-        if f"{module}.".startswith("incop.cli."):
-            continue
+def offered():
+    """Every name of every face, asked of the modules themselves."""
+    for module in faces.FACES:
         try:
             found = importlib.import_module(module)
         except ImportError:  # an extra that is not here
             continue
-        for name in getattr(found, "__all__", ()):
+        assert found.__all__, f"{module} offers nothing"
+        for name in found.__all__:
             yield module, name, getattr(found, name)
 
 
 def test_every_public_name_is_in_the_reference():
-    described = {name.path for room in rooms.rooms() for group in room.groups.values() for name in group}
-    defined = set(rooms.homes())
+    described = {name.path for name in faces.homes().values()}
     page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    for module, name, thing in listed():
+    for module, name, thing in offered():
         if inspect.ismodule(thing):
             assert f"\n## {thing.__name__}\n" in page, f"{module}.{name} has no page"
             continue
         home = f"{thing.__module__}.{thing.__qualname__}" if inspect.isclass(thing) or inspect.isfunction(thing) else ""
-        assert (
-            f"{module}.{name}" in described or home in defined or name in {one.rpartition(".")[2] for one in defined}
-        ), f"{module}.{name} is public and not in the reference"
+        assert f"{module}.{name}" in described or home in faces.homes(), (
+            f"{module}.{name} is public and not in the reference"
+        )
     for path in described:
         assert f"[`{path}`](" in page
 
 
 def test_what_is_described_is_there():
-    """A page of the reference names nothing that cannot be reached."""
-    for room in rooms.rooms():
-        for module, group in room.groups.items():
-            try:
-                found = importlib.import_module(module)
-            except ImportError:
-                continue
-            for name in group:
-                assert hasattr(found, name.path.rpartition(".")[2]), name.path
+    """The reference names nothing that cannot be reached."""
+    there = {module: {name for found, name, _ in offered() if found == module} for module in faces.FACES}
+    for face in faces.faces():
+        assert not there[face.module] or {name.path.rpartition(".")[2] for name in face.names} <= there[face.module]
+
+
+def test_pages_import_only_what_is_public():
+    """What README, docs and examples show comes from the faces, so that no user builds on an inner module."""
+    public = {f"{module}.{name}" for module in faces.FACES for name in faces.exported(module)} | set(faces.FACES)
+    public |= {"incop.cli.main"}  # the command line from Python
+    files = [*stage.sources(), *sorted((ROOT / "examples").rglob("*.py"))]
+    shown = {
+        f"{module}.{name.split(' as ')[0].strip()}": file.name
+        for file in files
+        for module, names in re.findall(
+            r"^ *from (incop[\w.]*) import ([\w, ]+)", file.read_text(encoding="utf-8"), re.M
+        )
+        for name in names.split(",")
+    }
+    assert len(shown) > 20
+    assert {name: file for name, file in shown.items() if name not in public} == {}
 
 
 def test_links_are_gathered_as_they_lie(tmp_path):
@@ -162,3 +175,11 @@ def test_what_is_wrong_with_a_built_page_is_seen(body, fault, tmp_path, monkeypa
     )
     (tmp_path / "docs" / "index.html").write_text("")
     assert finish.problems_of("docs/page.html", fine, finish.Page(fine), pages) == []
+
+
+def test_only_packages_and_faces_list_their_names():
+    """What is public can be seen in one place: inner modules have no `__all__`."""
+    for file in sorted((ROOT / "src" / "incop").rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT / "src").with_suffix("").parts)
+        if file.name != "__init__.py" and module not in faces.FACES:
+            assert not faces.exported(module), f"{module} lists its names, and is not in docs/site/faces.py"

@@ -16,9 +16,8 @@ from incop.cli.tracking import tracked
 from incop.errors import InputError, MissingExtra
 from incop.experiments import runs
 from incop.integrations import trackers
-from incop.integrations.trackers import line, tracker
-from incop.integrations.trackers.line import Told
-from incop.integrations.trackers.rows import Rows
+from incop.integrations.trackers import feed, rows, tracker
+from incop.integrations.trackers.feed import Backend, Ending
 from incop.records import Check, Flow, Level, Spent
 from incop.rundir import RunDir
 
@@ -31,35 +30,31 @@ QUICK = {"method": "lth-rate", "levels": 2, "check_every": "0.5"}
 class Fake:
     """A tracker that keeps what it is told in memory, and may fail in several ways."""
 
-    keeps_pages = False
     survives_kill = True
     made = ()
 
-    def __init__(self):
-        self.begun, self.rows, self.ended, self.dropped = [], [], None, False
+    def __init__(self, feed):
+        self.begun, self.rows, self.ended, self.about = [], [], None, feed.run
         Fake.made.append(self)
+        identity = self.begin(feed.known)
+        for number, row in feed.rows(identity):
+            self.row(row, number)
+        self.end(feed.ending)
 
-    def begin(self, about, identity):
-        self.about = about
+    def begin(self, identity):
         self.begun.append(identity)
         return identity or "abc"
-
-    def kept(self):
-        return None
 
     def row(self, row, number):
         assert number == len(self.rows) or self.begun[-1] is not None
         self.rows.append(row)
 
-    def end(self, end):
-        self.ended = end
-
-    def drop(self):
-        self.dropped = True
+    def end(self, ending):
+        self.ended = ending
 
 
 class FailsToBegin(Fake):
-    def begin(self, about, identity):
+    def begin(self, identity):
         raise OSError("the server is gone")
 
 
@@ -76,13 +71,8 @@ class Exits(Fake):
 
 
 class FailsToEnd(Fake):
-    def end(self, end):
+    def end(self, ending):
         raise ValueError("cannot close")
-
-
-class FailsEverywhere(FailsToBegin):
-    def drop(self):
-        raise OSError("not even that")
 
 
 class Hangs(Fake):
@@ -98,16 +88,18 @@ class Slow(Fake):
         super().row(row, number)
 
 
-FAILING = [FailsToBegin, FailsAtARow, Exits, FailsToEnd, FailsEverywhere, Hangs]
+FAILING = [FailsToBegin, FailsAtARow, Exits, FailsToEnd, Hangs]
 
 
 @pytest.fixture
 def fake(monkeypatch):
-    """Put a backend in the place of TensorBoard's."""
+    """Put a backend in the place of a tracker's own."""
     monkeypatch.setattr(Fake, "made", [])
+    monkeypatch.setattr(tracker, "load", lambda library: None)
 
-    def use(backend):
-        monkeypatch.setitem(tracker.BACKENDS, "tensorboard", backend)
+    def use(backend, name="tensorboard"):
+        there = Backend(backend, keeps_pages=False, survives_kill=backend.survives_kill)
+        monkeypatch.setitem(tracker.BACKENDS, name, there)
         return Fake.made
 
     return use
@@ -140,10 +132,10 @@ def test_every_check_and_level_is_told_in_order_with_what_it_holds(tmp_path, fak
         if one.key[1] is not None:
             assert one.values["sparsity"] == RunDir(tmp_path / "R").levels()[one.key[0]].sparsity
             assert one.texts["verdict"]
-    at = [row.at for row in backend.rows]
+    at = [row.step for row in backend.rows]
     assert at == sorted(at)
     assert at[-1] == RunDir(tmp_path / "R").read_summary().spent.steps
-    assert backend.ended.summary["spent/steps"] == at[-1]
+    assert next(row for row in reversed(backend.rows) if row.key[1]).values["spent/steps"] == at[-1]
 
 
 def keys_of(folder):
@@ -158,7 +150,7 @@ def keys_of(folder):
 
 @pytest.mark.parametrize("backend", FAILING)
 def test_a_tracker_that_fails_does_not_change_the_run_and_is_told_once(backend, tmp_path, fake, monkeypatch, untracked):
-    monkeypatch.setattr(line, "PATIENCE", 0.2)
+    monkeypatch.setattr(tracker, "PATIENCE", 0.2)
     fake(backend)
     told = carried_out(planned(**QUICK), tmp_path / "R")
     Hangs.free.set()
@@ -169,29 +161,31 @@ def test_a_tracker_that_fails_does_not_change_the_run_and_is_told_once(backend, 
 
 
 def test_a_tracker_that_hangs_holds_no_check_up(tmp_path, fake, monkeypatch):
-    monkeypatch.setattr(line, "PATIENCE", 0.2)
+    monkeypatch.setattr(tracker, "PATIENCE", 0.2)
     fake(Hangs)
     hook = trackers.track("tensorboard", tmp_path, on_notice=lambda sentence: None)
+    began = time.monotonic()
     for number in range(1, 200):
         hook.check(Check(level=0, number=number, epoch=float(number)))  # returns, though not one is taken
-    hook.end()
+    hook.end(Ending("finished"))
+    assert time.monotonic() - began < 30  # a row takes 60 s
     Hangs.free.set()
 
 
 def test_one_that_fails_leaves_the_others_alone(tmp_path, fake, monkeypatch):
     fake(FailsAtARow)
-    monkeypatch.setitem(tracker.BACKENDS, "mlflow", Fake)
+    fake(Fake, "mlflow")
     told = []
     runs.execute(planned(**QUICK), tmp_path / "R", tracked(runs.Progress(on_notice=told.append), "tensorboard,mlflow"))
     assert len(told) == 1
-    broken, whole = Fake.made
-    assert broken.dropped
+    broken, whole = sorted(Fake.made, key=lambda one: len(one.rows))
+    assert isinstance(broken, FailsAtARow)
     assert [row.key for row in whole.rows] == keys_of(tmp_path / "R")
 
 
 def test_a_fault_of_the_hook_itself_does_not_stop_the_run(tmp_path, fake, monkeypatch, untracked):
     fake(Fake)
-    monkeypatch.setattr(Rows, "check", lambda self, check: 1 / 0)
+    monkeypatch.setattr(feed, "row_of", lambda record, spent: 1 / 0)
     told = carried_out(planned(**QUICK), tmp_path / "R")
     assert len(told) == 1
     assert "ZeroDivisionError" in told[0]
@@ -213,7 +207,7 @@ def test_a_run_that_is_gone_on_with_tells_nothing_twice_and_leaves_nothing_out(s
             assert made[-1].ended.status == "interrupted"
     assert [row.key for backend in made for row in backend.rows] == keys_of(tmp_path / "R")
     assert [backend.begun for backend in made] == [[None], *([["abc"]] * len(stops))]
-    at = [row.at for backend in made for row in backend.rows]
+    at = [row.step for backend in made for row in backend.rows]
     assert at == sorted(at)
 
 
@@ -239,13 +233,6 @@ def test_checks_made_again_after_a_checkpoint_are_not_told_again(tmp_path, fake)
     assert [row.key for backend in made for row in backend.rows] == keys_of(tmp_path / "R")
 
 
-class Forgetful(Fake):
-    """Loses what it was told last when it is killed, and knows it."""
-
-    def kept(self):
-        return 2
-
-
 class Unsure(Fake):
     """Loses something when it is killed, and does not know what."""
 
@@ -256,17 +243,13 @@ def killed(folder, number):
     """Carry a run out with a tracker, and end it as if it had been killed: nothing is told to the tracker any more."""
     progress = tracked(signalled_at(number), "tensorboard")
     hook = progress.on_begin.__self__
-    progress.on_end = lambda run: [one.close() for one in hook.lines]
+    progress.on_end = lambda run: None
     with pytest.raises(Interrupted):
         runs.execute(planned(**QUICK), folder, progress)
-
-
-def test_what_a_killed_tracker_had_not_written_is_told_again(tmp_path, fake):
-    made = fake(Forgetful)
-    killed(tmp_path / "R", 15)
-    runs.resume(tmp_path / "R", tracked(runs.Progress(), "tensorboard"))
-    assert len(made[0].rows) > 2
-    assert [row.key for row in made[0].rows[:2] + made[1].rows] == keys_of(tmp_path / "R")
+    until = time.monotonic() + 60
+    while any(not one._queue.empty() for one in hook._feeds):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_where_nobody_knows_what_a_killed_tracker_has_all_is_told_to_a_new_run(tmp_path, fake):
@@ -320,14 +303,16 @@ def test_a_strangers_link_is_not_written_through(tmp_path, fake):
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_list_that_is_a_link_is_replaced_and_not_read(tmp_path):
+def test_a_journal_that_is_a_link_is_replaced_and_not_read(tmp_path, fake):
+    made = fake(Fake)
     (tmp_path / "mine").write_text('{"id": "a"}\n')
     (tmp_path / "t").mkdir()
-    told = Told.of(tmp_path / "t", "mlflow")
-    told.file.symlink_to(tmp_path / "mine")
-    assert told.identity() is None
-    told.start("b")
+    (tmp_path / "t" / "tensorboard.jsonl").symlink_to(tmp_path / "mine")
+    with trackers.track("tensorboard", tmp_path / "t", resume=True):
+        pass
+    assert made[0].begun == [None]
     assert (tmp_path / "mine").read_text() == '{"id": "a"}\n'
+    assert not (tmp_path / "t" / "tensorboard.jsonl").is_symlink()
 
 
 def test_threads_end_with_the_run(tmp_path, fake):
@@ -355,7 +340,8 @@ def test_from_python_in_two_lines(tmp_path, fake):
     assert [row.key for row in rows if row.key[1] is None] == [(0, None), (1, None), (2, None)]
     assert sum(row.key[1] is not None for row in rows) == sum(len(t.checks) for t in tickets)
     assert made[0].about.parameters == {"lr": 0.1}
-    assert made[0].ended.summary["level/sparsity"] == tickets[-1].sparsity
+    assert rows[-1].values["level/sparsity"] == tickets[-1].sparsity
+    assert made[0].ended.status == "finished"
 
 
 def test_from_python_an_error_of_the_search_comes_through_and_the_run_ends_failed(tmp_path, fake):
@@ -372,7 +358,7 @@ def test_from_python_the_x_axis_goes_on_when_resumed(tmp_path, fake):
         hook.check(Check(level=0, number=1, epoch=1.0, spent=spent))
     with trackers.track("tensorboard", tmp_path, resume=True) as hook:
         hook.check(Check(level=1, number=1, epoch=1.0, spent=Spent(1.0, 5)))
-    assert [row.at for row in made[1].rows] == [15]
+    assert [row.step for row in made[1].rows] == [15]
 
 
 def test_from_python_failures_are_logged_where_nobody_listens(tmp_path, fake, caplog):
@@ -384,23 +370,23 @@ def test_from_python_failures_are_logged_where_nobody_listens(tmp_path, fake, ca
 
 def test_names_of_flows_stay_apart():
     names = {"a->b": 0.1, "a-to-b": 0.2, "x y": 0.3, "x/y": 0.4, "é": 0.5}
-    row = Rows().check(Check(level=0, number=1, epoch=1.0, flow=Flow(names)))
+    row = rows.row_of(Check(level=0, number=1, epoch=1.0, flow=Flow(names)), {})
     told = {name: value for name, value in row.values.items() if name.startswith("flow/")}
     assert sorted(told.values()) == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert all(name.removeprefix("flow/").isascii() and "/" not in name[5:] for name in told)
 
 
 def test_the_x_axis_of_a_loop_that_counts_no_steps_is_made_of_epochs():
-    rows = Rows()
-    at = [rows.check(Check(level=n, number=1, epoch=1.5, spent=Spent(1.5))).at for n in range(3)]
-    assert at == [1500, 3000, 4500]
+    spent = {}
+    steps = [rows.row_of(Check(level=n, number=1, epoch=1.5, spent=Spent(1.5)), spent).step for n in range(3)]
+    assert steps == [1500, 3000, 4500]
 
 
 def test_what_a_level_spent_before_its_first_check_counts():
-    rows = Rows()
+    spent = {}
     dense = Level(0, 0.0, 0.0, 9, 2.0, 50, 99, 1.0, 0.0, 0, 0.5, "dense", "none")
-    assert rows.level(dense).at == 50
-    assert rows.check(Check(level=1, number=0, epoch=0.0)).at == 50
+    assert rows.row_of(dense, spent).step == 50
+    assert rows.row_of(Check(level=1, number=0, epoch=0.0), spent).step == 50
 
 
 @pytest.mark.parametrize("command", ["search", "compare"])
@@ -425,11 +411,15 @@ def test_a_missing_library_names_its_extra_before_any_training(name, tmp_path, c
     assert list(tmp_path.iterdir()) == []
 
 
-def test_names_are_read_once_each():
-    assert trackers.named("mlflow, wandb,mlflow") == ("mlflow", "wandb")
-    assert trackers.named(["trackio"]) == ("trackio",)
+@pytest.mark.parametrize("names", ["tensorboard, mlflow,tensorboard", ["tensorboard", "mlflow"]])
+def test_each_tracker_is_told_once(names, tmp_path, fake):
+    made = fake(Fake)
+    fake(Fake, "mlflow")
+    with trackers.track(names, tmp_path):
+        pass
+    assert len(made) == 2
     with pytest.raises(InputError, match="unknown tracker"):
-        trackers.named("aim")
+        trackers.track("aim", tmp_path)
 
 
 def test_the_plan_says_nothing_of_trackers(tmp_path, fake):

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from incop.errors import InputError
-from incop.experiments import methods
-from incop.pruning import Competition, EvenDamage, Fraction, Planned, PQIndex, SparsityPath, Target
+from incop.pruning import Competition, EvenDamage, Fraction, Planned, PQIndex, SparsityPath, Target, parse_amount
 
 
 def competition(weights, total=None, level=1):
@@ -383,13 +382,13 @@ positive = st.floats(1e-3, 1e3)
 @given(
     st.builds(Fraction, share)
     | st.builds(Target, share, st.integers(1, 99))
-    | st.builds(EvenDamage, st.floats(0, 1, exclude_min=True, exclude_max=True), st.integers(1, 99))
+    | st.builds(EvenDamage, st.floats(0, 1, exclude_min=True, exclude_max=True), st.none() | st.integers(1, 99))
     | st.builds(
         lambda p, gap, e, g, b: PQIndex(p, p + gap, e, g, b), positive, positive, positive, positive, st.just(0.7)
     )
 )
 def test_what_an_amount_writes_is_read_back(rule):
-    assert methods.amount(str(rule)) == rule
+    assert parse_amount(str(rule)) == rule
 
 
 @pytest.mark.parametrize(
@@ -398,6 +397,8 @@ def test_what_an_amount_writes_is_read_back(rule):
         (Fraction(0.2), "0.2"),
         (Target(0.98, 10), "to 0.98 in 10"),
         (EvenDamage(0.98, 40), "flow to 0.98 in 40"),
+        (PQIndex(1, 2, 0, 1, 0.5), "pq:1,2,0,1,0.5"),
+        (Target(0.9, 20, "cubic"), "cubic to 0.9 in 20"),
         (EvenDamage(0.98), "flow to 0.98"),
         (PQIndex(), "pq:1,2"),
         (PQIndex(0.5, 1), "pq:0.5,1"),
@@ -486,3 +487,43 @@ def test_weights_of_one_size_have_an_index_of_nothing_and_never_less():
 def test_even_damage_of_weights_that_are_already_sparser_stays_where_they_are():
     path = EvenDamage(0.9, 3).plan(many(5, 100, damage=lambda count: 0.5))
     assert path.sparsities == (0.95, 0.95, 0.95)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a lot",
+        "pq:1",
+        "pq:2,1",
+        "pq:1,2,3,4,5,6",
+        "1.2",
+        "nan",
+        "to 1.5 in 10",
+        "to x in 10",
+        "flow to 1 in 10",
+        "flow to 0.9 in 0",
+        "flow to x in 10",
+        "flow to 0.9 in 2.5",
+        "to 0.9 in 10001",
+        f"flow to 0.9 in {'9' * 5000}",
+    ],
+)
+def test_words_that_are_no_amount_are_refused_in_one_sentence(text):
+    with pytest.raises(InputError) as error:
+        parse_amount(text)
+    assert "\n" not in str(error.value)
+
+
+def test_an_amount_knows_the_sparsity_that_its_levels_lead_to():
+    for amount, levels in (
+        (Fraction(0.2), 5),
+        (Target(0.9, 10), 4),
+        (Target(0.9, 10), 12),
+        (Target(0.9, 9, "cubic"), 3),
+    ):
+        left = 100_000
+        for level in range(1, levels + 1):
+            left -= amount(Competition(torch.ones(left), 100_000, level))
+        assert amount.sparsity_after(levels) == pytest.approx(1 - left / 100_000, abs=1e-4)
+    assert EvenDamage(0.9, 4).sparsity_after(4) == 0.9

@@ -12,10 +12,10 @@ from torch.optim import optimizer as hooks
 import incop
 from incop import Masks, stopping
 from incop.errors import Diverged, InputError
+from incop.flat_state import part, under
 from incop.loop.tickets import Dense
 from incop.pruning import Magnitude, Saliency
 from incop.pruning.saliency import FAINT
-from incop.states import part, under
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)

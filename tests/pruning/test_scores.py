@@ -3,12 +3,14 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
 from incop import Masks
 from incop.errors import InputError
-from incop.pruning import GradientTimesWeight, Magnitude, Random
+from incop.pruning import GradientTimesWeight, Magnitude, Random, Saliency, parse_score
 
 
 def weights(model):
@@ -162,7 +164,7 @@ def test_in_words():
     assert [str(s) for s in (Magnitude(), Random(), GradientTimesWeight(nn.MSELoss(), []))] == [
         "magnitude",
         "random",
-        "gradient × weight",
+        "gradient",
     ]
 
 
@@ -171,3 +173,45 @@ def test_a_score_cannot_be_changed(made):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, dataclasses.fields(made)[0].name, 1)
     assert Random() == Random(seed=0)
+
+
+def settings(score):
+    return type(score), score.power if isinstance(score, Saliency) else score
+
+
+@given(
+    st.just(Magnitude())
+    | st.builds(Random, st.integers(0, 2**31 - 1))
+    | st.builds(Saliency, st.floats(0, 1))
+    | st.just(GradientTimesWeight(functional.cross_entropy))
+)
+def test_what_a_score_writes_is_read_back(score):
+    seed = score.seed if isinstance(score, Random) else 0
+    assert settings(parse_score(str(score), seed=seed)) == settings(score)
+
+
+@pytest.mark.parametrize(("text", "power"), [("saliency:0.25", 0.25), ("saliency:1", 1.0), ("saliency:.5", 0.5)])
+def test_the_power_of_saliency_in_words(text, power):
+    score = parse_score(text)
+    assert (score.power, score.memory) == (power, 1000)
+
+
+@pytest.mark.parametrize("power", ["", "x", "2", "-0.5", "nan", "inf", "0,5"])
+def test_a_power_that_is_none(power):
+    with pytest.raises(InputError, match=r"power .*\[0, 1\]"):
+        parse_score(f"saliency:{power}")
+
+
+def test_an_unknown_score_comes_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'magnitude'"):
+        parse_score("magnitud")
+
+
+def test_a_score_in_words_is_given_its_data_later():
+    net, batches = nn.Linear(4, 2), [(torch.randn(6, 4), torch.randn(6, 2))]
+    score = parse_score("gradient", loss=nn.MSELoss())
+    with pytest.raises(InputError, match="gradient × weight has no data"):
+        score(net, weights(net))
+    found = score.with_data(batches)(net, weights(net))
+    wanted = GradientTimesWeight(nn.MSELoss(), batches)(net, weights(net))
+    assert torch.equal(found["weight"], wanted["weight"])

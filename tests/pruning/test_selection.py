@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from incop.errors import InputError, TrainingError
-from incop.pruning import Global, Layerwise, NofM
+from incop.pruning import Global, Layerwise, NofM, Units, parse_selection
 from incop.pruning.selection import checked, lowest
 
 few = st.sampled_from([0.0, -0.0, 0.5, 1.0, 2.0, float("inf"), 1e-45])
@@ -121,3 +121,52 @@ def test_checked():
 def test_a_selection_cannot_be_changed(made):
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(made, dataclasses.fields(made)[0].name, 1)
+
+
+# --- in words
+
+rates = st.floats(0, 1e6)
+patterns = st.integers(1, 99).flatmap(lambda n: st.builds(NofM, st.just(n), st.integers(n + 1, 200)))
+
+
+@given(
+    st.just(Global())
+    | st.builds(lambda rate: Layerwise(output=rate), rates)
+    | st.builds(lambda each: Units(None, each_layer=each), st.booleans())
+    | patterns
+)
+def test_what_a_selection_writes_is_read_back(selection):
+    assert parse_selection(str(selection)) == selection
+    assert str(parse_selection(str(selection))) == str(selection)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("global", Global()),
+        ("layer", Layerwise()),
+        ("layer:0.5", Layerwise(output=0.5)),
+        ("units", Units(None)),
+        ("units:layer", Units(None, each_layer=True)),
+        ("2:4", NofM(2, 4)),
+    ],
+)
+def test_selections_in_words(text, wanted):
+    assert parse_selection(text) == wanted
+    assert str(wanted) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "local", "4:2", "layer:", "layer:x", "layer:nan", "units:0.5", "2:", f"1:{'9' * 5000}"]
+)
+def test_words_that_are_no_selection_are_refused_in_one_sentence(text):
+    with pytest.raises(InputError) as error:
+        parse_selection(text)
+    assert "\n" not in str(error.value)
+
+
+def test_units_in_words_are_given_their_example_later():
+    batches = [torch.ones(3, 4), torch.zeros(3, 4)]
+    units = parse_selection("units:layer").with_data(batches)
+    assert units.example is batches[0]
+    assert units.each_layer

@@ -60,7 +60,7 @@ def check_sdist(file: Path) -> None:
         "constraints.txt",
     ):
         assert needed in names, f"{file.name} lacks {needed}"
-    for folder in ("src/incop", "tests", "docs", "examples", "benchmarks"):
+    for folder in ("src/incop", "tests", "tests/campaigns", "docs", "examples", "benchmarks"):
         assert any(name.startswith(f"{folder}/") for name in names), f"{file.name} lacks {folder}"
     left = [name for name in names if "__pycache__" in name or name.startswith(("runs/", ".venv", "data/"))]
     assert not left, f"{file.name} holds {left[:3]}"

@@ -12,8 +12,9 @@ from scipy.optimize import minimize
 from theory_oracles import lives, outputs
 
 import incop
-from incop import Check, Flow, History, pruning, stopping
+from incop import pruning, stopping
 from incop.flow import Damage
+from incop.records import Check, Flow, History
 
 CONCAVE, LINEAR, CONVEX = (0.0, 0.3, 0.7), (1.0,), (1.5, 2.0, 3.0)
 

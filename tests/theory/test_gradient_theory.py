@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import incop
 from incop.flow import GradientFlow
+from incop.records import Check, History
 from incop.stopping import FlowRestored
 
 CROSS = GradientFlow(functional.cross_entropy)
@@ -189,7 +190,7 @@ def test_a_flow_near_a_converged_one_bounds_the_gap(digits):
             loss = functional.mse_loss(pruned(x), y)
             if step % 10 == 0:
                 flow = incop.measure(pruned, (x, y), SQUARE, masks=masks)
-                if rule(incop.History((incop.Check(1, 1, 1.0, flow=flow),), reference)).stop:
+                if rule(History((Check(1, 1, 1.0, flow=flow),), reference)).stop:
                     break
             optimizer.zero_grad()
             loss.backward()
@@ -210,7 +211,7 @@ def test_false_that_a_small_gradient_is_a_small_loss(trained):
         dead[4].bias.copy_(torch.bincount(trained.y, minlength=10).double().log())
     flow = incop.measure(dead, (trained.x, trained.y), CROSS)
     assert all(value == 0.0 for value in flow.values.values())
-    verdict = FlowRestored(within=0.3)(incop.History((incop.Check(1, 1, 1.0, flow=flow),), reference))
+    verdict = FlowRestored(within=0.3)(History((Check(1, 1, 1.0, flow=flow),), reference))
     assert reference.norm() < 0.3
     assert verdict.stop
     accuracy = (dead(trained.x).argmax(1) == trained.y).double().mean()

@@ -12,7 +12,8 @@ from theory_networks import train
 from torch import nn
 
 import incop
-from incop import Check, History, pruning, stopping
+from incop import pruning, stopping
+from incop.records import Check, History
 
 FINE = settings(max_examples=60, deadline=None, derandomize=True)
 

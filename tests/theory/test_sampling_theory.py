@@ -18,6 +18,7 @@ from torch.nn import functional
 import incop
 from incop.flow import GradientFlow, InformationFlow, sampling_error
 from incop.flow.moments import CoMoments, Rows
+from incop.records import Check, History
 from incop.stopping import FlowRestored
 
 FALSE_ALARM = 1e-6
@@ -220,7 +221,7 @@ def test_a_flow_that_is_back_is_seen_within_twice_the_sampling_error(trained):
         probe = trained.x[torch.tensor(rng.integers(len(trained.x), size=150))]
         flow = incop.measure(trained.model, probe, InformationFlow())
         total = sampling_error(trained.model, probe, InformationFlow(), groups=10).total
-        history = incop.History((incop.Check(1, 1, 1.0, flow=flow),), truth)
+        history = History((Check(1, 1, 1.0, flow=flow),), truth)
         far += not FlowRestored(within=2 * total)(history).stop
         near += not FlowRestored(within=total / 2)(history).stop
     assert far <= stats.binom.isf(FALSE_ALARM, repetitions, claims.chebyshev(2))

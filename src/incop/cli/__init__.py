@@ -20,11 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Two OpenMP threads that spin while another job holds the cores make training up to 13 times slower;
     # passive waiting costs nothing on an idle machine. It must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from incop import ranks
+    from incop import distributed
     from incop.cli.app import run  # after the setting above
 
     status = run(list(sys.argv[1:] if arguments is None else arguments))
-    if arguments is None and ranks.launched():
+    if arguments is None and distributed.launched():
         _leave(status)
     return status
 

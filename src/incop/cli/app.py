@@ -8,7 +8,7 @@ import traceback
 from cyclopts import App, CycloptsError
 
 import incop
-from incop import ranks
+from incop import distributed
 from incop.cli.bench_export import bench_export
 from incop.cli.compare import compare
 from incop.cli.export import export
@@ -22,9 +22,7 @@ from incop.cli.show import show
 from incop.cli.tables import printable
 from incop.errors import Diverged, IncopError, InputError, MissingExtra
 
-__all__ = ["app", "run"]
-
-HELP = """Find sparse networks by iterative magnitude pruning, each level's retraining ended by the flow between its layers.
+HELP = """Find sparse networks by iterative pruning, guided by the flow of information between their layers.
 
 Start with `incop search`: it needs no data and ends in seconds.
 """
@@ -87,7 +85,7 @@ def _status(error: BaseException) -> int:  # noqa: PLR0911  # one return for eac
 
 def _told_by_another(error: BaseException) -> bool:
     """Say whether the first of several processes tells this one's error too: one sentence is enough."""
-    return ranks.number() > 0 and (
+    return distributed.number() > 0 and (
         getattr(error, "shared", False) or isinstance(error, Diverged | KeyboardInterrupt | CycloptsError)
     )
 
@@ -95,8 +93,8 @@ def _told_by_another(error: BaseException) -> bool:
 def _complain(sentence: str, status: int, error: BaseException | None = None) -> int:
     if error is not None and _told_by_another(error):
         return status
-    if ranks.number() > 0:
-        sentence = f"process {ranks.number()}: {sentence}"
+    if distributed.number() > 0:
+        sentence = f"process {distributed.number()}: {sentence}"
     said = printable(" ".join(sentence.split()))
     shown = said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
     print(f"incop: {shown}", file=sys.stderr)

@@ -1,25 +1,20 @@
-"""`incop bench-export`: what the forms of a run's ticket take on disk, in memory and in time, against the dense network."""
+"""`incop bench-export`: what the forms of a run's ticket take in time, on disk and in memory, against the dense network."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from incop.cli.tables import plain_console, printable, table
 from incop.cli.tickets import level_of, subject_of
 from incop.errors import TrainingError
+from incop.reports.exported import absent
 from incop.rundir import RunDir, write_atomically
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from incop.export import Subject
-    from incop.export.benching import Bench, Speed
-
-__all__ = ["bench_export"]
+    from incop.export.benchmark import Bench, Speed
 
 
 def bench_export(
@@ -37,7 +32,7 @@ def bench_export(
     json_: bool = False,
     debug: bool = False,
 ) -> None:
-    """Measure what the forms of a run's ticket take on disk, in memory and in time, against the dense network.
+    """Measure what the forms of a run's ticket take in time, on disk and in memory, against the dense network.
 
     All are timed in turn in one run. The result is kept as RUN/export/bench.json and shown by `incop report`.
 
@@ -76,9 +71,7 @@ def bench_export(
     for word in words or ():
         room.form(word)
     subject = subject_of(folder, number, data, data_dir, run_code)
-    found = room.bench(
-        subject, words, dense=_dense(folder, subject), batch_sizes=sizes, rounds=repeats, threads=threads
-    )
+    found = room.bench(subject, words, batch_sizes=sizes, rounds=repeats, threads=threads)
     told = json.dumps(found.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     try:
         folder.bench_file.parent.mkdir(exist_ok=True)
@@ -90,28 +83,11 @@ def bench_export(
     if json_:
         sys.stdout.write(told + "\n")
         return
-    _tell(found, folder, in_full=words is not None)
+    _tell(found, folder)
 
 
-def _dense(folder: RunDir, subject: Subject) -> nn.Module | None:
-    """Return the network of level 0; None where the run did not keep it."""
-    import copy
-
-    from incop import checkpoints
-    from incop.errors import InputError
-    from incop.experiments.tickets import put_weights
-
-    try:
-        weights = checkpoints.load_weights(folder.level_dir(0))
-        dense = copy.deepcopy(subject.model)
-        put_weights(dense, weights, source=str(folder.level_dir(0)))
-    except InputError:
-        return None
-    return dense
-
-
-def _tell(found: Bench, folder: RunDir, *, in_full: bool) -> None:
-    """Print the verdict, what it rests on, and in one line what could not be made; of forms asked for by name, why in full."""
+def _tell(found: Bench, folder: RunDir) -> None:
+    """Print the verdict, what it rests on, and in one line what could not be made."""
     console = plain_console()
     console.print(found.verdict, highlight=False, soft_wrap=True)
     about, settings, environment = found.about, found.settings, found.environment
@@ -121,48 +97,22 @@ def _tell(found: Bench, folder: RunDir, *, in_full: bool) -> None:
         f"level {about['level']}, sparsity {about['sparsity']:.4f}; {environment['cpu']}, threads {settings['threads']}, "
         f"{settings['rounds']} rounds of {settings['clock']}{busy}"
     )
-    sizes = [speed.batch for speed in found.rows[0].speeds]
-    columns = ["form", "bytes", "zipped", "weights", "not zero", "MACs", "by not zero", "memory"]
-    for size in sizes:
-        columns += [f"ms at {size}", "times as fast"]
+    columns = ["form", "bytes", "memory"]
+    for speed in found.rows[0].speeds:
+        columns += [f"ms at {speed.batch}", "times as fast"]
     rows = [
         [
             row.form,
             f"{row.bytes:,}",
-            f"{row.zipped:,}",
-            f"{row.parameters:,}",
-            f"{row.nonzero:,}",
-            f"{row.macs:,}",
-            f"{row.macs_nonzero:,}",
             "–" if row.memory is None else f"{row.memory / 2**20:.1f} MiB",
             *(cell for speed in row.speeds for cell in (f"{speed.ms:.3g}", _times(speed))),
         ]
         for row in found.rows
     ]
     console.print(table(title, columns, rows, numbers=len(columns) - 1), soft_wrap=True)
-    off = max((row.difference for row in found.rows if row.difference is not None), default=0.0)
-    same = min((row.same_answers for row in found.rows if row.same_answers is not None), default=None)
-    decided = "" if same is None else f"; the same class for {same:.1%} of them"
-    samples = settings["samples"]
-    console.print(
-        f"answers differ from the masked network's by at most {off:.1e} on {samples} samples{decided}", highlight=False
-    )
     console.print(printable(f"kept as {folder.bench_file}"), highlight=False, soft_wrap=True)
     if found.not_made:
-        console.print(printable(_absent(found.not_made, in_full=in_full)), highlight=False, soft_wrap=True)
-
-
-def _absent(not_made: Mapping[str, str], *, in_full: bool) -> str:
-    """Return one line on the forms that could not be made, those of one reason together.
-
-    A reason's first clause says why (of a missing library also what to install), what follows it is what else was found.
-    """
-    together: dict[str, list[str]] = {}
-    for word, why in not_made.items():
-        together.setdefault(why if in_full else why.partition("; ")[0], []).append(word)
-    told = "; ".join(f"{', '.join(words)} ({why})" for why, words in together.items())
-    shortened = not in_full and any("; " in why for why in not_made.values())
-    return f"not made: {told}{'; more in the file' if shortened else ''}"
+        console.print(printable(f"not made: {absent(found.not_made)}"), highlight=False, soft_wrap=True)
 
 
 def _times(speed: Speed) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from incop import ranks
+from incop import distributed
 from incop.cli.tables import plain_console, table
 from incop.cli.under_way import watch_comparison
 from incop.errors import IncopError, InputError, MissingExtra
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from incop.experiments.comparison import Comparison, Job
     from incop.experiments.engines import Engine
-
-__all__ = ["compare"]
 
 NOTHING_SAID = Plan()
 
@@ -89,7 +87,7 @@ def compare(
     debug
         Show where an error came from.
     """
-    if ranks.launched():
+    if distributed.launched():
         raise InputError(
             "a comparison is many searches, each a process of its own, and torchrun makes several processes of one search: start "
             "`incop compare --jobs N` without torchrun"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +13,7 @@ from incop.errors import InputError
 from incop.rundir import RunDir
 
 if TYPE_CHECKING:
-    from incop.export import Form, Subject, Written
-
-__all__ = ["export"]
+    from incop.export import Subject, Written
 
 
 def export(
@@ -42,8 +39,8 @@ def export(
     level
         Level of the ticket; by default the last of a finished run.
     to
-        Form, or several with commas between them: folded, safetensors, sparse, compacted, onnx, csr, 2:4, compacted+onnx,
-        compacted+csr. All of them are written, or none.
+        Form, or several with commas between them: folded, safetensors, sparse, compacted, onnx, csr, compacted+onnx, compacted+csr.
+        All of them are written, or none.
     out
         Folder to write to; by default RUN/export/level_NN.
     replace
@@ -61,74 +58,55 @@ def export(
         Show where an error came from.
     """
     try:
-        written, subject, sizes = _exported(run, level, to, out, replace, (data, data_dir, run_code))
+        folder = RunDir.open(run)
+        number = level_of(folder, level)
+        words = [word.strip() for word in to.split(",") if word.strip()]
+        if not words:
+            raise InputError("--to names no form: say --to folded, for instance")
+        from incop import export as room
+
+        forms = [room.form(word) for word in words]
+        subject = subject_of(folder, number, data, data_dir, run_code)
+        where = out if out is not None else folder.path / "export" / f"level_{number:02d}"
+        written = room.write_all(subject, forms, where, replace=replace)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt("interrupted: nothing was exported") from error
-    _tell(written, sizes, subject, json_)
+    (_print_json if json_ else _tell)(written, subject)
 
 
-def _exported(
-    run: Path,
-    level: int | None,
-    to: str,
-    out: Path | None,
-    replace: bool,
-    rebuilt: tuple[str | None, Path | None, bool],
-) -> tuple[list[Written], Subject, _Sizes]:
-    folder = RunDir.open(run)
-    number = level_of(folder, level)
-    words = [word.strip() for word in to.split(",") if word.strip()]
-    if not words:
-        raise InputError("--to names no form: say --to folded, for instance")
-    from incop import export as room
+def _print_json(written: list[Written], subject: Subject) -> None:
+    from incop.export.lossless import dense_size
 
-    forms = [room.form(word) for word in words]
-    subject = subject_of(folder, number, *rebuilt)
-    where = out if out is not None else folder.path / "export" / f"level_{number:02d}"
-    written = room.write_all(subject, forms, where, replace=replace)
-    return written, subject, _sizes(forms, written, subject)
+    found = [
+        {
+            "form": one.form,
+            "files": [str(file) for file in one.files],
+            "bytes": one.size,
+            "again": [str(file) for file in one.again],
+            "difference": one.difference,
+            "bound": one.details.get("bound"),
+            **({"details": dict(one.details)} if one.details else {}),
+        }
+        for one in written
+    ]
+    json.dump({"about": dict(subject.about), "dense_bytes": dense_size(subject), "forms": found}, sys.stdout, indent=1)
+    print()
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    dense: int  # bytes of the dense network in float32
-    bounds: list[int | None]  # bytes that the entropy of masks and values asks for, of a form that aims at it
+def _tell(written: list[Written], subject: Subject) -> None:
+    from incop.export.lossless import dense_size
 
-
-def _sizes(forms: list[Form], written: list[Written], subject: Subject) -> _Sizes:
-    from incop.export.stored import SparseForm, dense_size
-
-    bounds = [form.bound(subject) if isinstance(form, SparseForm) else None for form in forms]
-    return _Sizes(dense_size(subject), bounds)
-
-
-def _tell(written: list[Written], sizes: _Sizes, subject: Subject, json_: bool) -> None:
-    if json_:
-        found = [
-            {
-                "form": one.form,
-                "files": [str(file) for file in one.files],
-                "bytes": one.size,
-                "again": [str(file) for file in one.again],
-                "difference": one.difference,
-                "bound": bound,
-                **({"details": dict(one.details)} if one.details else {}),
-            }
-            for one, bound in zip(written, sizes.bounds, strict=True)
-        ]
-        json.dump({"about": dict(subject.about), "dense_bytes": sizes.dense, "forms": found}, sys.stdout, indent=1)
-        print()
-        return
+    dense = dense_size(subject)
     rows = [
         [
             one.form,
             f"{one.size:,}",
-            f"{one.size / sizes.dense:.3f}",
-            "" if bound is None else f"{one.size / max(bound, 1):.2f}",
+            f"{one.size / dense:.3f}",
+            f"{one.size / max(one.details['bound'], 1):.2f}" if "bound" in one.details else "",
             "the same bits" if one.difference == 0 else f"{one.difference:.1e}",
             printable(str(one.files[0])),
         ]
-        for one, bound in zip(written, sizes.bounds, strict=True)
+        for one in written
     ]
     console = plain_console()
     samples = subject.example.samples if subject.example is not None else 0

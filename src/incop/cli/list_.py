@@ -6,8 +6,6 @@ from typing import Literal
 
 from incop.cli.tables import plain_console, table
 
-__all__ = ["list_"]
-
 
 def list_(
     what: Literal["all", "models", "data", "methods", "selections", "rules"] = "all", /, *, debug: bool = False
@@ -22,6 +20,7 @@ def list_(
         Show where an error came from.
     """
     from incop.experiments import datasets, methods, models  # imports torch
+    from incop.pruning.selection import SELECTIONS
     from incop.stopping import PHRASES
 
     console = plain_console()
@@ -39,6 +38,7 @@ def list_(
     if what in ("all", "methods"):
         console.print(table("methods", ("name", "what it is"), list(methods.describe().items())))
     if what in ("all", "selections"):
-        console.print(table("selections", ("words", "who competes"), list(methods.SELECTIONS.items())))
+        rows = [[form, about] for _, form, about, _ in SELECTIONS]
+        console.print(table("selections", ("words", "who competes"), rows))
     if what in ("all", "rules"):
         console.print(table("rules, joined by 'or' and 'and'", ("words",), [[form] for _, form, _ in PHRASES]))

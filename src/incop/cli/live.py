@@ -15,8 +15,6 @@ from incop.cli.tables import plain_console, printable
 from incop.experiments.plan import Plan
 from incop.records import Check, Level
 
-__all__ = ["say", "watch_progress"]
-
 REDRAW = 0.1  # seconds between two redraws: steps come a thousand times a second
 
 

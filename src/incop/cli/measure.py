@@ -12,8 +12,6 @@ from incop.experiments.plan import Plan
 from incop.records import Flow
 from incop.rundir import RunDir
 
-__all__ = ["measure"]
-
 
 def measure(
     run: Path | None = None,
@@ -121,15 +119,15 @@ def _print(found: Flow, reference: Flow | None) -> None:
 
 def _by_name(said: Plan, meter: str, *, alive_only: bool) -> tuple[Flow, Flow | None]:
     import incop  # torch comes with its first use
-    from incop.experiments import methods
-    from incop.experiments.parts import prepare, resolve
+    from incop.experiments.preparation import prepare, resolve
+    from incop.flow import parse_meter
 
-    found = methods.meter(meter, alive_only=alive_only)
+    found = parse_meter(meter, alive_only=alive_only)
     if found is None:
         raise InputError("--meter none measures nothing: choose information or gradient")
-    said = resolve(said)
-    say_code(said)
-    parts = prepare(said)
+    resolved = resolve(said)
+    say_code(resolved.plan)
+    parts = prepare(resolved)
     return incop.measure(parts.model, parts.probe, found), None
 
 
@@ -137,18 +135,19 @@ def _of_run(
     run: RunDir, level: int | None, meter: str | None, said: Plan, *, alive_only: bool
 ) -> tuple[Flow, Flow | None]:
     import incop  # torch comes with its first use
-    from incop.experiments import methods, tickets
+    from incop.experiments.run_levels import plan_of, rebuild
+    from incop.flow import parse_meter
 
-    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
+    plan = plan_of(run)
     words = meter or ("information:mean" if plan.meter in (None, "none") else str(plan.meter))
-    found = methods.meter(words, alive_only=alive_only or bool(plan.alive_only))
+    found = parse_meter(words, alive_only=alive_only or bool(plan.alive_only))
     if found is None:
         raise InputError("--meter none measures nothing: choose information or gradient")
     levels = [record.level for record in run.levels()]
     number = level if level is not None else max(levels, default=0)
     if said.run_code:
         say_code(plan)
-    parts, masks = tickets.rebuild(run, number, said)
+    parts, masks = rebuild(run, number, said)
     flow = incop.measure(parts.model, parts.probe, found, masks=masks)
-    parts, masks = tickets.rebuild(run, 0, said)
+    parts, masks = rebuild(run, 0, said)
     return flow, incop.measure(parts.model, parts.probe, found, masks=masks)

@@ -13,8 +13,6 @@ from incop.errors import InputError
 from incop.experiments import replays
 from incop.rundir import RunDir
 
-__all__ = ["replay"]
-
 
 def replay(
     run: Path,

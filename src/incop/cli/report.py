@@ -12,8 +12,6 @@ from incop.errors import InputError
 from incop.experiments import replays
 from incop.rundir import RunDir, write_atomically
 
-__all__ = ["report"]
-
 
 def report(
     folder: Path,

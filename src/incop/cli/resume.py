@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from incop import ranks
+from incop import distributed
 from incop.cli.live import say, watch_progress
 from incop.cli.tables import print_run
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
-
-__all__ = ["resume"]
 
 
 def resume(
@@ -46,15 +44,17 @@ def resume(
     debug
         Show where an error came from.
     """
-    with ranks.joined() as together:
+    with distributed.joined() as together:
         plan = together.once(lambda: _planned(run))
         from incop.cli.tracking import tracked
         from incop.experiments import runs  # imports torch
 
         with watch_progress(plan, progress if together.first else "off") as (console, listeners):
-            told = runs.Progress(*listeners, on_notice=say)
-            told = tracked(told, track) if together.first else runs.Progress()
-            folder = runs.resume(run, told, data_dir=data_dir, inexact=inexact, run_code=run_code, together=together)
+            listening = runs.Progress(*listeners, on_notice=say)
+            listening = tracked(listening, track) if together.first else runs.Progress()
+            folder = runs.resume(
+                run, listening, data_dir=data_dir, inexact=inexact, run_code=run_code, together=together
+            )
         if together.first:
             print_run(console, folder)
 

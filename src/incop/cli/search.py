@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from incop import ranks
+from incop import distributed
 from incop.cli.live import say, watch_progress
 from incop.cli.resume import resume
 from incop.cli.tables import print_run, say_code
@@ -16,9 +16,10 @@ from incop.errors import InputError
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir, read_toml
 
-__all__ = ["search"]
+if TYPE_CHECKING:
+    from incop.experiments.plan_words import ResolvedPlan
 
-NOTHING_SAID = Plan()
+NOTHING_GIVEN = Plan()
 
 
 def search(
@@ -26,7 +27,7 @@ def search(
     /,
     *,
     out: Path | None = None,
-    plan: Annotated[Plan, Parameter(name="*")] = NOTHING_SAID,
+    plan: Annotated[Plan, Parameter(name="*")] = NOTHING_GIVEN,
     dense: Path | None = None,
     track: str | None = None,
     progress: Literal["auto", "lines", "off"] = "auto",
@@ -54,40 +55,39 @@ def search(
     debug
         Show where an error came from.
     """
-    with ranks.joined() as together:
-        if out is not None and ranks.restarted() and together.once(lambda: RunDir(out).plan_file.exists()):
+    with distributed.joined() as together:
+        if out is not None and distributed.restarted() and together.once(lambda: RunDir(out).plan_file.exists()):
             resume(out, data_dir=plan.data_dir, run_code=plan.model is not None, track=track, progress=progress)
             return
-        full = together.together(lambda: _resolved(plan_file, plan, None if ranks.launched() else out))
+        full = together.together(lambda: _resolved(plan_file, plan, None if distributed.launched() else out))
         if together.first:
-            say_code(full)
+            say_code(full.plan)
         from incop.cli.tracking import tracked
         from incop.experiments import runs  # imports torch
 
-        folder = out if out is not None else Path(together.once(lambda: str(runs.default_out(full))))
+        folder = out if out is not None else Path(together.once(lambda: str(runs.default_out(full.plan))))
         mode = progress if together.first else "off"
-        with watch_progress(full, mode) as (console, listeners):
-            told = runs.Progress(*listeners, on_notice=say)
-            told = tracked(told, track) if together.first else told
-            run = runs.execute(full, folder, told, dense=dense, together=together)
+        with watch_progress(full.plan, mode) as (console, listeners):
+            listening = runs.Progress(*listeners, on_notice=say)
+            listening = tracked(listening, track) if together.first else listening
+            run = runs.execute(full, folder, listening, dense=dense, together=together)
         if together.first:
             print_run(console, run)
 
 
-def _resolved(plan_file: Path | None, plan: Plan, out: Path | None) -> Plan:
-    told, source = plan, ""
+def _resolved(plan_file: Path | None, plan: Plan, out: Path | None) -> ResolvedPlan:
+    given, source = plan, ""
     wrong: list[str] = []
     if plan_file is not None:
         file = plan_file / "plan.toml" if plan_file.is_dir() else plan_file
         if not file.is_file():
             raise InputError(f"there is no plan file {str(plan_file)!r}")
         from_file, wrong = Plan.read(read_toml(file))
-        told, source = plan.over(from_file), str(file)
+        given, source = plan.over(from_file), str(file)
     if plan.model is not None and plan.run_code is None:
-        told = replace(told, run_code=True)  # who names a model on the command line means it
+        given = replace(given, run_code=True)  # who names a model on the command line means it
     if out is not None:
         RunDir(out).refuse_existing()  # before torch is imported
-    from incop.experiments import parts, problems  # imports torch
+    from incop.experiments.preparation import resolve  # imports torch
 
-    problems.refuse([*wrong, *problems.said_wrong(told)], source)
-    return parts.resolve(told)
+    return resolve(given, problems=wrong, source=source)

@@ -10,8 +10,6 @@ from incop.cli.tables import level_table, plain_console, printable, spent_lines,
 from incop.records import only_incop
 from incop.rundir import RunDir
 
-__all__ = ["show"]
-
 
 def show(run: Path, /, *, json_: bool = False, debug: bool = False) -> None:
     """Show a run: its levels, what was spent, how it was made, and the command that repeats it.

@@ -11,10 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from incop.experiments.plan import Plan
-from incop.records import ACCURACY, Level, Run, Spent, full_retraining
+from incop.records import ACCURACY, ChosenTicket, Level, Run, Spent, full_retraining
 from incop.rundir import RunDir
-
-__all__ = ["level_table", "plain_console", "print_run", "printable", "say_code", "spent_lines", "table"]
 
 
 def plain_console() -> Console:
@@ -49,26 +47,63 @@ def _bare(title: str) -> Table:
 
 
 def level_table(levels: Sequence[Level], *, title: str) -> Table:
-    """Return the table of levels."""
+    """Return the table of levels; of a search for the sparsest ticket only the stops on its path and what was tried."""
+    if any(level.role for level in levels):
+        return _edge_table([level for level in levels if level.role or level.level == 0], title=title)
     made = _bare(title)
     for column in ("level", "sparsity", "of model", "epochs", "validation", "test", "flow distance"):
         made.add_column(column, justify="right", no_wrap=True)
     made.add_column("why it ended", justify="left")
     for level in levels:
-        budget = "" if level.max_epochs is None else f"/{level.max_epochs:g}"
         made.add_row(
-            str(level.level),
-            f"{level.sparsity:.4f}",
-            f"{level.model_sparsity:.4f}",
-            f"{round(level.trained, 2):g}{budget}",
-            _fraction(level.val_accuracy)
-            if level.metric == ACCURACY
-            else printable(level.judged or f"{level.metric.name} –"),
+            *_beginning(level),
             _fraction(level.test_accuracy),
             "–" if level.distance is None else f"{level.distance:.3g}",
             printable("; ".join([level.stop_reason, *level.notices])),
         )
     return made
+
+
+def _edge_table(levels: Sequence[Level], *, title: str) -> Table:
+    made = _bare(title)
+    for column in (
+        "level",
+        "sparsity",
+        "of model",
+        "epochs",
+        "validation",
+        "likeness",
+        "drop",
+        "95 % interval",
+        "test",
+    ):
+        made.add_column(column, justify="right", no_wrap=True)
+    made.add_column("what", justify="left")
+    what = {"path": "stop on the path", "tried": "tried by a short last level", "finished": "last level in full"}
+    for level in levels:
+        known = level.drop_low is not None and level.drop_high is not None
+        made.add_row(
+            *_beginning(level),
+            "–" if level.likeness is None else f"{level.likeness:.3f}",
+            "–" if level.drop is None else f"{level.drop:.4f}",
+            f"{level.drop_low:.4f}, {level.drop_high:.4f}" if known else "–",
+            _fraction(level.test_accuracy),
+            printable("; ".join([what.get(level.role, level.stop_reason), *level.notices])),
+        )
+    return made
+
+
+def _beginning(level: Level) -> tuple[str, ...]:
+    budget = "" if level.max_epochs is None else f"/{level.max_epochs:g}"
+    return (
+        str(level.level),
+        f"{level.sparsity:.4f}",
+        f"{level.model_sparsity:.4f}",
+        f"{round(level.trained, 2):g}{budget}",
+        _fraction(level.val_accuracy)
+        if level.metric == ACCURACY
+        else printable(level.judged or f"{level.metric.name} –"),
+    )
 
 
 def _fraction(value: float | None) -> str:
@@ -88,16 +123,34 @@ def spent_lines(run: Run) -> list[str]:
             f"takes to this sparsity{share}; training {spent.seconds:.1f} s, probing {spent.probe_seconds:.1f} s "
             f"({spent.probe_samples} samples)"
         )
-    if pruned:
+    if pruned and run.chosen is None:
         before, after = run.levels[0].test_accuracy, pruned[-1].test_accuracy
         if before is not None and after is not None:
             lines.append(
                 f"last ticket: sparsity {pruned[-1].sparsity:.4f}, test accuracy {after:.4f} "
                 f"({100 * (after - before):+.2f} points against the dense network)"
             )
+    if run.chosen is not None:
+        lines.append(chosen_line(run, run.chosen))
     if run.error:
         lines.append(f"{run.status}: {run.error}")
     return lines
+
+
+def chosen_line(run: Run, chosen: ChosenTicket) -> str:
+    """Say which ticket is the sparsest that does the job, what it lost, and what finding it took."""
+    cost = f"{chosen.epochs_after_dense:.3g} epochs after the dense network, probing counted"
+    if chosen.level is None or chosen.sparsity is None or chosen.drop is None:
+        return f"{chosen.verdict} ({cost})"
+    interval = (
+        ""
+        if chosen.drop_low is None or chosen.drop_high is None
+        else f" [{chosen.drop_low:.4f}, {chosen.drop_high:.4f}]"
+    )
+    dense = run.levels[0].test_accuracy
+    test = "" if chosen.test_accuracy is None else f", test accuracy {chosen.test_accuracy:.4f}"
+    beside = "" if dense is None or not test else f" (dense {dense:.4f})"
+    return f"{chosen.verdict}: sparsity {chosen.sparsity:.4f}, {chosen.drop:.4f} lost on validation{interval}{test}{beside}; {cost}"
 
 
 def say_code(plan: Plan) -> None:
@@ -115,5 +168,5 @@ def print_run(console: Console, run: RunDir) -> None:
     title = f"{summary.method} · {summary.model} · {summary.data} · seed {summary.seed}"
     console.print(level_table(summary.levels, title=title))
     for line in spent_lines(summary):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(f"run folder: {run.path}", highlight=False, soft_wrap=True)

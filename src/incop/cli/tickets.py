@@ -12,17 +12,11 @@ from incop.rundir import RunDir
 if TYPE_CHECKING:
     from incop.export import Subject
 
-__all__ = ["level_of", "subject_of"]
-
 SAMPLES = 256  # of the probe, by which a form's answers are held against the masked network's
 
 
 def level_of(folder: RunDir, level: int | None) -> int:
-    """Return the level that is meant: the last of a finished run where none is named.
-
-    Raises:
-        InputError: the run is not finished, or has no such level.
-    """
+    """Return the level that is meant where none is named: the one that was searched for, else the last of a finished run."""
     have = [record.level for record in folder.levels()]
     if level is None:
         status = folder.read_summary().status if folder.summary_file.is_file() else "running"
@@ -31,7 +25,8 @@ def level_of(folder: RunDir, level: int | None) -> int:
             raise InputError(
                 f"the run {str(folder.path)!r} is not finished ({status}): {folder.resume_command} goes on with it; {finished}"
             )
-        level = max(have, default=0)
+        chosen = folder.read_summary().chosen
+        level = max(have, default=0) if chosen is None or chosen.level is None else chosen.level
     if level not in have:
         told = f"levels 0 to {max(have)}" if have else "no finished level"
         raise InputError(f"the run {str(folder.path)!r} has no level {level}: it has {told}")
@@ -39,15 +34,11 @@ def level_of(folder: RunDir, level: int | None) -> int:
 
 
 def subject_of(folder: RunDir, level: int, data: str | None, data_dir: Path | None, run_code: bool) -> Subject:
-    """Return a run's ticket as what is exported, with samples of the probe.
-
-    Raises:
-        InputError: the network cannot be made again, or the data are not there.
-    """
+    """Return a run's ticket as what is exported, with samples of the probe."""
     import torch
 
     from incop.experiments.plan import Plan
-    from incop.experiments.tickets import rebuild
+    from incop.experiments.run_levels import rebuild
     from incop.export import Subject
 
     place = None if data_dir is None else str(data_dir)

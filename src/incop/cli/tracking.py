@@ -13,16 +13,9 @@ from incop.cli.live import say
 from incop.experiments.runs import Progress
 from incop.integrations import trackers
 
-__all__ = ["of_comparison", "tracked"]
-
 
 def tracked(progress: Progress, names: str | None, *, group: str = "", store: Path | None = None) -> Progress:
-    """Return listeners that tell the named trackers too; the libraries are imported now.
-
-    Raises:
-        InputError: a name is unknown.
-        MissingExtra: a library is not installed.
-    """
+    """Return listeners that tell the named trackers too; the libraries are imported now."""
     if names is None:
         return progress
     tracker = trackers.Tracker(names, group=group, store=store, on_notice=progress.on_notice or say)

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from incop.experiments.comparison import Job
     from incop.experiments.engines import Task
 
-__all__ = ["Listeners", "standing", "watch_comparison"]
-
-MOST_LINES = 16  # of runs under way; a terminal has some 24 lines
+MAX_LINES = 16  # of runs under way; a terminal has some 24 lines
 
 
 class Listeners(NamedTuple):
@@ -60,9 +58,9 @@ def watch_comparison(console: Console, *, lines: bool) -> Iterator[Listeners]:
     with Live(bar, console=console, refresh_per_second=4) as live:
 
         def look(under_way: Sequence[tuple[str, Task]]) -> None:
-            lines = [f"  {standing(name, task)}" for name, task in under_way[:MOST_LINES]]
-            if len(under_way) > MOST_LINES:
-                lines.append(f"  and {len(under_way) - MOST_LINES} more")
+            lines = [f"  {standing(name, task)}" for name, task in under_way[:MAX_LINES]]
+            if len(under_way) > MAX_LINES:
+                lines.append(f"  and {len(under_way) - MAX_LINES} more")
             live.update(Group(bar, *(Text(line, no_wrap=True, overflow="ellipsis") for line in lines)), refresh=True)
 
         yield Listeners(tell, say, look)

@@ -10,10 +10,8 @@ from typing import Any
 
 from incop.errors import InputError
 from incop.experiments.controls import Cost, Label, default_controls
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-
-__all__ = ["Comparison", "Job", "jobs_of", "pair"]
+from incop.experiments.preparation import resolve
 
 MAX_LEVELS = 100  # a method that has not reached the sparsity by then is stopped and reported so
 
@@ -39,11 +37,7 @@ class Comparison:
     plan: Plan = field(default_factory=Plan)
 
     def check(self) -> None:
-        """Find what cannot be compared.
-
-        Raises:
-            InputError: all problems in one sentence.
-        """
+        """Find what cannot be compared."""
         problems = []
         if not self.methods:
             problems.append("no method is named: --methods lth-rate,incop")
@@ -114,11 +108,7 @@ class Comparison:
 
     @classmethod
     def from_toml(cls, values: Mapping[str, Any], *, source: str) -> Comparison:
-        """Build a comparison from a file's keys.
-
-        Raises:
-            InputError: a key is unknown or of the wrong type.
-        """
+        """Build a comparison from a file's keys."""
         known: dict[str, Callable[[Any], bool]] = {
             "methods": _texts,
             "seeds": lambda v: isinstance(v, int) and not isinstance(v, bool),
@@ -150,11 +140,7 @@ def _texts(value: Any) -> bool:
 
 
 def pair(text: str) -> tuple[str, str]:
-    """Read a pair of data and model: "mnist/lenet-300-100".
-
-    Raises:
-        InputError: it has no model.
-    """
+    """Read a pair of data and model: "mnist/lenet-300-100"."""
     # a model may have slashes of its own, behind the name of its library
     named = re.fullmatch(r"(.+)/((?:torchvision|timm|hf):.+)", text)
     data, model = named.groups() if named else text.rpartition("/")[::2]

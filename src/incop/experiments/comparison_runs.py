@@ -18,14 +18,12 @@ from incop.experiments.comparison import Comparison, Job, jobs_of
 from incop.experiments.controls import Cost, Label
 from incop.experiments.dispatch import Dispatcher, ScheduledRun
 from incop.experiments.engines import Engine, Task, worker
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import resolve
+from incop.experiments.run_levels import dense_plan
 from incop.experiments.signals import Signals
-from incop.experiments.tickets import dense_plan
 from incop.locks import LOCK, Lock
 from incop.rundir import RunDir, inside, write_atomically
-
-__all__ = ["GUESS", "ComparisonRuns", "DenseRun", "Follow", "MethodRun", "compare", "identity", "scheduled_runs"]
 
 GUESS = Cost(1.0, 1, 1.0)  # stands for a cost that is not known yet, where only other keys matter
 # where the data lie, how many cores work and how often a checkpoint is written do not change what a run is
@@ -35,7 +33,7 @@ Follow = Callable[[], runs.Progress]  # makes the listeners of one run
 
 def identity(plan: Plan) -> str:
     """Return the hash of a resolved plan that its folder is named by."""
-    told = {key: value for key, value in plan.told().items() if key not in NOT_IDENTITY}
+    told = {key: value for key, value in plan.given().items() if key not in NOT_IDENTITY}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -101,12 +99,12 @@ class DenseRun:
             try:
                 full = resolve(
                     comparison.plan_of(Label.parse(text), GUESS, max(comparison.sparsities), data, model, seed)
-                )
+                ).plan
             except IncopError:
                 continue  # its own run will say why
             plan = dense_plan(full)
             keep.update(dict.fromkeys(plan.keep or ()))
-        plan = resolve(Plan(keep=tuple(keep) or None).over(plan))
+        plan = resolve(Plan(keep=tuple(keep) or None).over(plan)).plan
         self.folder = f"runs/dense-{seed}-{identity(plan)}"
         return self.whole.task(plan, self.folder)
 
@@ -137,17 +135,13 @@ class MethodRun:
         return self.dense.done and (self.other is None or self.other.job.state in ("done", "failed"))
 
     def task(self) -> Task:
-        """Return its task.
-
-        Raises:
-            InputError: it, its dense level or the run whose cost it matches cannot be.
-        """
+        """Return its task."""
         job, whole = self.job, self.whole
         if job.error is not None:
             raise InputError(job.error)
         sparsity = job.sparsity if job.sparsity is not None else max(whole.comparison.sparsities)
         cost = None if self.other is None else self._cost(self.other.job, sparsity)
-        plan = resolve(whole.comparison.plan_of(job.label, cost, sparsity, job.data, job.model, job.seed))
+        plan = resolve(whole.comparison.plan_of(job.label, cost, sparsity, job.data, job.model, job.seed)).plan
         name = job.label.text.replace(":", "_").replace("=", "_")
         job.folder = f"runs/{name}-{job.seed}-{identity(plan)}"
         job.state = "running"
@@ -206,10 +200,6 @@ def compare(
         follow: gives the listeners of a run, within its own process, to which it is sent: a function of a module.
         notice: told in a sentence when a worker was lost, or a run is waited for.
         look: called every second with the names and tasks that are under way.
-
-    Raises:
-        InputError: the comparison cannot be carried out, or the folder is in other use.
-        Interrupted: a signal came.
     """
     comparison.check()
     engine = engine if engine is not None else engines.named("local", jobs=jobs)

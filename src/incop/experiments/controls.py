@@ -27,8 +27,6 @@ from incop.experiments.methods import METHODS, PLANNED, cuts, fifths, is_planned
 from incop.experiments.plan import Plan
 from incop.records import Level, Spent, shortest
 
-__all__ = ["Cost", "Label", "default_controls"]
-
 GRADUAL_CUTS = 20  # Zhu & Gupta prune every 100 to 1000 steps; 20 cuts follow their cubic to 1 % of its range
 BASE = "incop-if"
 DROP = 0.002  # of accuracy that may be missing still, two tenths of a point
@@ -51,11 +49,7 @@ class Cost:
 
     @classmethod
     def of(cls, levels: Sequence[Level], sparsity: float) -> Cost:
-        """Count what a run spent until its ticket of a sparsity, in epochs, each probed sample like a trained one.
-
-        Raises:
-            InputError: the run has no such ticket.
-        """
+        """Count what a run spent until its ticket of a sparsity, in epochs, each probed sample like a trained one."""
         end = min((x for x in levels if x.level > 0), key=lambda level: abs(level.sparsity - sparsity), default=None)
         if end is None or abs(end.sparsity - sparsity) > 5e-3:
             raise InputError(f"the run reached no ticket of sparsity {sparsity:g}")
@@ -87,16 +81,7 @@ class Label:
 
     @classmethod
     def parse(cls, text: str) -> Label:
-        """Read a label.
-
-        Raises:
-            InputError: it is neither a method nor a control.
-
-        Example:
-            >>> from incop.experiments.controls import Label
-            >>> Label.parse("fixed:match=incop-gf").of
-            'incop-gf'
-        """
+        """Read a label."""
         if text in METHODS and text != "dense":
             return cls(text, "method", text)
         form, _, of = text.partition("=")
@@ -203,13 +188,7 @@ _MATCHED: dict[str, Callable[[Label, Cost | None, float], Plan]] = {
 
 
 def default_controls(methods: Sequence[str]) -> list[str]:
-    """Return the controls that the InCoP methods among these are set against.
-
-    Example:
-        >>> from incop.experiments.controls import default_controls
-        >>> default_controls(["lth", "incop-if"])[:3]
-        ['fixed:match=incop-if', 'oneshot=incop-if', 'fixed:1']
-    """
+    """Return the controls that the InCoP methods among these are set against."""
     watched = [name for name in methods if Label.parse(name).stops_early]
     published = [name for name in watched if not is_planned(name)]
     planned = [name for name in watched if is_planned(name)]

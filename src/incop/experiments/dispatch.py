@@ -18,8 +18,6 @@ from incop.experiments.signals import Interrupted, Signals
 from incop.locks import holder
 from incop.rundir import RunDir
 
-__all__ = ["KEPT", "Dispatcher", "ScheduledRun", "finished", "outlook"]
-
 KEPT = "finished: kept"
 PAUSE = 0.2  # seconds in which a signal is seen
 LOOK = 1.0  # seconds between two looks at the runs that are under way
@@ -37,11 +35,7 @@ class ScheduledRun(Protocol):
         """Say whether everything it needs is there."""
 
     def task(self) -> Task:
-        """Return what is to be carried out.
-
-        Raises:
-            IncopError: it cannot be.
-        """
+        """Return what is to be carried out."""
 
     def ended(self, error: str | None) -> None:
         """Be told that it is done, or why not."""
@@ -94,12 +88,7 @@ class Dispatcher:
         self._looked = 0.0
 
     def carry_out(self, signals: Signals) -> None:
-        """Go on until every run has ended; at a signal, or an error, end what is under way with a checkpoint.
-
-        Raises:
-            Interrupted: a signal came.
-            IncopError: the engine can do no more.
-        """
+        """Go on until every run has ended; at a signal, or an error, end what is under way with a checkpoint."""
         try:
             while self._waiting or self._next or self._running or self._elsewhere:
                 if signals.noted is not None:

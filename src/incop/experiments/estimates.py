@@ -9,12 +9,10 @@ from dataclasses import replace
 from incop.experiments.comparison import Comparison, Job, jobs_of
 from incop.experiments.comparison_runs import GUESS
 from incop.experiments.controls import Label
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
+from incop.experiments.preparation import prepare, resolve
 from incop.masks import Masks
 from incop.watch import Watch
-
-__all__ = ["estimates", "seconds_per_epoch"]
 
 TIMED_STEPS = 20
 
@@ -24,7 +22,7 @@ def estimates(comparison: Comparison) -> list[tuple[Job, float]]:
     found = []
     for job in jobs_of(comparison):
         end = job.sparsity if job.sparsity is not None else max(comparison.sparsities)
-        plan = resolve(comparison.plan_of(job.label, GUESS, end, job.data, job.model, job.seed))
+        plan = resolve(comparison.plan_of(job.label, GUESS, end, job.data, job.model, job.seed)).plan
         found.append((job, _most_epochs(job.label, plan, end)))
     return found
 

@@ -1,4 +1,4 @@
-"""A plan: everything a run is made of, said by flags or by `plan.toml`, checked all together; no torch."""
+"""A plan: everything a run is made of, given by flags or by `plan.toml`, checked all together; no torch."""
 
 from __future__ import annotations
 
@@ -9,19 +9,16 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from incop.errors import InputError, quoted, unknown
+from incop.errors import quoted, refuse, unknown
 from incop.records import shortest
-
-__all__ = ["DEFAULTS", "RANGES", "Plan"]
 
 DEFAULTS: Mapping[str, Any] = {
     "data": "digits",
     "model": "lenet-300-100",
     "method": "incop",
     "seed": 0,
-    "levels": 10,
     "validation": 0.1,
     "alive_only": False,
     "score": "magnitude",
@@ -29,6 +26,7 @@ DEFAULTS: Mapping[str, Any] = {
     "last_level_full": True,
     "skip": (),
     "precision": "float32",
+    "objective": "labels",
     "search_lr": 1.0,
     "keep_optimizer": False,
     "test_levels": True,
@@ -36,7 +34,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 
 TABLES = ("model_args", "data_args")  # a file may hold a table where the command line takes JSON
-NOT_IN_FILES = ("run_code",)  # what only who runs a plan can say, never who wrote it
+NOT_IN_FILES = ("run_code",)  # only who runs a plan may give it, never who wrote it
 
 # key → least, most, whether the limits themselves are allowed; None: any finite number
 RANGES: Mapping[str, tuple[float, float | None, bool]] = {
@@ -44,6 +42,8 @@ RANGES: Mapping[str, tuple[float, float | None, bool]] = {
     "levels": (1, 10_000, True),
     "sparsity": (0, 1, False),
     "ticket_at": (0, 1, False),
+    "max_drop": (0, None, True),
+    "last_epochs": (1e-6, 1e6, True),
     "max_epochs": (1e-6, 1e6, True),
     "level_epochs": (1e-6, 1e6, True),
     "validation": (0, 1, False),
@@ -62,7 +62,7 @@ RANGES: Mapping[str, tuple[float, float | None, bool]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run is made of. A key that is not said is the method's, the model's, or the default."""
+    """What a run is made of. A key that is not given is the method's, the model's, or the default."""
 
     data: str | None = None
     """Data set: digits, mnist, fashion-mnist, cifar10, cifar100, or a path (idx, parquet, .npz, image folder);
@@ -82,6 +82,13 @@ class Plan:
     """What the network's weights begin as: none (drawn by the seed), pretrained (fetched by the network's library), or a
     safetensors file. Default: none."""
 
+    trained: bool | None = None
+    """The network is trained already, by --weights or by its own code: level 0 measures it and trains nothing.
+    Default: off."""
+
+    keep_zeros: bool | None = None
+    """Weights that are zero already stay zero. Default: off."""
+
     run_code: bool | None = None
     """Run the code that a plan or a run folder names for its model, FILE.py:FACTORY or MODULE:FACTORY. Only on the command
     line; a model named there itself needs no further word. Default: off."""
@@ -96,6 +103,10 @@ class Plan:
     """Sparsity to reach, in (0, 1): evenly in the given levels; with --amount, the level that reaches it is the last.
     Default: of method incop, 0.9; of the others, what the levels lead to."""
 
+    max_drop: float | None = None
+    """Find the sparsest ticket whose validation accuracy is at most so much below the dense network's: 0.005 is half a point. In
+    place of --sparsity. Default: none."""
+
     ticket_at: tuple[float, ...] | None = None
     """Sparsities on the way, in (0, 1), whose tickets are trained in full and reported too. Default: none."""
 
@@ -107,6 +118,10 @@ class Plan:
 
     level_epochs: float | None = None
     """Epochs of a pruned level at most. Default: --max-epochs."""
+
+    last_epochs: float | None = None
+    """Epochs of the last level, trained at the search's rate and batch size. Default: with --max-drop a quarter of a level's
+    budget, else a level's whole budget, trained as the dense network was."""
 
     limit: int | None = None
     """Use only so many training images, and at most so many test images. Default: all."""
@@ -143,6 +158,9 @@ class Plan:
 
     test_levels: bool | None = None
     """Read the test split after every level, not only for the tickets trained in full. Default: the method's, else on."""
+
+    objective: str | None = None
+    """What pruned levels are trained towards: labels, or the dense network's outputs (dense), without labels. Default: labels."""
 
     schedule: str | None = None
     """Learning-rate schedule: constant, cosine or step. Default: the model's recipe."""
@@ -221,64 +239,53 @@ class Plan:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, source: str = "the plan") -> Plan:
-        """Build a plan from a file's keys.
-
-        Raises:
-            InputError: a key is unknown, of the wrong type or out of range; all problems in one sentence.
-        """
+        """Build a plan from a file's keys."""
         plan, problems = cls.read(values)
-        problems += plan.problems()
-        if problems:
-            raise InputError(f"{source}: {'; '.join(problems)}")
+        refuse([*problems, *plan.problems()], source)
         return plan
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> tuple[Plan, list[str]]:
-        """Build a plan of the keys that can be read, and say what is wrong with the others, a sentence each."""
+        """Build a plan of the keys that can be read, and return a sentence about each of the others."""
         kinds = typing.get_type_hints(cls)
         problems = []
-        told: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         for key, value in values.items():
             name = str(key).replace("-", "_")
             if name in TABLES and isinstance(value, Mapping):
                 value, wrong = _written(str(key), value)
                 problems += wrong
             if name in NOT_IN_FILES:
-                problems.append(f"{key} cannot be said by a file, only by who runs it: --{name.replace('_', '-')}")
+                problems.append(f"{key} cannot stand in a file, only on the command line: --{name.replace('_', '-')}")
             elif name not in kinds:
                 problems.append(str(unknown("plan key", str(key), kinds)))
             elif (fitted := _fitted(value, kinds[name])) is None:
                 problems.append(f"{key} = {quoted(value)} must be {_kind(kinds[name])}")
             else:
-                told[name] = fitted
-        return cls(**told), problems
+                given[name] = fitted
+        return cls(**given), problems
 
-    def told(self) -> dict[str, Any]:
-        """Return the keys that are said."""
+    def given(self) -> dict[str, Any]:
+        """Return the keys that the plan has, with their values."""
         pairs = ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))
         return {name: value for name, value in pairs if value is not None}
 
     def written(self) -> dict[str, Any]:
-        """Return the keys that are said and that a file may say."""
-        return {name: value for name, value in self.told().items() if name not in NOT_IN_FILES}
+        """Return the keys that the plan has and that a file may hold."""
+        return {name: value for name, value in self.given().items() if name not in NOT_IN_FILES}
 
     def over(self, base: Plan) -> Plan:
         """Return the plan in which this one's keys go before those of a base."""
-        return Plan(**{**base.told(), **self.told()})
+        return Plan(**{**base.given(), **self.given()})
 
     def check(self) -> None:
-        """Check every key's range together.
-
-        Raises:
-            InputError: some are out of range; all are named in one sentence.
-        """
-        if problems := self.problems():
-            raise InputError("; ".join(problems))
+        """Check every key's range together."""
+        refuse(self.problems())
 
     def problems(self) -> list[str]:
-        """Say of every key that is out of range what range it has."""
+        """Return a sentence with the range for every key that is out of it."""
         problems = []
-        for key, value in self.told().items():
+        for key, value in self.given().items():
             if key not in RANGES:
                 continue
             dense = key == "levels" and value == 0 and self.method == "dense"
@@ -288,6 +295,15 @@ class Plan:
                 if not _inside(one, *RANGES[key]) and not dense
             ]
         return problems
+
+
+Value = TypeVar("Value")
+
+
+def filled(value: Value | None) -> Value:
+    """Return the value of a key that every plan with all its keys has."""
+    assert value is not None, "the plan must be resolved first"
+    return value
 
 
 def _written(key: str, table: Mapping[str, Any]) -> tuple[str | None, list[str]]:

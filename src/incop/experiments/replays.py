@@ -11,8 +11,6 @@ from incop.records import Check, History, Level
 from incop.rundir import RunDir
 from incop.stopping import FlowRestored, Rule
 
-__all__ = ["Grid", "Replayed", "grid", "replay", "tolerances"]
-
 
 @dataclass(frozen=True)
 class Replayed:
@@ -51,14 +49,6 @@ def replay(run: RunDir, rule: Rule) -> list[Replayed]:
     Args:
         run: a finished or unfinished run with recorded checks.
         rule: any stop rule; what it needs must have been recorded.
-
-    Returns:
-        One entry for every level after the dense one.
-
-    Raises:
-        InputError: the run recorded nothing that this rule could be asked about.
-
-    Source: rules are pure functions of the history, so their answers can be had again.
     """
     return _replay(_Recorded.of(run), rule)
 
@@ -141,11 +131,7 @@ class Grid:
 
 
 def grid(run: RunDir, tolerances: Iterable[float], *, relative: bool = False) -> list[Grid]:
-    """Replay `FlowRestored` over a range of tolerances: the whole trade-off curve from one run.
-
-    Raises:
-        InputError: the run recorded no flow.
-    """
+    """Replay `FlowRestored` over a range of tolerances: the whole trade-off curve from one run."""
     points, recorded = [], _Recorded.of(run)
     for within in tolerances:
         again = _replay(recorded, FlowRestored(within, relative))[:-1]
@@ -163,15 +149,7 @@ def grid(run: RunDir, tolerances: Iterable[float], *, relative: bool = False) ->
 
 
 def tolerances(text: str) -> list[float]:
-    """Read the tolerances of a grid: "0.01,0.1" as they stand, "0.001:0.5:20" evenly in the logarithm.
-
-    Raises:
-        InputError: the text cannot be read.
-
-    Example:
-        >>> tolerances("0.01:1:3")
-        [0.01, 0.1, 1.0]
-    """
+    """Read the tolerances of a grid: "0.01,0.1" as they stand, "0.001:0.5:20" evenly in the logarithm."""
     try:
         if text.count(":") == 2:
             least, most, count = (float(part) for part in text.split(":"))

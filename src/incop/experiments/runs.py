@@ -6,36 +6,39 @@ import contextlib
 import dataclasses
 import os
 import re
-import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from incop import checkpoints, observing
-from incop.checkpoints import Checkpoint, Checkpoints
+from incop.checkpoint_files import Checkpoints
+from incop.distributed import ALONE, Lost, Ranks, linked
 from incop.errors import IncopError, TrainingError
-from incop.experiments import models, spread
-from incop.experiments.parts import Parts, prepare, resolve, said
+from incop.experiments import distributed_runs, models
+from incop.experiments.distributed_runs import by_the_first, check_one_plan
 from incop.experiments.plan import Plan
-from incop.experiments.saving import Due, Saving, check_exact, check_same_data, check_told, environment
+from incop.experiments.plan_words import ResolvedPlan
+from incop.experiments.preparation import PreparedRun, prepare
+from incop.experiments.run_checkpoints import (
+    CheckpointInterval,
+    CheckpointWriter,
+    UnfinishedRun,
+    check_exact,
+    check_same_data,
+    environment,
+)
+from incop.experiments.run_levels import shared_dense
+from incop.experiments.run_records import chosen_of, is_reported, summary_of, test_accuracy_of, write_level
 from incop.experiments.signals import Signals
-from incop.experiments.tickets import POINT, shared_dense
+from incop.flat_state import State
 from incop.locks import Lock, LockLost
-from incop.loop import Dense, Ticket, search
-from incop.masks import Masks
-from incop.ranks import ALONE, Lost, Ranks, linked
-from incop.records import Check, Level, Run, Spent, full_retraining
+from incop.loop import Dense, Search, Ticket, search
+from incop.records import Check, Level
+from incop.rewind_points import check_extra_states
 from incop.rundir import RunDir
-from incop.snapshots import Snapshot, check_extra_states
-from incop.states import State
-
-__all__ = ["Progress", "default_out", "execute", "resume"]
 
 # of torch's allocator on a CPU, and of oneDNN, which calls it so when there is no room for its scratchpad
 NO_MEMORY = "(not enough|can't allocate) memory|could not create a (primitive|memory)"
@@ -75,51 +78,46 @@ def default_out(plan: Plan) -> Path:
 
 
 def execute(
-    plan: Plan,
+    resolved: ResolvedPlan,
     out: str | Path,
     progress: Progress | None = None,
     *,
     dense: str | Path | None = None,
     together: Ranks = ALONE,
 ) -> RunDir:
-    """Carry out a resolved plan and write its run folder.
+    """Carry out a plan and write its run folder.
 
     The folder is made when everything is known to be usable. A run that fails or is interrupted keeps what it has,
     its summary says how it ended, and `resume` goes on with it.
 
     Args:
-        plan: every key said; see `resolve`.
+        resolved: the plan with every key; see `resolve`.
         out: the folder to make.
         progress: who is told.
         dense: a run folder whose dense level is used instead of training one; its plan must agree in all that the dense
             level depends on.
         together: the processes that carry it out, all by this call; the first of them writes, and its `progress` is told.
-
-    Raises:
-        InputError: the plan or the folder cannot be used; nothing has been written.
-        TrainingError: training went wrong; `summary.json` says where.
-        Interrupted: a signal came; a checkpoint was written.
     """
     progress = progress if progress and together.first else Progress()  # one tells
     run = RunDir(out)
     together.once(run.refuse_existing)
-    spread.check_one_plan(plan, together)
-    parts, given = together.together(lambda: _made(plan, dense))
-    around = {**environment(parts), **spread.environment(parts, together)}
+    check_one_plan(resolved.plan, together)
+    prepared, given = together.together(lambda: _prepared(resolved, dense))
+    around = {**environment(prepared), **distributed_runs.environment(prepared, together)}
     if dense is not None:
         around["dense"] = os.path.relpath(dense, run.path)  # for a run that is killed before its first checkpoint
-    work = _Work(run, parts, progress, Checkpoints(run.checkpoint_dir), around, together)
+    work = _Work(run, prepared, progress, Checkpoints(run.checkpoint_dir), around, together)
     tickets = together.together(lambda: work.search(dense=given))
 
     def begin() -> None:
         if run.plan_file.exists():
             run.refuse_existing()  # another process was faster
         run.sweep()
-        run.write_plan(plan.written())
+        run.write_plan(resolved.plan.written())
 
     together.once(lambda: _nothing(RunDir.create(out)))
     lock = Lock(run.path)
-    with spread.by_the_first(lock, together):
+    with by_the_first(lock, together):
         work.under(lock)
         together.once(begin)
         work.carry_out(tickets, [])
@@ -130,11 +128,11 @@ def _nothing(value: object) -> None:
     """Take what a process cannot tell another."""
 
 
-def _made(plan: Plan, dense: str | Path | None) -> tuple[Parts, Dense | None]:
-    with _within_memory(plan):
-        parts = prepare(plan)
-    check_extra_states(parts.model)
-    return parts, None if dense is None else shared_dense(parts, RunDir.open(dense))
+def _prepared(resolved: ResolvedPlan, dense: str | Path | None) -> tuple[PreparedRun, Dense | None]:
+    with _within_memory(resolved.plan):
+        prepared = prepare(resolved)
+    check_extra_states(prepared.model)
+    return prepared, None if dense is None else shared_dense(prepared, RunDir.open(dense))
 
 
 def resume(
@@ -163,83 +161,47 @@ def resume(
         run_code: whether the code that the run's plan names for its model may be run.
         together: the processes that carry it out, all by this call. As many as before end with the same records; with another
             number of them sums are taken in other parts, which the records say. Only the first reads the folder.
-
-    Raises:
-        InputError: there is no run, it is in use, its data have changed, or it cannot be gone on with exactly; the folder is
-            as it was.
-        TrainingError: training went wrong; `summary.json` says where.
-        Interrupted: a signal came; a checkpoint was written.
     """
     progress = progress if progress and together.first else Progress()
-    notice = progress.on_notice or (lambda sentence: None)
+    notice = progress.on_notice or _unheard
     run = RunDir(out)
     together.once(lambda: _nothing(RunDir.open(out)))
     lock = Lock(run.path, patience=patience)
-    with spread.by_the_first(lock, together):
-        files = Checkpoints(run.checkpoint_dir)
-        left = together.once(lambda: _left(run, files, Plan(data_dir=data_dir, run_code=run_code or None)))
+    with by_the_first(lock, together):
+        given = Plan(data_dir=data_dir, run_code=run_code or None)
+        left = together.once(lambda: UnfinishedRun.of(run, given))
         if left is None:
             notice(f"the run {str(run.path)!r} is finished: there is nothing to go on with")
             return run
-        plan, then, found, damaged = left
-        if (code := models.code_of(plan.model)) is not None:
+        if (code := models.code_of(left.resolved.plan.model)) is not None:
             notice(f"the model is code, which is run: {code}")
-        folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
-        parts, given = together.together(lambda: _made(plan, folder if found is None else None))
-        if "threads" in then:  # sums are taken in another order by another number of threads
-            torch.set_num_threads(spread.threads_of(then, together))
-        now = {**environment(parts), **spread.environment(parts, together)}
-        changed = together.together(lambda: _changed(run, then, now, inexact))
-        changed += spread.check_processes(then, together, None if found is None else found.state)
-        around = {**now, **then, "resumed": [*then.get("resumed", ()), now["started"]], **spread.since(then, now)}
-        work = _Work(run, parts, progress, files, around, together)
+        work, tickets, changed = _taken_up(run, left, progress, dense, inexact, together)
         work.under(lock)
-        state = None if found is None else found.state
-        tickets = together.together(lambda: work.search(dense=given, resume=state))
-
-        def begin() -> None:
-            run.cut_back({} if found is None else found.about["records"])
-            run.sweep()
-
-        together.once(begin)
-        for sentence in (*damaged, *changed):
+        together.once(lambda: left.cut_back(run))
+        for sentence in (*left.damaged, *changed):
             notice(sentence)
-        at = (
-            "the beginning"
-            if found is None
-            else f"level {found.state['level']}, epoch {found.state['watch/epoch']:.4g}"
-        )
-        notice(f"the run {str(run.path)!r} goes on from {at}")
+        notice(f"the run {str(run.path)!r} goes on from {left.at}")
         work.carry_out(tickets, together.once(run.levels))
     return run
 
 
-def _changed(run: RunDir, then: Mapping[str, Any], now: Mapping[str, Any], inexact: bool) -> list[str]:
-    check_same_data(run, then, now)
-    return check_exact(run, then, now, inexact=inexact)
-
-
-def _left(
-    run: RunDir, files: Checkpoints, said: Plan
-) -> tuple[Plan, Mapping[str, Any], Checkpoint | None, tuple[str, ...]] | None:
-    """Return a run's plan, the environment and checkpoint it was left with and what is damaged; None of one that is finished."""
-    then: Mapping[str, Any] = {}
-    if run.summary_file.exists():
-        summary = run.read_summary()
-        if summary.status == "finished":
-            Checkpoints(run.checkpoint_dir).remove()  # killed while it did so itself
-            run.sweep()
-            return None
-        then = summary.environment
-    plan = Plan.from_mapping(run.read_plan(), source=str(run.plan_file))
-    plan = resolve(said.over(plan))
-    found, damaged = files.newest()
-    if found is not None:
-        plan = dataclasses.replace(plan, weights=None)  # those it began with need not be there any more
-    told = then if found is None else found.about.get("environment")
-    then = told if isinstance(told, Mapping) else {"threads": None}
-    check_told(run, found, then)
-    return plan, then, found, damaged
+def _taken_up(
+    run: RunDir, left: UnfinishedRun, progress: Progress, dense: str | Path | None, inexact: bool, together: Ranks
+) -> tuple[_Work, Search, list[str]]:
+    """Prepare a run as it was left; return its search and what has changed since, a sentence each."""
+    then = left.environment
+    folder = dense if dense is not None else run.path / then["dense"] if "dense" in then else None
+    prepared, given = together.together(lambda: _prepared(left.resolved, folder if left.state is None else None))
+    if "threads" in then:  # sums are taken in another order by another number of threads
+        torch.set_num_threads(distributed_runs.threads_of(then, together))
+    now = {**environment(prepared), **distributed_runs.environment(prepared, together)}
+    together.together(lambda: check_same_data(run, then, now))
+    changed = together.together(lambda: check_exact(run, then, now, inexact=inexact))
+    changed += distributed_runs.check_processes(then, together, left.state)
+    resumed = [*then.get("resumed", ()), now["started"]]
+    around = {**now, **then, "resumed": resumed, **distributed_runs.since(then, now)}
+    work = _Work(run, prepared, progress, Checkpoints(run.checkpoint_dir), around, together)
+    return work, together.together(lambda: work.search(dense=given, resume=left.state)), changed
 
 
 @dataclass
@@ -247,34 +209,34 @@ class _Work:
     """A run being carried out."""
 
     run: RunDir
-    parts: Parts
+    prepared: PreparedRun
     progress: Progress
     files: Checkpoints
     environment: dict[str, Any]
     together: Ranks = ALONE
 
     def __post_init__(self) -> None:
-        self.model = spread.spread_out(self.parts, self.together)
+        self.model = distributed_runs.distributed(self.prepared, self.together)
         self.signals = Signals(f"ended at once: {self.run.resume_command} goes on from the last checkpoint")
-        due = Due.parse(self.parts.plan.checkpoint_every)
-        self.saving = Saving(self.run, due, self.files, self.signals, self.environment, self.together)
+        due = CheckpointInterval.parse(self.prepared.plan.checkpoint_every)
+        self.saving = CheckpointWriter(self.run, due, self.files, self.signals, self.environment, self.together)
 
     def under(self, lock: Lock) -> None:
         """Stop where a checkpoint could be written when the folder is no longer this run's."""
         if self.together.first:
             self.saving.check = lock.check
 
-    def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Iterator[Ticket]:
+    def search(self, *, dense: Dense | None = None, resume: State | None = None) -> Search:
         """Begin the search; what cannot be used is found now, and nothing is trained yet."""
         # torch's first optimizer imports its compiler, a second or two that is no cost of training
         torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0).zero_grad()
-        offload: str | Path | None = self.parts.plan.offload
+        offload: str | Path | None = self.prepared.plan.offload
         if offload == "disk":  # another host may not see the run's folder
             offload = self.run.path if self.together.first else Path(tempfile.gettempdir())
         return search(
             self.model,
-            self.parts.trainer,
-            **self.parts.arguments,
+            self.prepared.trainer,
+            **self.prepared.arguments,
             offload=offload,
             dense=dense,
             resume=resume,
@@ -284,14 +246,16 @@ class _Work:
             on_state=self.saving,
         )
 
-    def carry_out(self, tickets: Iterator[Ticket], levels: list[Level]) -> None:
+    def carry_out(self, tickets: Search, levels: list[Level]) -> None:
         """Go through the tickets and write each down; the summary says at every moment how it stands."""
 
         def summarise(status: str, error: str | None = None) -> None:
-            self.run.write_summary(_summary(self.parts, levels, status, error, self.environment, self.run.path))
+            chosen = chosen_of(tickets, levels)
+            told = summary_of(self.prepared, levels, status, error, self.environment, self.run.path, chosen)
+            self.run.write_summary(told)
 
         try:
-            with self.signals, _within_memory(self.parts.plan), linked(self.together):
+            with self.signals, _within_memory(self.prepared.plan), linked(self.together):
                 self.together.once(lambda: summarise("running"))
                 self._tell(self.progress.on_begin)
                 for ticket in tickets:
@@ -301,6 +265,7 @@ class _Work:
                     self.together.once(lambda: summarise("running"))
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
+                self._judge(tickets, levels)
                 self.together.once(lambda: summarise("finished"))
         except LockLost:
             raise  # the folder is another's now
@@ -314,6 +279,16 @@ class _Work:
             self.files.remove()
             self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
         self._tell(self.progress.on_end)
+
+    def _judge(self, tickets: Search, levels: list[Level]) -> None:
+        """Read the test split once, for the ticket that a search with `max_drop` has chosen."""
+        if tickets.edge is None or tickets.edge.chosen is None:
+            return
+        ticket = tickets.chosen
+        accuracy = test_accuracy_of(self.prepared, ticket, self.model)
+        place = next(n for n, level in enumerate(levels) if level.level == ticket.level)
+        levels[place] = dataclasses.replace(levels[place], test_accuracy=accuracy)
+        self.together.once(lambda: self.run.rewrite_levels(levels))
 
     def _tell(self, listener: Callable[[RunDir], None] | None) -> None:
         if listener is not None:
@@ -333,9 +308,9 @@ class _Work:
     def _kept(self, ticket: Ticket) -> Level:
         """Read the test split, once for this ticket, and let one process write the ticket down."""
         accuracy = ticket.record.test_accuracy  # of a dense level that was trained before
-        if accuracy is None and (self.parts.plan.test_levels or _counts(self.parts, ticket.record)):
-            accuracy = _test_accuracy(self.parts, ticket, self.model)
-        return self.together.once(lambda: _keep(self.run, self.parts, ticket, accuracy))
+        if accuracy is None and (self.prepared.plan.test_levels or is_reported(self.prepared, ticket.record)):
+            accuracy = test_accuracy_of(self.prepared, ticket, self.model)
+        return self.together.once(lambda: write_level(self.run, self.prepared, ticket, accuracy))
 
 
 @contextlib.contextmanager
@@ -372,78 +347,3 @@ def _both(first: Callable[[Check], None], second: Callable[[Check], None] | None
             second(check)
 
     return call
-
-
-def _keep(run: RunDir, parts: Parts, ticket: Ticket, accuracy: float | None) -> Level:
-    """Write a ticket down."""
-    dense, left = _flops(parts, ticket.masks)
-    level = dataclasses.replace(
-        ticket.record,
-        test_accuracy=accuracy,
-        flops=left,
-        dense_flops=dense,
-        notices=tuple(dict.fromkeys([*ticket.record.notices, *(parts.notices if ticket.level == 0 else ())])),
-    )
-    folder = run.level_dir(level.level)
-    checkpoints.save_weights(folder, ticket.weights)
-    checkpoints.save_masks(folder, ticket.masks)
-    for name in parts.plan.keep or ():
-        if name in ticket.points:
-            checkpoints.save_weights(folder / f"{POINT}{name.replace(':', '_')}", ticket.points[name].tensors)
-    run.append(level)
-    return level
-
-
-def _counts(parts: Parts, level: Level) -> bool:
-    """Say whether a level is a ticket to report, not a step on the way: it was trained in full, or it is the last."""
-    full = level.max_epochs is None or level.trained >= level.max_epochs - 1e-6
-    last = level.level == parts.plan.levels or level.sparsity >= (parts.plan.sparsity or 1.0) - 1e-6
-    return full or last or level.search is not None
-
-
-def _test_accuracy(parts: Parts, ticket: Ticket, model: nn.Module) -> float:
-    now = Snapshot.of(model)
-    Snapshot(ticket.weights).rewind(model)  # a reported level's ticket is not what the search goes on from
-    accuracy = parts.trainer.evaluate(model, parts.test)
-    now.rewind(model)
-    return accuracy
-
-
-def _flops(parts: Parts, masks: Masks) -> tuple[int, int]:
-    """Return the forward pass's operations for one sample, dense and over the weights that are left."""
-    sample = parts.probe[0][0][:1]
-    with observing.undisturbed(parts.model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        parts.model(sample)
-    total = counter.get_total_flops()
-    root = type(parts.model).__name__
-    by_module = {name.removeprefix(f"{root}."): sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
-    saved = sum(
-        by_module.get(name.removesuffix(".weight"), 0) * sparsity for name, sparsity in masks.layer_sparsity().items()
-    )
-    return total, round(total - saved)
-
-
-def _summary(
-    parts: Parts, levels: list[Level], status: str, error: str | None, environment: dict[str, Any], path: Path
-) -> Run:
-    plan = parts.plan
-    dense = levels[0] if levels else None
-    full = full_retraining(levels)
-    return Run(
-        method=said(plan.method),
-        data=said(plan.data),
-        model=said(plan.model),
-        seed=plan.seed or 0,
-        status=status,
-        dense={
-            "val_accuracy": dense.val_accuracy if dense else None,
-            "test_accuracy": dense.test_accuracy if dense else None,
-            "epochs": dense.epochs if dense else 0.0,
-        },
-        levels=tuple(levels),
-        spent=Spent.total(level.spent for level in levels),
-        full_epochs=None if full is None or dense is None or dense.max_epochs is None else dense.max_epochs + full,
-        environment=environment,
-        command=f"{spread.command(environment)} search {shlex.quote(str(path / 'plan.toml'))} --out NEW_FOLDER",
-        error=error,
-    )

@@ -7,8 +7,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-__all__ = ["Interrupted", "Signals"]
-
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,14 +31,6 @@ class Signals:
     Args:
         sentence: of what is raised; it says how to go on.
         at_once: raise at the first signal already.
-
-    Example:
-        >>> import os, signal
-        >>> from incop.experiments.signals import Signals
-        >>> with Signals("ended at once") as signals:
-        ...     os.kill(os.getpid(), signal.SIGTERM)
-        ...     signals.noted == signal.SIGTERM
-        True
     """
 
     def __init__(self, sentence: str, *, at_once: bool = False) -> None:

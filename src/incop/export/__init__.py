@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from incop.export.benching import bench
-from incop.export.choosing import Choice, csr_choices, with_csr
+from incop.export.benchmark import bench
 from incop.export.compacted import compacted
-from incop.export.csr import CSRLinear
+from incop.export.csr_choice import Choice, csr_choices, with_csr
 from incop.export.csr_form import read_csr
+from incop.export.csr_layers import CSRLinear
 from incop.export.folded import folded
-from incop.export.forms import FORMS, Form, form
-from incop.export.reading import Exported, read
+from incop.export.forms import FORMS, form
+from incop.export.reader import Exported, read
 from incop.export.resizing import resized
-from incop.export.subject import Subject
-from incop.export.two_of_four import read_semi_structured, semi_structured
+from incop.export.subject import Form, Subject
 from incop.export.writing import Written, write, write_all
 
 __all__ = [
@@ -30,9 +29,7 @@ __all__ = [
     "form",
     "read",
     "read_csr",
-    "read_semi_structured",
     "resized",
-    "semi_structured",
     "with_csr",
     "write",
     "write_all",

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 from incop.batches import first_samples
 from incop.export.compaction import Answering, Compaction, compact, exported, sizes, tolerance_of
+from incop.export.differences import SIZES, difference
+from incop.export.exporters import quiet
 from incop.export.folded import weights_of
-from incop.export.quieting import quiet
 from incop.export.resizing import resized
-from incop.export.subject import Outputs, Subject, outputs_of
-from incop.export.writing import SIZES, difference
+from incop.export.subject import Answers, Outputs, Subject
 from incop.masks import Masks
-
-__all__ = ["CompactedForm", "compacted"]
 
 
 def compacted(model: nn.Module, masks: Masks | None, example: Any) -> nn.Module:
@@ -81,7 +79,7 @@ class CompactedForm:
 
     def outputs(self, file: Path, subject: Subject) -> Outputs:
         """Return the network that the state dict makes of a fresh copy of the model, as a function."""
-        return outputs_of(resized(copy.deepcopy(subject.model), file))
+        return Answers(resized(copy.deepcopy(subject.model), file))
 
     def _programmed(self, small: nn.Module, subject: Subject, file: Path) -> str | None:
         """Write the program, proven; return why not, if it cannot be."""
@@ -89,7 +87,7 @@ class CompactedForm:
         try:
             with quiet():
                 torch.export.save(exported(Answering(small, _plain), example), file)
-                answers = outputs_of(torch.export.load(file).module())
+                answers = Answers(torch.export.load(file).module())
                 for size in SIZES:
                     batch = example if size is None else first_samples(example, size)
                     if not difference(subject.outputs(batch), answers(batch)) <= self.tolerance:

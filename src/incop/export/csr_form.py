@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from incop.errors import InputError, quoted
-from incop.export.choosing import BATCH_SIZES, TOLERANCE, Choice, choose
-from incop.export.csr import CSRLinear, checked_csr, put, replaced
-from incop.export.marked import marked
-from incop.export.subject import Answers, Subject, outputs_of, tensors_of
+from incop.export.csr_choice import BATCH_SIZES, TOLERANCE, Choice, choose
+from incop.export.csr_layers import CSRLinear, checked_csr, put, replaced
+from incop.export.dense_file import opened
+from incop.export.subject import Answers, Subject, tensors_of
 from incop.export.timing import ROUNDS
-
-__all__ = ["CSRForm", "read_csr"]
+from incop.rundir import is_file
 
 PARTS = ("crow_indices", "col_indices", "values")
 
@@ -39,7 +39,7 @@ class CSRForm:
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:
         """Write `csr.safetensors`."""
-        choices = choose(subject, self.batch_sizes, ROUNDS, None)
+        choices = choose(subject, self.batch_sizes, ROUNDS)
         chosen = [choice.layer for choice in choices if choice.chosen]
         if not chosen:
             raise InputError(_none(choices))
@@ -61,7 +61,7 @@ class CSRForm:
 
     def outputs(self, file: Path, subject: Subject) -> Answers:
         """Return the network that the file makes, as a function."""
-        return outputs_of(read_csr(file, subject.model))
+        return Answers(read_csr(file, subject.model))
 
 
 def _none(choices: Sequence[Choice]) -> str:
@@ -123,11 +123,20 @@ def read_csr(file: str | Path, model: nn.Module) -> nn.Module:
 
 
 def _opened(file: Path) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    tensors, shapes = marked(file, "csr", "CSR")
-    whole = all(
+    where = f"{str(file)!r} cannot be read as the CSR form"
+    if not is_file(file):
+        raise InputError(f"{where}: there is no such file")
+    try:
+        tensors, metadata = opened(file)
+        shapes = json.loads(metadata["csr"])
+    except KeyError as error:
+        raise InputError(f"{where}: it does not say which of its tensors are CSR") from error
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: {error}") from error
+    whole = isinstance(shapes, dict) and all(
         isinstance(shape, list) and len(shape) == 2 and all(type(size) is int and 0 < size < 2**31 for size in shape)
         for shape in shapes.values()
     )
     if not whole:
-        raise InputError(f"{str(file)!r} cannot be read as the CSR form: its shapes are damaged")
+        raise InputError(f"{where}: its shapes are damaged")
     return tensors, shapes

@@ -8,10 +8,8 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from incop.export.subject import Outputs, Subject, outputs_of, tensors_of
+from incop.export.subject import Answers, Outputs, Subject, tensors_of
 from incop.masks import Masks
-
-__all__ = ["FoldedForm", "folded"]
 
 
 def folded(model: nn.Module, masks: Masks | None = None) -> dict[str, Tensor]:
@@ -62,4 +60,4 @@ class FoldedForm:
         """Return the network that the file makes, as a function."""
         model = copy.deepcopy(subject.model)
         model.load_state_dict(load_file(file))
-        return outputs_of(model)
+        return Answers(model)

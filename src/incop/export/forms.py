@@ -1,66 +1,32 @@
-"""Forms: what a ticket can be written as, by name. A form is imported when it is asked for."""
+"""Forms: what a ticket can be written as, by name."""
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
-from typing import Protocol, cast
+from collections.abc import Callable, Mapping
 
 from incop.errors import InputError, quoted, unknown
-from incop.export.subject import Outputs, Subject
+from incop.export.combined import CombinedForm
+from incop.export.compacted import CompactedForm
+from incop.export.csr_form import CSRForm
+from incop.export.folded import FoldedForm
+from incop.export.lossless import SafetensorsForm, SparseForm
+from incop.export.onnx import OnnxForm
+from incop.export.subject import Form
 
-__all__ = ["FORMS", "Form", "form"]
-
-
-class Form(Protocol):
-    """Writes a subject into files, and makes of them again what answers a batch.
-
-    Attributes:
-        name: the word for it.
-        again: optional; names of files that hold the same once more for another reader, and are not counted in its size.
-        tolerance: how far its answers may be from the masked network's, relative to the largest of them; 0: the same bits.
-    """
-
-    name: str
-    tolerance: float
-
-    def write(self, subject: Subject, folder: Path) -> list[Path]:
-        """Write the form's files into an empty folder and return them, the main one first.
-
-        Raises:
-            InputError: this network cannot have this form; the sentence names the layer or operator.
-            MissingExtra: a library is absent.
-        """
-
-    def outputs(self, file: Path, subject: Subject) -> Outputs:
-        """Return the function from a batch to the answers of what the main file holds, as `Subject.outputs` gives them."""
-
-
-# word → (module of this room, class); the words are those of `incop export --to`
-FORMS = {
-    "folded": ("folded", "FoldedForm"),
-    "safetensors": ("stored", "DenseForm"),
-    "sparse": ("stored", "SparseForm"),
-    "compacted": ("compacted", "CompactedForm"),
-    "onnx": ("onnx", "OnnxForm"),
-    "csr": ("csr_form", "CSRForm"),
-    "2:4": ("two_of_four", "SemiStructuredForm"),
+# The words are those of `incop export --to`.
+FORMS: Mapping[str, Callable[[], Form]] = {
+    "folded": FoldedForm,
+    "safetensors": SafetensorsForm,
+    "sparse": SparseForm,
+    "compacted": CompactedForm,
+    "onnx": OnnxForm,
+    "csr": CSRForm,
 }
-
-ON_TOP, CSR_AT = "compacted+", "csr@"
+COMPACTED_FIRST, CSR_AT = "compacted+", "csr@"
 
 
 def batch_sizes(text: str) -> tuple[int, ...]:
-    """Read batch sizes with commas between them.
-
-    Raises:
-        InputError: one is no whole number of at least 1, or there is none.
-
-    Example:
-        >>> from incop.export.forms import batch_sizes
-        >>> batch_sizes("1,64")
-        (1, 64)
-    """
+    """Read batch sizes with commas between them."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() and len(word) < 7 and int(word) > 0 for word in words):
         raise InputError(
@@ -83,15 +49,15 @@ def form(name: str) -> Form:
         >>> form("folded").tolerance
         0.0
     """
-    if name.startswith(ON_TOP):
-        from incop.export.stacked import Stacked
-
-        return Stacked(form(name.removeprefix(ON_TOP)))
+    if name.startswith(COMPACTED_FIRST):
+        return CombinedForm(form(name.removeprefix(COMPACTED_FIRST)))
     if name.startswith(CSR_AT):
-        from incop.export.csr_form import CSRForm
-
         return CSRForm(batch_sizes(name.removeprefix(CSR_AT).replace("/", ",")))
+    if name == "2:4":
+        raise InputError(
+            "the form '2:4' is gone, the masks of --selection 2:4 are not: export 'safetensors' and convert its linear layers by "
+            "torch.sparse.to_sparse_semi_structured, or prune whole units (--selection units) and export 'compacted'"
+        )
     if name not in FORMS:
         raise unknown("form", name, list(FORMS))
-    module, kind = FORMS[name]
-    return cast(Form, getattr(importlib.import_module(f"incop.export.{module}"), kind)())
+    return FORMS[name]()

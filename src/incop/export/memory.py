@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["HOW", "growth"]
-
 HOW = (
     "growth of this process's resident memory: the network is loaded, freed memory is given back, then one batch is answered; "
     "the peak of that, less what was resident before loading (Linux)"

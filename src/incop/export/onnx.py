@@ -16,16 +16,13 @@ from torch import Tensor, nn
 
 from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.errors import InputError, MissingExtra
-from incop.export.quieting import DEPENDS_ON_VALUES, depends_on_values, quiet, told
-from incop.export.subject import Subject
-from incop.export.timing import resized
-from incop.export.writing import difference
-
-__all__ = ["OnnxAnswers", "OnnxForm"]
+from incop.export.differences import difference
+from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet, told
+from incop.export.subject import Subject, repeated
 
 TOLERANCE = 1e-5  # relative; another runtime sums in another order
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-MOST_IN_ONE = 1_900_000_000  # bytes of weights; protobuf holds less than 2 GiB in one file, the graph included
+MAX_IN_ONE = 1_900_000_000  # bytes of weights; protobuf holds less than 2 GiB in one file, the graph included
 SAMPLES = 3  # the network is followed with; of 1 torch would take the number for part of the network
 KEY = "incop"  # of the metadata: JSON of what a reader should know
 
@@ -41,18 +38,12 @@ class OnnxForm:
     tolerance = TOLERANCE
 
     def write(self, subject: Subject, folder: Path) -> list[Path]:
-        """Write `model.onnx`; a network of more than 1.9 GB keeps its weights in `model.onnx.data` beside it.
-
-        Raises:
-            InputError: there is no example, the network is not float32 or float64, or it has an operator that ONNX does not
-                know, or its batch size or control flow written into it.
-            MissingExtra: a package of the extra "onnx" is absent.
-        """
+        """Write `model.onnx`; a network of more than 1.9 GB keeps its weights in `model.onnx.data` beside it."""
         for package in NEEDED:
             _load(package)
         example = subject.needed_example("ONNX")
         _refuse_half(subject.model)
-        batch = first_samples(resized(example, max(example.samples, 2)), SAMPLES)
+        batch = first_samples(repeated(example, max(example.samples, 2)), SAMPLES)
         file = folder / "model.onnx"
         tokens = _tokens(batch)
         if tokens is not None:
@@ -107,7 +98,7 @@ class OnnxForm:
         program.model.metadata_props[KEY] = json.dumps(dict(subject.about))
         held = (one for one in subject.model.state_dict().values() if isinstance(one, Tensor))
         weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
-        program.save(str(file), external_data=weights > MOST_IN_ONE)
+        program.save(str(file), external_data=weights > MAX_IN_ONE)
         _load("onnx.checker").check_model(str(file))
 
     def _answers_other_length(self, subject: Subject, batch: Batch, file: Path, tokens: int) -> bool:

@@ -9,8 +9,6 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-__all__ = ["resized"]
-
 
 def resized(model: nn.Module, file: str | PathLike[str]) -> nn.Module:
     """Make a freshly built model the compacted one of a file, in place, and return it.

@@ -1,22 +1,21 @@
-"""The subject: the network that is exported, with its pruned weights at exactly zero, and a batch to prove a form with."""
+"""The subject: the network that is exported, with its pruned weights at exactly zero; and what a form of it has to do."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from incop import observing
-from incop.batches import Batch, call, placed, unpack, walk
+from incop import inspection
+from incop.batches import Batch, call, mapped, placed, unpack, walk
 from incop.errors import InputError
 from incop.masks import Masks
 from incop.wrappers import unwrapped
-
-__all__ = ["Answers", "Outputs", "Subject", "outputs_of", "tensors_of"]
 
 Outputs = Callable[[Batch], list[Tensor]]
 
@@ -65,7 +64,7 @@ class Subject:
             (0.0, 8)
         """
         model = unwrapped(model)
-        observing.refuse_empty(model)
+        inspection.refuse_empty(model)
         masks = masks if masks is not None else Masks.of(model)
         masks.weights(model)
         try:
@@ -94,7 +93,31 @@ class Subject:
 
     def outputs(self, batch: Batch) -> list[Tensor]:
         """Return all tensors that the masked network answers a batch with, in order."""
-        return outputs_of(self.model)(batch)
+        return Answers(self.model)(batch)
+
+
+class Form(Protocol):
+    """Writes a subject into files, and makes of them again what answers a batch.
+
+    Attributes:
+        name: the word for it.
+        again: optional; names of files that hold the same once more for another reader, and are not counted in its size.
+        tolerance: how far its answers may be from the masked network's, relative to the largest of them; 0: the same bits.
+    """
+
+    name: str
+    tolerance: float
+
+    def write(self, subject: Subject, folder: Path) -> list[Path]:
+        """Write the form's files into an empty folder and return them, the main one first.
+
+        Raises:
+            InputError: this network cannot have this form; the sentence names the layer or operator.
+            MissingExtra: a library is absent.
+        """
+
+    def outputs(self, file: Path, subject: Subject) -> Outputs:
+        """Return the function from a batch to the answers of what the main file holds, as `Subject.outputs` gives them."""
 
 
 class Answers:
@@ -118,17 +141,7 @@ class Answers:
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state dict, for a file that holds tensors alone.
-
-    Raises:
-        InputError: an entry of it is no tensor; without it nobody could load the file into the model.
-
-    Example:
-        >>> import torch
-        >>> from incop.export.subject import tensors_of
-        >>> list(tensors_of(torch.nn.Linear(2, 2)))
-        ['weight', 'bias']
-    """
+    """Return a model's state dict, for a file that holds tensors alone."""
     found = {}
     for name, entry in model.state_dict().items():
         if not isinstance(entry, Tensor):
@@ -140,6 +153,15 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def outputs_of(model: nn.Module) -> Answers:
-    """Return the function from a batch to all tensors of a model's answer, without gradients."""
-    return Answers(model)
+def repeated(batch: Batch, samples: int) -> Batch:
+    """Return a batch of so many samples: the first ones, and these again where there are not enough."""
+    if samples < 1:
+        raise InputError(f"a batch of {samples} samples cannot be measured: give at least 1")
+    places = torch.arange(samples) % batch.samples
+
+    def change(t: Tensor) -> Tensor:
+        return t.index_select(0, places) if t.dim() and t.shape[0] == batch.samples else t
+
+    return replace(
+        batch, args=mapped(batch.args, change), kwargs=mapped(dict(batch.kwargs), change), target=None, samples=samples
+    )

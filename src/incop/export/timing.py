@@ -5,25 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from incop.batches import Batch, mapped
-from incop.errors import InputError
-
-__all__ = ["Ratio", "clock_of", "in_turn", "resized"]
 
 Clock = Callable[[], float]
 
 ROUNDS = 40
-FEWEST = 7  # rounds of calls that take long
-LONG = 20.0  # seconds after which no more than the fewest rounds are run
+MIN_ROUNDS = 7  # rounds of calls that take long
+MAX_SECONDS = 20.0  # seconds after which no more than the fewest rounds are run
 STRETCH = 4e-3  # seconds that the calls of one round take at least: a clock and its call cost a microsecond
-MOST_CALLS = 500  # in one round
+MAX_CALLS = 500  # in one round
 WARM_UP = 3
 MARGIN = 0.05  # what is nearer to 1 than this is called the same: two copies of one network differ by up to so much
 OFTEN = 0.75  # of the rounds: what disturbs a machine lasts for several, which an interval of the median does not know
@@ -48,13 +42,7 @@ class Ratio:
 
     @classmethod
     def of(cls, base: Sequence[float], times: Sequence[float]) -> Ratio:
-        """Return base / times, round by round: their median with a percentile bootstrap (2,000 draws, always the same).
-
-        Example:
-            >>> from incop.export.timing import Ratio
-            >>> Ratio.of([2.0, 2.0, 4.0], [1.0, 1.0, 2.0])
-            Ratio(median=2.0, low=2.0, high=2.0, won=1.0)
-        """
+        """Return base / times, round by round: their median with a percentile bootstrap (2,000 draws, always the same)."""
         ratios = np.asarray(base, dtype=float) / np.maximum(np.asarray(times, dtype=float), 1e-12)
         drawn = np.random.default_rng(0).integers(0, len(ratios), (RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(ratios[drawn], axis=1), [2.5, 97.5])
@@ -99,7 +87,7 @@ def in_turn(
         times: dict[str, list[float]] = {name: [] for name in names}
         begun, order = clock(), np.random.default_rng(0)
         for number in range(rounds):
-            if number >= FEWEST and clock() - begun > LONG:
+            if number >= MIN_ROUNDS and clock() - begun > MAX_SECONDS:
                 break
             for place in order.permutation(len(names)):
                 name = names[place]
@@ -116,29 +104,4 @@ def _often(call: Callable[[], Any], clock: Clock) -> int:
         started = clock()
         call()
         took = clock() - started
-    return min(max(math.ceil(STRETCH / max(took, 1e-6)), 1), MOST_CALLS)
-
-
-def resized(batch: Batch, samples: int) -> Batch:
-    """Return a batch of so many samples: the first ones, and these again where there are not enough.
-
-    Raises:
-        InputError: not at least 1, or no input has its samples along dimension 0.
-
-    Example:
-        >>> import torch
-        >>> from incop.batches import unpack
-        >>> from incop.export.timing import resized
-        >>> resized(unpack(torch.arange(6).view(3, 2)), 5).args[0][:, 0]
-        tensor([0, 2, 4, 0, 2])
-    """
-    if samples < 1:
-        raise InputError(f"a batch of {samples} samples cannot be measured: give at least 1")
-    places = torch.arange(samples) % batch.samples
-
-    def change(t: Tensor) -> Tensor:
-        return t.index_select(0, places) if t.dim() and t.shape[0] == batch.samples else t
-
-    return replace(
-        batch, args=mapped(batch.args, change), kwargs=mapped(dict(batch.kwargs), change), target=None, samples=samples
-    )
+    return min(max(math.ceil(STRETCH / max(took, 1e-6)), 1), MAX_CALLS)

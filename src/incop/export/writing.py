@@ -12,21 +12,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from incop.batches import Batch, first_samples
 from incop.errors import IncopError, InputError, TrainingError
-from incop.export.forms import Form
+from incop.export.differences import SIZES, difference
 from incop.export.forms import form as form_of
-from incop.export.subject import Outputs, Subject
+from incop.export.subject import Form, Outputs, Subject
 from incop.locks import LOCK, STALE, Lock, holder
 
-__all__ = ["Written", "write", "write_all"]
-
 ASIDE = ".export."  # what hidden folders are called in which forms are made
-SIZES = (None, 1)  # a form is tried with the whole example and with one sample: a size that was frozen into it shows
 
 
 @dataclass(frozen=True)
@@ -114,26 +110,19 @@ def write_all(
     made = _made(folder)
     try:
         with _aside(folder) as aside:
-            found = []
+            written: list[Written] = []
+            files: list[Path] = []
             for number, form in enumerate(forms):
                 (own := aside / str(number)).mkdir()
-                files = _written(form, subject, own)
-                again = [file.name for file in files if file.name in getattr(form, "again", ())]
-                size = sum(file.stat().st_size for file in files if file.name not in again)
-                apart = _proven(form, files[0], subject)
-                found.append((form, files, size, apart, dict(getattr(form, "details", {})), again))
-            _placed([file for _, files, *_ in found for file in reversed(files)], folder, aside, replace)
-            return [
-                Written(
-                    form.name,
-                    tuple(folder / file.name for file in files),
-                    size,
-                    apart,
-                    details,
-                    tuple(folder / name for name in again),
-                )
-                for form, files, size, apart, details, again in found
-            ]
+                new = _written(form, subject, own)
+                again = [file for file in new if file.name in getattr(form, "again", ())]
+                size = sum(file.stat().st_size for file in new if file not in again)
+                apart = _proven(form, new[0], subject)
+                placed, doubles = (tuple(folder / file.name for file in some) for some in (new, again))
+                written.append(Written(form.name, placed, size, apart, dict(getattr(form, "details", {})), doubles))
+                files += reversed(new)
+            _placed(files, folder, aside, replace)
+            return written
     except BaseException as error:
         with contextlib.suppress(OSError):  # nothing is left of what failed
             for empty in made:
@@ -262,29 +251,3 @@ def _answered(answers: Outputs, batch: object, name: str) -> list[Tensor]:
         raise TrainingError(
             f"the form {name!r} does not run ({type(error).__name__}: {first}): nothing was written"
         ) from error
-
-
-def difference(expected: list[Tensor], found: list[Tensor]) -> float:
-    """Return max |a − b| / max |a| over all pairs of tensors; 0 only for the same bits, infinite for other shapes or kinds.
-
-    Example:
-        >>> import torch
-        >>> from incop.export.writing import difference
-        >>> difference([torch.tensor([1.0, 2.0])], [torch.tensor([1.0, 2.5])])
-        0.25
-    """
-    if len(expected) != len(found) or any(
-        a.shape != b.shape or a.dtype != b.dtype for a, b in zip(expected, found, strict=True)
-    ):
-        return float("inf")
-    largest = 0.0
-    for a, b in zip(expected, found, strict=True):
-        if torch.equal(a, b) or a.numel() == 0:
-            continue
-        if not a.is_floating_point():
-            return float("inf")
-        same = (a == b) | (a.isnan() & b.isnan())
-        apart = (a.double() - b.double()).abs().masked_fill(same, 0.0)
-        scale = float(a.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) or 1.0
-        largest = max(largest, float((apart / scale).nan_to_num(float("inf")).max()))
-    return largest

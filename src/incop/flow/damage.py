@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import real_tokens
 from incop.errors import InputError, TrainingError
 from incop.flow import meter as meter_room
 from incop.flow.moments import varies
 from incop.flow.taps import Taps
 from incop.wrappers import unwrapped
-
-__all__ = ["Damage"]
 
 
 class Damage:
@@ -54,7 +52,7 @@ class Damage:
         self.model = model = unwrapped(model)
         self.samples = 0
         self.seconds = 0.0
-        with torch.inference_mode(False), observing.undisturbed(model), meter_room.plain_attention(model):
+        with torch.inference_mode(False), inspection.undisturbed(model), meter_room.plain_attention(model):
             self._batches = list(meter_room.placed_batches(model, probe))
             if sum(batch.samples for batch in self._batches) < 2:
                 raise InputError("damage needs a probe of at least 2 samples; some 128 rank cuts well")
@@ -74,6 +72,10 @@ class Damage:
         kept = [self._kept(name, rows) for name, rows in self._outputs(trial).items()]
         return fmean(1.0 - min(max(share, 0.0), 1.0) for share in kept)
 
+    def kept(self) -> dict[str, float]:
+        """Return r_l of every watched layer for the network as it is now; the last is the output."""
+        return {name: self._kept(name, rows) for name, rows in self._outputs({}).items()}
+
     def _kept(self, name: str, rows_nM: Tensor) -> float:
         """Return r_l, the mean correlation of a layer's units with themselves before the cut."""
         before_nM, varied_M = self._whole[name]
@@ -88,7 +90,7 @@ class Damage:
         model = self.model
         with (
             torch.inference_mode(False),
-            observing.undisturbed(model),
+            inspection.undisturbed(model),
             meter_room.plain_attention(model),
             torch.no_grad(),
             Taps(model, self._chain) as taps,

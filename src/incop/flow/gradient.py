@@ -18,8 +18,6 @@ from incop.flow.losses import OwnLoss
 from incop.flow.moments import Total
 from incop.layers import Chain, hides_layers, is_conv1d, module_of, reentrant, weight_names
 
-__all__ = ["GradientFlow", "Gradients", "mean_loss"]
-
 Statistic = Literal["norm", "mean_abs"]
 Loss = Callable[[Any, Any], Tensor]
 
@@ -316,11 +314,7 @@ def _one_tensor(output: Any, model: str) -> Tensor:
 
 
 def mean_loss(loss: Loss, output: Any, target: Any) -> Tensor:
-    """Return the loss as one number.
-
-    Raises:
-        InputError: it is no tensor, not one number, or throws on these shapes.
-    """
+    """Return the loss as one number."""
     try:
         value = loss(output, target)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:

@@ -17,8 +17,6 @@ from incop.flow.moments import CoMoments, Rows
 from incop.flow.taps import Taps
 from incop.layers import Chain
 
-__all__ = ["InformationFlow"]
-
 Reduction = Literal["mean", "absolute", "square"]
 
 

@@ -13,8 +13,6 @@ from torch.nn import functional
 from incop.batches import output_tensor
 from incop.errors import InputError
 
-__all__ = ["OwnLoss", "TokenLoss"]
-
 IGNORED = -100  # the label that torch's cross-entropy leaves out by default
 
 
@@ -39,11 +37,7 @@ class TokenLoss:
     ignored: int = IGNORED
 
     def __call__(self, output: Any, target: Tensor) -> Tensor:
-        """Return the mean loss of logits (n, T, words) with labels (n, T).
-
-        Raises:
-            InputError: the shapes do not fit, or no token has a label.
-        """
+        """Return the mean loss of logits (n, T, words) with labels (n, T)."""
         logits, labels = self.aligned(output, target)
         if not bool((labels != self.ignored).any()):
             raise InputError(f"no token of a batch has a label other than {self.ignored}: leave the batch out")
@@ -92,11 +86,7 @@ class OwnLoss:
     """
 
     def __call__(self, output: Any, target: Any) -> Tensor:
-        """Return the loss in a model's output.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Return the loss in a model's output."""
         loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if loss is None and isinstance(output, tuple) and output:
             loss = output[0]

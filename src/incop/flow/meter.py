@@ -12,17 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from incop import batches as batches_room
-from incop import layers, observing
+from incop import inspection, layers
 from incop.batches import Batch
+from incop.distributed import ALONE, Ranks, divides_itself
+from incop.distributed import of as ranks_of
 from incop.errors import IncopError, InputError
 from incop.flow.taps import Paths, lengths
 from incop.layers import Chain
-from incop.ranks import ALONE, Ranks, divides_itself
-from incop.ranks import of as ranks_of
 from incop.records import Flow
 from incop.wrappers import as_written, refuse_sharded, unwrapped
-
-__all__ = ["Meter", "State", "by_hand", "forward", "measure", "placed_batches", "plain_attention", "trace"]
 
 
 class State(Protocol):
@@ -102,7 +100,7 @@ def measure(
     refuse_sharded(model)
     ranks = ranks_of(model) if together else ALONE
     model, started = unwrapped(model), time.perf_counter()
-    with torch.inference_mode(False), observing.undisturbed(model), plain_attention(model):
+    with torch.inference_mode(False), inspection.undisturbed(model), plain_attention(model):
         statistics = ranks.together(lambda: _collected(model, batches, meter, masks, ranks))
     if not ranks.one:
         statistics = _merged(statistics, ranks)
@@ -149,9 +147,9 @@ def placed_batches(model: nn.Module, batches: Any, ranks: Ranks = ALONE) -> Gene
 
     Of several processes each is given its share of every batch, and of batches that cannot be divided every so-manieth.
     """
-    device = observing.device_of(model)
+    device = inspection.device_of(model)
     floating = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    dtype = torch.float32 if observing.half_precision(model) else floating
+    dtype = torch.float32 if inspection.half_precision(model) else floating
     whole = ranks.one or divides_itself(batches)
     for number, batch in enumerate(map(batches_room.unpack, batches_room.reusable(batches))):
         part = batch if whole else _share(batch, number, ranks)
@@ -188,11 +186,7 @@ Places = tuple[str | tuple[str, ...], ...]  # of a chain by hand; names in a tup
 
 
 def by_hand(chain: Sequence[str | Sequence[str]] | None) -> Places | None:
-    """Return a chain given by hand, or None for the one that is found.
-
-    Raises:
-        InputError: it is one string instead of several.
-    """
+    """Return a chain given by hand, or None for the one that is found."""
     if isinstance(chain, str):
         raise InputError(f"chain={chain!r} is one name: give the layers as a list, chain=[{chain!r}, …]")
     return None if chain is None else tuple(place if isinstance(place, str) else tuple(place) for place in chain)
@@ -214,6 +208,13 @@ def forward(
 
     Raises:
         InputError: the model throws on this batch.
+
+    Example:
+        >>> import torch
+        >>> from incop import flow
+        >>> from incop.batches import unpack
+        >>> tuple(flow.forward(torch.nn.Linear(3, 2), unpack(torch.zeros(4, 3))).shape)
+        (4, 2)
     """
     try:
         return _run(model, batch, weights, then)
@@ -233,8 +234,8 @@ def _run(
     then: Callable[[Any], Any] | None = None,
 ) -> Any:
     with as_written():
-        if weights or then or observing.half_precision(model):
-            return observing.full_precision(model, batch, weights, then=then)
+        if weights or then or inspection.half_precision(model):
+            return inspection.full_precision(model, batch, weights, then=then)
         return batches_room.call(model, batch)
 
 
@@ -252,6 +253,14 @@ def trace(model: nn.Module, batch: Batch, given: Places | None, *, each_sample: 
 
     Raises:
         InputError: the model cannot be run, or its layers and their order cannot be found; see `layers.chain`.
+
+    Example:
+        >>> import torch
+        >>> from incop import flow
+        >>> from incop.batches import unpack
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> list(flow.trace(net, unpack(torch.zeros(4, 3)), None))
+        ['0', '2']
     """
 
     def run(part: Batch) -> Any:

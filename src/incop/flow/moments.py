@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["CoMoments", "Rows", "Total", "varies"]
-
 Total = Callable[[Tensor], Tensor]  # the sum of everybody's tensor, where several processes see parts of one probe
 
 # The output of a unit whose inputs are constant is not quite constant in float32: other batch sizes take other
@@ -74,9 +72,6 @@ class Rows:
 
         Args:
             alive_only: take the mean over the units that vary instead of over all.
-
-        Returns:
-            One number in [−1, 1] a pair; a unit that does not vary has ρ = 0 with everything.
         """
         names = dict.fromkeys(name for pair in self.pairs for name in pair)
         means = {name: self._mean_unit(name, alive_only=alive_only) for name in names}

@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import Batch, parts, reusable, unpack
 from incop.errors import InputError
 from incop.flow.meter import Meter, placed_batches, plain_attention
 from incop.flow.taps import Paths
 from incop.wrappers import unwrapped
-
-__all__ = ["SamplingError", "sampling_error"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def _without_each(
     model: nn.Module, probe: list[Batch], meter: Meter, masks: Mapping[str, Tensor] | None, groups: int
 ) -> _Flows:
     model = unwrapped(model)
-    with torch.inference_mode(False), observing.undisturbed(model), plain_attention(model), Paths(model) as paths:
+    with torch.inference_mode(False), inspection.undisturbed(model), plain_attention(model), Paths(model) as paths:
         batches = list(placed_batches(model, probe))
         if not batches:
             raise InputError("the probe is empty: pass at least one batch")

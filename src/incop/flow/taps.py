@@ -1,9 +1,9 @@
-"""Taps: the only hooks of a measurement. They read layers' outputs as they pass and are gone afterwards."""
+"""Taps: what a measurement reads of a model. Layers' outputs are taken as they pass; the hooks are gone afterwards."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -12,9 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from incop.batches import output_tensor, walk
 from incop.errors import InputError
-from incop.layers import Chain, folded, is_layer, module_of, sample_axis, units_axis
-
-__all__ = ["Paths", "Taps", "lengths", "pooled"]
+from incop.layers import CallNames, Chain, Hooks, folded, is_layer, module_of, sample_axis, units_axis
 
 
 class Taps:
@@ -41,24 +39,20 @@ class Taps:
         self._chain = Chain.of(chain)
         self._calls = dict.fromkeys(call.partition("[")[0] for call in self._chain)
         self._modules = {module_of(call): model.get_submodule(module_of(call)) for call in chain}
-        self._handles: list[Any] = []
+        self._hooks = Hooks()
         self._seen: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._names = CallNames()
         self._samples: int | None = None
         self._real: Mapping[str, Tensor] = {}
         self._padded: Mapping[str, Tensor] = {}
 
     def __enter__(self) -> Self:
         for name, module in self._modules.items():
-            self._handles.append(module.register_forward_hook(self._listener(name)))
+            self._hooks.after(module, partial(self._listen, name))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def __exit__(self, *error: object) -> None:
+        self._hooks.remove()
         self._seen.clear()
 
     def expect(self, samples: int, real: Mapping[str, Tensor] | None = None) -> None:
@@ -66,14 +60,10 @@ class Taps:
         self._samples, self._real = samples, real or {}
         self._padded = {name: mask for name, mask in self._real.items() if not bool(mask.all())}
 
-    def _listener(self, name: str) -> Any:
-        def listen(module: nn.Module, args: Any, output: Any) -> None:
-            self._counts[name] = count = self._counts.get(name, 0) + 1
-            call = name if count == 1 else f"{name}#{count}"
-            if call in self._calls:
-                self._seen[call] = self._pooled(call, module, output)
-
-        return listen
+    def _listen(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        call = self._names.of(name)
+        if call in self._calls:
+            self._seen[call] = self._pooled(call, module, output)
 
     def _pooled(self, call: str, module: nn.Module, output: Any) -> Tensor:
         first = output[0] if isinstance(output, tuple) and output else None
@@ -111,7 +101,7 @@ class Taps:
             InputError: a layer of the chain did not run, or returned another number of rows than there are samples.
         """
         seen = self._seen
-        self._seen, self._counts = {}, {}
+        self._seen, self._names = {}, CallNames()
         self._samples, self._real, self._padded = None, {}, {}
         for call in self._calls:
             if call not in seen:
@@ -135,24 +125,20 @@ class Paths:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._handles: list[Any] = []
+        self._hooks = Hooks()
         self._running: list[str] | None = None
         self.last: list[str] | None = None
 
     def __enter__(self) -> Self:
-        self._handles.append(self._model.register_forward_pre_hook(self._begin))
+        self._hooks.before(self._model, self._begin)
         for name, module in self._model.named_modules():
             if is_layer(module):
-                self._handles.append(module.register_forward_hook(self._counter(name)))
-        self._handles.append(self._model.register_forward_hook(self._end))
+                self._hooks.after(module, partial(self._count, name))
+        self._hooks.after(self._model, self._end)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def __exit__(self, *error: object) -> None:
+        self._hooks.remove()
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._running = []
@@ -160,20 +146,14 @@ class Paths:
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         self.last, self._running = self._running, None  # what checkpointing runs again afterwards does not count
 
-    def _counter(self, name: str) -> Any:
-        def count(module: nn.Module, args: Any, output: Any) -> None:
-            if self._running is not None:
-                self._running.append(name)
-
-        return count
+    def _count(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if self._running is not None:
+            self._running.append(name)
 
     def same(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches; after each, hold the layers that ran against those of the last pass before the first.
 
         Without such a pass (the chain was given by hand) nothing is held against anything.
-
-        Raises:
-            InputError: a layer ran another number of times on this batch, or in another order.
         """
         expected = self.last
         for batch in batches:
@@ -215,24 +195,17 @@ def _axis(chain: Chain, call: str, module: nn.Module, output: Tensor, samples: i
 def lengths(model: nn.Module, chain: Chain, samples: int, run: Callable[[], Any]) -> dict[str, int]:
     """Return how many tokens each layer of a chain puts out a sample while `run` runs the model."""
     found: dict[str, int] = {}
-    counts: dict[str, int] = {}
+    names = CallNames()
 
-    def listener(name: str) -> Any:
-        def listen(module: nn.Module, args: Any, output: Any) -> None:
-            counts[name] = count = counts.get(name, 0) + 1
-            call = name if count == 1 else f"{name}#{count}"
-            first = next(walk(output), None)
-            if first is not None:
-                found[call] = _tokens(module, first, _axis(chain, call, module, first, samples))
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        call, first = names.of(name), next(walk(output), None)
+        if first is not None:
+            found[call] = _tokens(module, first, _axis(chain, call, module, first, samples))
 
-        return listen
-
-    handles = [model.get_submodule(n).register_forward_hook(listener(n)) for n in {module_of(call) for call in chain}]
-    try:
+    with Hooks() as hooks:
+        for name in {module_of(call) for call in chain}:
+            hooks.after(model.get_submodule(name), partial(note, name))
         run()
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
@@ -245,12 +218,6 @@ def pooled(module: nn.Module, output: Tensor, name: str = "", *, axis: int = 0, 
         name: of the layer, for errors.
         axis: the dimension that holds the samples.
         real: which tokens count, (n, T) booleans; all of them where it is None.
-
-    Returns:
-        (n, M), at least float32, without gradient.
-
-    Raises:
-        InputError: the output has fewer than two dimensions or is not floating point.
     """
     if output.dim() < 2 or not output.is_floating_point():
         raise InputError(

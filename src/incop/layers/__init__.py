@@ -1,7 +1,8 @@
 """Layers: what can be pruned, what feeds what in a forward pass, and which layers are neighbours of a flow."""
 
-from incop.layers.calls import Call, calls, hides_layers, module_of, reentrant
+from incop.layers.calls import Call, CallNames, calls, hides_layers, module_of, reentrant
 from incop.layers.chain import Chain, chain, folded, sample_axis
+from incop.layers.hooks import Hooks
 from incop.layers.kinds import LAYERS, is_conv1d, is_layer, units_axis, weight_names
 from incop.layers.units import Removable, removable, unit_and_input
 from incop.layers.weights import left_out, prunable
@@ -9,7 +10,9 @@ from incop.layers.weights import left_out, prunable
 __all__ = [
     "LAYERS",
     "Call",
+    "CallNames",
     "Chain",
+    "Hooks",
     "Removable",
     "calls",
     "chain",

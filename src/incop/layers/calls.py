@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,9 +15,8 @@ from torch.overrides import TorchFunctionMode
 from incop import batches as batches_room
 from incop.batches import Batch
 from incop.errors import InputError
+from incop.layers.hooks import Hooks
 from incop.layers.kinds import EMBEDDINGS, is_layer, units_axis
-
-__all__ = ["Call", "calls", "hides_layers", "module_of", "reentrant"]
 
 Edge = tuple[Any, int]  # a node of autograd's graph and the number of its output
 
@@ -59,6 +59,18 @@ class Call:
     reads: frozenset[str] = field(default=frozenset(), repr=False)
 
 
+class CallNames:
+    """The names of the calls of one forward pass: "fc" for a module's first, "fc#2" for its second. `module_of` is the way back."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()
+
+    def of(self, module: str) -> str:
+        """Return the name of a module's next call."""
+        self._calls[module] += 1
+        return module if self._calls[module] == 1 else f"{module}#{self._calls[module]}"
+
+
 def module_of(call: str) -> str:
     """Return the module's name of a call or of a part: "fc#2" is a run of "fc", "qkv[q]" a part of "qkv"."""
     return call.partition("[")[0].partition("#")[0]
@@ -70,16 +82,13 @@ def calls(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | None
     Each layer's output is cut from the graph and marked, so walking back from a layer's input ends at the
     outputs that feed it: what feeds what is read off autograd's graph, not guessed from names. Parts that the
     model runs under `no_grad` are read too; what it detaches is not followed.
-
-    Raises:
-        InputError: the model uses reentrant gradient checkpointing, which hides its layers from autograd.
     """
     run: list[Call] = []
     walks: list[_Walk] = []
     marks: dict[str, Tensor] = {}  # the first output of every call
     owners: dict[int, str] = {}
     kept: list[Any] = []  # marked outputs and inputs, alive until the graph has been read: ids must not be reused
-    counts: dict[str, int] = {}
+    names = CallNames()
 
     def marked(t: Tensor, owner: str) -> Tensor:
         if not t.is_floating_point():
@@ -94,8 +103,7 @@ def calls(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | None
         def mark(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             if not is_layer(module):
                 return batches_room.mapped(output, lambda t: marked(t, f"<{name}>"))
-            counts[name] = counts.get(name, 0) + 1
-            call = name if counts[name] == 1 else f"{name}#{counts[name]}"
+            call = names.of(name)
             kept.append((args, kwargs))
             walks.append(walk := _Walk(batches_room.walk((args, kwargs)), owners))
             first = next(batches_room.walk(output), None)
@@ -112,20 +120,14 @@ def calls(model: nn.Module, batch: Batch, forward: Callable[[Batch], Any] | None
         args=batches_room.mapped(batch.args, mark_input),
         kwargs=batches_room.mapped(dict(batch.kwargs), mark_input),
     )
-    handles = [
-        module.register_forward_hook(hook(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if is_layer(module) or isinstance(module, EMBEDDINGS)
-    ]
-    try:
-        with warnings.catch_warnings(), torch.enable_grad(), _GradientsStayOn():
-            warnings.simplefilter("ignore")  # autograd warns of what the user's own forward pass may do without it
-            output = forward(batch) if forward else batches_room.call(model, batch)
-        walks.append(walk := _Walk(batches_room.walk(output), owners))
-        run.append(Call("", walk.sources, (), walk.sides))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with Hooks() as hooks, warnings.catch_warnings(), torch.enable_grad(), _GradientsStayOn():
+        for name, module in model.named_modules():
+            if is_layer(module) or isinstance(module, EMBEDDINGS):
+                hooks.after(module, hook(name), with_kwargs=True)
+        warnings.simplefilter("ignore")  # autograd warns of what the user's own forward pass may do without it
+        output = forward(batch) if forward else batches_room.call(model, batch)
+    walks.append(walk := _Walk(batches_room.walk(output), owners))
+    run.append(Call("", walk.sources, (), walk.sides))
     _find_parts(model, run, walks, marks)
     return run
 

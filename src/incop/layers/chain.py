@@ -13,8 +13,6 @@ from incop.errors import InputError, unknown
 from incop.layers.calls import Call, calls, module_of
 from incop.layers.kinds import units_axis
 
-__all__ = ["Chain", "chain", "folded", "sample_axis"]
-
 
 class Chain(tuple[str, ...]):
     """The names of a flow's layers, in the order in which the forward pass runs them, and what belongs to them.
@@ -26,11 +24,6 @@ class Chain(tuple[str, ...]):
         axes: the dimension of a layer's output that holds the samples, where it is not the first; None: nobody looked.
         masks: whose real tokens a layer's output has, as `batches.real_tokens` names them; "?" where its tokens are made of
             masked ones, but are not those; nothing for a layer whose tokens are none of the masked ones. None: nobody looked.
-
-    Example:
-        >>> from incop.layers import Chain
-        >>> Chain(["a", "b", "c"]).pairs
-        (('a', 'b'), ('b', 'c'))
     """
 
     pairs: tuple[tuple[str, str], ...]
@@ -85,10 +78,6 @@ def chain(
         forward: how to run the model on a batch, when it is not by calling it.
         each_sample: refuse a layer whose output does not have one row per sample.
         least: how many layers must run, 1 or 2.
-
-    Raises:
-        InputError: fewer layers run than must, a given name is no module of the model, or the rows of a layer's
-            output are not the samples.
     """
     if given is not None:
         return _given(model, batch, given, forward)

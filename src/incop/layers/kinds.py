@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["EMBEDDINGS", "LAYERS", "is_conv1d", "is_layer", "units_axis", "weight_names"]
-
 LAYERS = (
     nn.Linear,
     nn.Bilinear,
@@ -41,14 +39,7 @@ def is_layer(module: nn.Module) -> bool:
 
 
 def weight_names(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of a layer's own weight matrices; none for a module that is no layer.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.layers import weight_names
-        >>> weight_names(nn.Linear(2, 2)), weight_names(nn.GRU(2, 2))
-        (('weight',), ('weight_ih_l0', 'weight_hh_l0'))
-    """
+    """Return the names of a layer's own weight matrices; none for a module that is no layer."""
     if isinstance(module, nn.RNNBase):
         return tuple(name for group in module._all_weights for name in group if name.startswith("weight"))
     if isinstance(module, nn.RNNCellBase):

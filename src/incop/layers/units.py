@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -13,10 +14,9 @@ from torch import Tensor, nn
 
 from incop import batches as batches_room
 from incop.batches import Batch
-from incop.layers.calls import Call, calls, module_of
+from incop.layers.calls import Call, CallNames, calls, module_of
+from incop.layers.hooks import Hooks
 from incop.layers.kinds import is_conv1d, is_layer
-
-__all__ = ["Removable", "removable", "unit_and_input"]
 
 DRAWS = 16  # samples in all rounds together: a change behind a ReLU stays unseen with a chance of 4^-16
 
@@ -42,13 +42,6 @@ def unit_and_input(module: nn.Module) -> tuple[Tensor, Tensor] | None:
 
     None for layers of other kinds than linear ones (transformers' `Conv1D` among them), convolutions and transposed
     convolutions, with groups or without.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.layers import unit_and_input
-        >>> unit, read = unit_and_input(nn.Conv1d(4, 2, 1, groups=2))
-        >>> unit.flatten().tolist(), read.flatten().tolist()
-        ([0, 1], [0, 1, 2, 3])
     """
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or isinstance(module, nn.Bilinear):
@@ -117,7 +110,7 @@ def _odd(model: nn.Module, run: list[Call]) -> dict[str, str]:
     for module in model.modules():
         for weight in module._parameters.values():
             shared[id(weight)] = shared.get(id(weight), 0) + 1
-    twice = {module_of(call.name) for call in run if "#" in call.name}
+    twice = {module_of(call.name) for call in run if module_of(call.name) != call.name}
     odd = {}
     for call in run[:-1]:
         module = model.get_submodule(module_of(call.name))
@@ -254,23 +247,15 @@ class _Trial:
 
     def _look(self, run: Callable[[], Any]) -> None:
         """Run the model once as it is, and note what shapes its layers put out."""
-        counts: dict[str, int] = {}
+        names = CallNames()
 
-        def hook(name: str) -> Any:
-            def note(module: nn.Module, args: Any, output: Any) -> None:
-                counts[name] = counts.get(name, 0) + 1
-                call = name if counts[name] == 1 else f"{name}#{counts[name]}"
-                self._made[call] = batches_room.mapped(output, lambda t: torch.empty_like(t, device="meta"))
+        def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            self._made[names.of(name)] = batches_room.mapped(output, lambda t: torch.empty_like(t, device="meta"))
 
-            return note
-
-        handles = [module.register_forward_hook(hook(name)) for name, module in self._layers.items()]
-        try:
-            with torch.no_grad():
-                run()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with Hooks() as hooks, torch.no_grad():
+            for name, module in self._layers.items():
+                hooks.after(module, partial(note, name))
+            run()
 
     def _stock_up(self, seed: int) -> None:
         largest = max((t.numel() for made in self._made.values() for t in batches_room.walk(made)), default=0)
@@ -286,14 +271,13 @@ class _Trial:
         The layers themselves are not run: their outputs are drawn.
         """
         seen: dict[str, Tensor | None] = {}
-        counts: dict[str, int] = {}
+        names = CallNames()
 
         def drawing(name: str, module: nn.Module) -> Callable[..., Any]:
             plain = module.forward
 
             def forward(*args: Any, **kwargs: Any) -> Any:
-                counts[name] = counts.get(name, 0) + 1
-                call = name if counts[name] == 1 else f"{name}#{counts[name]}"
+                call = names.of(name)
                 first = next(batches_room.walk((args, kwargs)), None)
                 seen[call] = None if first is None or name not in self._readers else _marks(module, first)
                 if call not in self._made or first is None:
@@ -306,20 +290,18 @@ class _Trial:
             return forward
 
         own = {name: vars(module).get("forward") for name, module in self._layers.items()}
-        # torch's transformer layers go past their own layers in one kernel unless these have hooks
-        handles = [module.register_forward_pre_hook(_nothing) for module in self._layers.values()]
         try:
-            for name, module in self._layers.items():
-                module.forward = drawing(name, module)
-            with torch.no_grad():
+            with Hooks() as hooks, torch.no_grad():
+                for name, module in self._layers.items():
+                    # torch's transformer layers go past their own layers in one kernel unless these have hooks
+                    hooks.before(module, lambda module, args: None)
+                    module.forward = drawing(name, module)
                 run()
         finally:
             for name, module in self._layers.items():
                 vars(module).pop("forward", None)
                 if own[name] is not None:
                     module.forward = own[name]
-            for handle in handles:
-                handle.remove()
         return seen
 
     def _drawn(
@@ -335,10 +317,6 @@ class _Trial:
             chosen = (torch.arange(numbers.start, numbers.stop) >> bit & 1) == side
             drawn = torch.where(chosen.reshape(-1, *[1] * (like.dim() - 1 - axis)), anew, drawn)
         return drawn.to(device=device, dtype=like.dtype, copy=True)
-
-
-def _nothing(module: nn.Module, args: Any) -> None:
-    """Do nothing."""
 
 
 def _axis(module: nn.Module, tensor: Tensor) -> int:

@@ -13,8 +13,6 @@ from incop.errors import InputError, unknown
 from incop.layers.kinds import EMBEDDINGS, weight_names
 from incop.wrappers import refuse_sharded, unwrapped
 
-__all__ = ["left_out", "prunable"]
-
 
 def prunable(
     model: nn.Module, *, skip: Iterable[str | type[nn.Module]] = (), frozen: bool = False
@@ -32,19 +30,6 @@ def prunable(
         skip: layers to leave out: a module's name, a pattern ("encoder.*"), a module class or its name, or any of
             these for a module that holds them ("encoder").
         frozen: take the weights that training leaves as they are (`requires_grad` is off) too.
-
-    Raises:
-        InputError: a weight cannot be pruned in place (a parametrization, `torch.nn.utils.prune`, a lazy
-            module that has not run, the meta device, weights in pieces as FSDP keeps them), an entry of `skip` matches
-            nothing, nothing prunable is left, or most of the model's weights are bare parameters of modules that incop does
-            not know, and `skip` does not name those.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.layers import prunable
-        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-        >>> list(prunable(net)), list(prunable(net, skip=["2"]))
-        (['0.weight', '2.weight'], ['0.weight'])
     """
     refuse_sharded(model)
     model, skip = unwrapped(model), _entries(skip)
@@ -78,11 +63,7 @@ def prunable(
 
 
 def left_out(model: nn.Module, skip: Iterable[str | type[nn.Module]]) -> frozenset[str]:
-    """Return the names of the layers (and of bare parameters) that `skip` leaves out of pruning.
-
-    Raises:
-        InputError: an entry matches no module of the model.
-    """
+    """Return the names of the layers (and of bare parameters) that `skip` leaves out of pruning."""
     modules = dict(model.named_modules())
     names = [name for name, module in modules.items() if weight_names(module)]
     bare = [name for name, _ in _bare(model, frozenset())]

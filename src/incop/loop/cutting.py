@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.batches import first_samples, unpack
 from incop.errors import TrainingError
 from incop.flow import Damage
@@ -15,7 +15,7 @@ from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Magnitude, Planned, SparsityPath, prune
 from incop.pruning.cut import planned
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 
 TRIAL_SAMPLES = 128  # on which trial cuts are ranked: each cut is held against itself, so few are enough
 
@@ -30,7 +30,7 @@ class TrialCuts:
     def __call__(self, masks: Masks) -> float:
         """Return the damage of leaving only these weights, in [0, 1]."""
         if self._damage is None:
-            self._damage = Damage(self._model, _first(self._probe, TRIAL_SAMPLES))
+            self._damage = Damage(self._model, first_of(self._probe, TRIAL_SAMPLES))
         return self._damage(masks)
 
     @property
@@ -46,7 +46,8 @@ class TrialCuts:
         return ["no layer's output varies over the probe, so that no cut shows any damage: check the probe"]
 
 
-def _first(probe: Any, samples: int) -> list[Any]:
+def first_of(probe: Any, samples: int) -> list[Any]:
+    """Return the batches that hold the first so many samples of a probe."""
     found: list[Any] = []
     for batch in map(unpack, probe):
         found.append(first_samples(batch, samples))
@@ -79,7 +80,7 @@ def planned_path(
 def cut_at(settings: SearchSettings, progress: SearchProgress, number: int, *, at_most: float | None) -> LevelProgress:
     """Cut the weights that a level begins without, and return the level with what a reader of its record should know."""
     trials = trial_cuts(settings)
-    together = ranks.of(settings.model)
+    together = distributed.of(settings.model)
     amount = settings.amount
     if number == 1 and isinstance(amount, Planned):
         progress.path = together.once(lambda: planned_path(settings, progress, amount, trials))
@@ -107,7 +108,7 @@ def cut_at(settings: SearchSettings, progress: SearchProgress, number: int, *, a
 
 def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
     """Refuse masks and weights that are not those of every process that trains the model; say by what they were compared."""
-    together = ranks.of(model)
+    together = distributed.of(model)
     if together.one:
         return []
     digest = masks.digest().hex()
@@ -116,7 +117,7 @@ def _prove_agreement(model: nn.Module, masks: Masks, level: int) -> list[str]:
         ("would begin from other weights", Snapshot.of(model).sums()),
     ):
         if (apart := together.apart(mine)) is not None:
-            raise ranks.shared(
+            raise distributed.shared(
                 TrainingError(
                     f"level {level} {what} in process {apart} than in process 0: their weights or scores have come "
                     "apart; train through DistributedDataParallel, and give all processes one seed and scores of the same batches"
@@ -134,7 +135,7 @@ def next_masks(
     at_most: float | None = None,
 ) -> Masks:
     """Return the masks that the cut of a level would leave; the first process decides where last bits could."""
-    asked, score = ranks.of(settings.model).asked, progress.score
+    asked, score = distributed.of(settings.model).asked, progress.score
     return prune(
         settings.model,
         asked(progress.amount(settings)),

@@ -9,7 +9,7 @@ from torch import nn
 from incop.errors import InputError
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from incop.wrappers import unwrapped
 
 

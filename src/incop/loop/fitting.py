@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.errors import Diverged, InputError, TrainingError
+from incop.flat_state import part, random_states, restore_random, restoring
+from incop.loop.cutting import next_masks, trial_cuts
 from incop.loop.progress import SearchProgress
+from incop.loop.search_state import beginning_of, offer, random_of
 from incop.loop.settings import SearchSettings
-from incop.loop.states import beginning_of, random_of
-from incop.loop.tickets import budget_of
+from incop.loop.tickets import Ticket, budget_of
 from incop.masks import Masks
 from incop.pruning.saliency import Gathers
+from incop.recipe import LevelRecipe
 from incop.records import Level
-from incop.snapshots import Snapshot
-from incop.states import part, random_states, restore_random, restoring
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 SLOWER = 0.5  # of the learning rate, each time training diverged and is begun again
@@ -33,7 +39,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         level.beginning = beginning_of(settings, progress) if settings.on_divergence == "retry" else {}
     else:
         watch.restore(part("watch", state))
-        level.random = part(random_of(ranks.of(settings.model).rank), state) or part("random", state)
+        level.random = part(random_of(distributed.of(settings.model).rank), state) or part("random", state)
         restore_random(level.random)
         restore = getattr(settings.trainer, "restore", None)
         if callable(restore):
@@ -43,7 +49,7 @@ def fit_level(settings: SearchSettings, progress: SearchProgress, watch: Watch) 
         watch.rest()
     while True:
         try:
-            with ranks.linked(ranks.of(settings.model)), _gathering(settings, progress, watch):
+            with distributed.linked(distributed.of(settings.model)), _gathering(settings, progress, watch):
                 settings.trainer.fit(settings.model, progress.masks, watch)
             _ended(settings, watch)
             level.notices += _missed(progress, watch)
@@ -89,11 +95,7 @@ def _ended(settings: SearchSettings, watch: Watch) -> None:
 
 
 def _go_back(settings: SearchSettings, progress: SearchProgress, watch: Watch, error: Diverged) -> None:
-    """Put everything back as it was when the level began, for another time with a smaller learning rate.
-
-    Raises:
-        Diverged: that is not asked for, or was done as often as it may be.
-    """
+    """Put everything back as it was when the level began, for another time with a smaller learning rate."""
     level = progress.level
     if not level.beginning:
         more = (
@@ -146,7 +148,7 @@ def level_record(
     end = watch.checks[-1]
     measured = end.metric_value
     if measured is None:
-        measured = ranks.of(settings.model).mean(settings.trainer.evaluate(settings.model))
+        measured = distributed.of(settings.model).mean(settings.trainer.evaluate(settings.model))
     spent = watch.spent
     budget = budget_of(settings.trainer, watch.level)
     if budget is not None:
@@ -179,3 +181,79 @@ def level_record(
         abandoned=watch.abandoned,
         metric=settings.metric,
     )
+
+
+def copy_of(settings: SearchSettings, epoch: float = 0.0) -> Snapshot:
+    """Copy the model to where the search keeps copies."""
+    return Snapshot.of(settings.model, epoch=epoch, offload=settings.offload)
+
+
+def short(recipe: LevelRecipe) -> LevelRecipe:
+    """Return the recipe of a last level that only tries a ticket: half the budget."""
+    return dataclasses.replace(recipe, budget=recipe.budget / 2)
+
+
+def train_sparse(
+    settings: SearchSettings, progress: SearchProgress, ended: Callable[[Watch], dict[str, Any]] | None = None
+) -> Ticket:
+    """Rewind, retrain and prove the level that was begun, and return its ticket.
+
+    Args:
+        settings: of the search.
+        progress: of it.
+        ended: called when the level is trained; returns further fields of its record.
+    """
+    level, masks = progress.level, progress.masks
+    point = progress.points[str(settings.rewind)] if settings.rewind.restores else None
+    if level.resume is None:
+        (point or Snapshot.of(settings.model)).rewind(settings.model, masks)  # proves itself
+    full = level.last and settings.last_level_full
+
+    def go_on() -> None:
+        level.stopped = copy_of(settings)
+
+    def would_cut() -> Masks:
+        trials = trial_cuts(settings)
+        cut = next_masks(settings, progress, (progress.cuts or level.number) + 1, trials)
+        if trials is not None:
+            watch.probed(trials.cost[0])  # noqa: F821  # until the level has ended; the look counts its seconds itself
+        return cut
+
+    starts = {"early": 0.0 if point is None else point.epoch, "none": math.inf}
+    watch = Watch(
+        settings.model,
+        settings.probe,
+        meter=settings.meter,
+        rule=None if full else settings.rule,
+        reference=progress.reference,
+        metric=settings.metric,
+        reference_value=progress.reference_value,
+        masks=masks,
+        next_masks=would_cut,
+        level=level.number,
+        every=settings.check_every,
+        before=settings.check_before and not full,
+        go_on=go_on if level.report and not level.last else None,
+        schedule_from=starts.get(settings.rewind.kind, 0.0),
+        continues=level.number > 1 and not settings.rewind.restores,
+        lr_share=progress.lr_share,
+        search_recipe=settings.search_recipe,
+        last_recipe=short(settings.last_recipe) if level.short else settings.last_recipe,
+        on_check=settings.on_check,
+        on_step=None if settings.on_step is None else functools.partial(settings.on_step, level.number),
+        on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended
+    )
+    watch.probed(*level.trials)
+    fit_level(settings, progress, watch)
+    prove_zero(settings.model, masks, level.number)
+    stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
+    reason = stops[0] if stops else "full budget"
+    more = {} if ended is None else ended(watch)
+    record = level_record(settings, progress, watch, rewind=str(settings.rewind), stop_reason=reason)
+    record = dataclasses.replace(record, **more)
+    weights = copy_of(settings).tensors
+    if level.stopped is not None:
+        level.stopped.rewind(settings.model)  # the search goes on from where the rule stopped
+    ticket = Ticket(record, masks, weights, watch.checks)
+    del watch  # it holds the function that holds it, and with both the masks, until Python looks for such rings
+    return ticket

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from incop import ranks
+from incop import distributed
 from incop.errors import InputError
+from incop.inspection import undisturbed
 from incop.loop.fitting import level_record
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
 from incop.loop.tickets import Dense
 from incop.masks import Masks
-from incop.observing import undisturbed
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
 
 
@@ -74,8 +74,8 @@ def _zeros(settings: SearchSettings, progress: SearchProgress) -> list[str]:
 
 def trained_together(settings: SearchSettings) -> None:
     """Prove that all processes were given one network."""
-    together = ranks.of(settings.model)
+    together = distributed.of(settings.model)
     if not together.one and (apart := together.apart(Snapshot.of(settings.model).sums())) is not None:
-        raise ranks.shared(
+        raise distributed.shared(
             InputError(f"process {apart} was given another network than process 0: give all the same weights")
         )

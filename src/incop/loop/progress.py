@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from incop.flat_state import State
+from incop.flow import Damage
+from incop.loop.edge import Edge
 from incop.loop.settings import SearchSettings
 from incop.masks import Masks
 from incop.pruning import Amount, Score, SparsityPath
 from incop.pruning.saliency import Gathers
-from incop.records import Flow
-from incop.snapshots import Snapshot
-from incop.states import State
+from incop.records import Flow, Level
+from incop.rewind_points import Snapshot
 
 
 @dataclass
@@ -25,6 +27,8 @@ class LevelProgress:
     report: bool = False
     trials: tuple[int, float] = (0, 0.0)  # samples and seconds that trial cuts took before its cut
     resume: State | None = None  # what its watch and trainer go on from
+    stop: int | None = None  # of the path, which it tries or finishes; None: it is on the path
+    short: bool = False  # whether it only tries its stop
     stopped: Snapshot | None = None  # where the rule stopped, when the level is trained on to report its ticket
     random: State = field(default_factory=dict)  # of all generators when its training began
     beginning: State = field(default_factory=dict)  # what to go back to if training diverges, where that is asked for
@@ -43,6 +47,10 @@ class SearchProgress:
     reference_value: float | None = None  # of the metric, of the dense network
     lr_share: float = 1.0  # what learning rates are multiplied by since training diverged
     dense_network: nn.Module | None = None  # a frozen copy, where the trainer needs it
+    edge: Edge | None = None  # where the search is for the edge
+    cuts: int = 0  # made on the path
+    familiar: Damage | None = None  # holds outputs against the dense network's
+    chosen: Level | None = None  # the sparsest ticket that does the job
     retaken: int = 0  # how often level 0 was begun again, and its rewind points taken anew
 
     @classmethod
@@ -51,8 +59,13 @@ class SearchProgress:
         masks = Masks.full(settings.model, skip=settings.skip, frozen=settings.frozen)
         if settings.masks is not None:
             masks = masks.intersect(settings.masks)
-        score = settings.score
-        return cls(masks, score.fresh() if isinstance(score, Gathers) else score)
+        score = settings.score.fresh() if isinstance(settings.score, Gathers) else settings.score
+        return cls(masks, score, edge=None if settings.max_drop is None else Edge(settings.max_drop))
+
+    @property
+    def path_is_over(self) -> bool:
+        """Whether a planned path has no further cut."""
+        return self.path is not None and self.cuts >= len(self.path.sparsities)
 
     def amount(self, settings: SearchSettings) -> Amount:
         """Return the amount that cuts: the path that was planned, or what the search was given."""

@@ -6,38 +6,85 @@ It knows no files, no trainer class and no plots.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from incop import ranks
+from incop import distributed
 from incop.batches import reusable
-from incop.errors import InputError
+from incop.errors import InputError, TrainingError
+from incop.flat_state import State
 from incop.flow import Meter, measure
-from incop.loop.cutting import cut_at, next_masks, reached, trial_cuts
+from incop.loop.cutting import cut_at, reached
 from incop.loop.dense_network import frozen_copy, hand_over, take_back
-from incop.loop.fitting import fit_level, level_record, prove_zero
+from incop.loop.edge import Edge
+from incop.loop.edge_search import chosen_ticket, levels_to_edge
+from incop.loop.fitting import copy_of, fit_level, level_record, train_sparse
 from incop.loop.given import measured, trained_together
 from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.search_state import offer, restore
 from incop.loop.settings import SearchSettings
-from incop.loop.states import offer, restore
 from incop.loop.tickets import Dense, Ticket, Trains
 from incop.loop.validation import validate
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection, SparsityPath
 from incop.pruning.cut import amount_of
-from incop.recipe import USUAL, Recipe
+from incop.recipe import USUAL, LevelRecipe
 from incop.records import Check, Interval
-from incop.snapshots import RewindPoint, Snapshot
-from incop.states import State
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 from incop.watch import Watch
 from incop.wrappers import refuse_sharded
+
+
+class Search(Iterator[Ticket]):
+    """The tickets of a search, one after the other.
+
+    Args:
+        tickets: made when they are asked for.
+        progress: of the search.
+    """
+
+    def __init__(self, tickets: Generator[Ticket, None, None], progress: SearchProgress) -> None:
+        self._tickets, self._progress = tickets, progress
+        self._last: Ticket | None = None
+
+    def __next__(self) -> Ticket:
+        self._last = None  # as large as the network
+        self._last = next(self._tickets)
+        return self._last
+
+    def close(self) -> None:
+        """End the search where it stands."""
+        self._tickets.close()
+
+    @property
+    def edge(self) -> Edge | None:
+        """With `max_drop`, what is known of how far the network can be pruned."""
+        return self._progress.edge
+
+    @property
+    def chosen(self) -> Ticket:
+        """The ticket that was searched for, after the rest of the search: with `max_drop` the sparsest within it, else the last.
+
+        Raises:
+            TrainingError: no ticket is within `max_drop`.
+        """
+        last = self._last
+        for ticket in self:
+            last = ticket
+        if self.edge is None:
+            if last is None:
+                raise InputError(
+                    "the search is over and its last ticket was not kept: take .chosen before going through it"
+                )
+            return last
+        if (found := chosen_ticket(self._progress)) is None:
+            raise TrainingError(self.edge.verdict)
+        return found
 
 
 def search(
@@ -56,12 +103,13 @@ def search(
     frozen: bool = False,
     trained: bool = False,
     masks: Masks | None = None,
-    search_recipe: Recipe = USUAL,
-    last_recipe: Recipe = USUAL,
+    search_recipe: LevelRecipe = USUAL,
+    last_recipe: LevelRecipe = USUAL,
     check_every: float | str | Interval = 1.0,
     check_before: bool = False,
     last_level_full: bool = True,
     sparsity: float | None = None,
+    max_drop: float | None = None,
     ticket_at: Sequence[float] = (),
     on_collapse: Literal["tell", "refuse"] = "tell",
     on_divergence: Literal["stop", "retry"] = "stop",
@@ -73,7 +121,7 @@ def search(
     on_state: Callable[[Callable[[], State]], None] | None = None,
     on_notice: Callable[[str], None] | None = None,
     resume: State | None = None,
-) -> Iterator[Ticket]:
+) -> Search:
     """Search a sparse network: yield the dense network's ticket, then one ticket a level.
 
     Level 0 trains the dense network in full and measures its flow, the reference. Every further level cuts weights,
@@ -107,6 +155,10 @@ def search(
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
         sparsity: end the search with the level that reaches this sparsity, in (0, 1); its cut goes exactly there.
+        max_drop: find the sparsest ticket whose metric on the validation split is at most so much worse than the dense (or
+            given) network's; ≥ 0, in units of the metric (0.005 of accuracy). The path of cuts is walked until the outputs
+            no longer vary as the dense network's do over the probe; stops on it are then tried by half a last level, back
+            and forth, and the best is finished. `.chosen` of what is returned is that ticket.
         ticket_at: sparsities on the way, in (0, 1), that a cut stops exactly at and whose level is trained on to its full
             budget after the rule's stop, to report its ticket; the search then goes on from where the rule stopped.
         on_collapse: what to do when a cut leaves a layer without weights: "tell" it in the level's notices, or "refuse" it
@@ -168,10 +220,10 @@ def search(
     progress = SearchProgress.of(settings)
     validate(settings, progress)
     progress.dense_network = frozen_copy(settings)
-    return _levels(settings, progress, resume)
+    return Search(_levels(settings, progress, resume), progress)
 
 
-def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Iterator[Ticket]:
+def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | None) -> Generator[Ticket, None, None]:
     take_back(settings)
     if resume is not None:
         restore(settings, progress, resume)
@@ -187,12 +239,16 @@ def _levels(settings: SearchSettings, progress: SearchProgress, resume: State | 
         hand_over(settings, progress)
         yield ticket
         del ticket
-        needed = {str(settings.rewind) if settings.rewind.restores else "", "dense" if progress.dense_network else ""}
+        keeps_dense = progress.dense_network is not None or settings.max_drop is not None
+        needed = {str(settings.rewind) if settings.rewind.restores else "", "dense" if keeps_dense else ""}
         progress.points = {name: point for name, point in progress.points.items() if name in needed}  # each a network
+    if progress.edge is not None:
+        yield from levels_to_edge(settings, progress)
+        return
     for number in range(max(progress.level.number, 1), settings.levels + 1):
         if progress.level.resume is None:  # else its cut was made
             progress.level = _begun(settings, progress, number)
-        yield _sparse(settings, progress)
+        yield train_sparse(settings, progress)
         if progress.level.last:
             return
 
@@ -224,7 +280,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
     level = progress.level
     points = list(dict.fromkeys([settings.rewind, *settings.keep]))
     if any(point.kind == "init" for point in points) and "init" not in progress.points:
-        progress.points["init"] = _copy(settings)
+        progress.points["init"] = copy_of(settings)
 
     def remember(epoch: float, step: int) -> None:
         if settings.on_step is not None:
@@ -233,8 +289,8 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
             after = point.after
             if after is None or str(point) in progress.points or not after.passed(epoch=epoch, step=step):
                 continue
-            ranks.level_buffers(settings.model)
-            progress.points[str(point)] = _copy(settings, epoch)
+            distributed.level_buffers(settings.model)
+            progress.points[str(point)] = copy_of(settings, epoch)
             passed = epoch if after.unit == "epochs" else step
             if passed > after.amount * 1.01 + (1.0 if after.unit == "steps" else 0.0):
                 level.notices.append(
@@ -254,7 +310,7 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
         on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended
     )
     fit_level(settings, progress, watch)
-    progress.points["dense"] = end = _copy(settings, watch.epoch)
+    progress.points["dense"] = end = copy_of(settings, watch.epoch)
     for point in points:
         if settings.levels and point.restores and str(point) not in progress.points:
             raise InputError(
@@ -269,10 +325,6 @@ def _dense(settings: SearchSettings, progress: SearchProgress) -> Ticket:
     return ticket
 
 
-def _copy(settings: SearchSettings, epoch: float = 0.0) -> Snapshot:
-    return Snapshot.of(settings.model, epoch=epoch, offload=settings.offload)
-
-
 def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> Ticket:
     """Start from a dense level that is already trained; only its flow is measured, by this search's meter."""
     progress.points.update({**dense.points, "dense": dense.weights})
@@ -284,7 +336,7 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
     dense.weights.rewind(settings.model)
     if settings.meter is not None and not settings.trained:
         found = measure(settings.model, settings.probe, settings.meter, masks=progress.masks, together=True)
-        progress.reference = ranks.of(settings.model).same(found)
+        progress.reference = distributed.of(settings.model).same(found)
     record = dataclasses.replace(dense.record, flow=progress.reference)
     progress.lr_share = record.lr_share  # as if this search had trained it
     if record.metric != settings.metric:
@@ -294,58 +346,3 @@ def _given(settings: SearchSettings, progress: SearchProgress, dense: Dense) -> 
         )
     progress.reference_value = record.metric_value
     return Ticket(record, progress.masks, dense.weights.tensors, (), dict(progress.points))
-
-
-def _sparse(settings: SearchSettings, progress: SearchProgress) -> Ticket:
-    level, masks = progress.level, progress.masks
-    point = progress.points[str(settings.rewind)] if settings.rewind.restores else None
-    if level.resume is None:
-        (point or Snapshot.of(settings.model)).rewind(settings.model, masks)  # proves itself
-    full = level.last and settings.last_level_full
-
-    def go_on() -> None:
-        level.stopped = _copy(settings)
-
-    def would_cut() -> Masks:
-        trials = trial_cuts(settings)
-        cut = next_masks(settings, progress, level.number + 1, trials)
-        if trials is not None:
-            watch.probed(trials.cost[0])  # noqa: F821  # until the level has ended; the look counts its seconds itself
-        return cut
-
-    starts = {"early": 0.0 if point is None else point.epoch, "none": math.inf}
-    watch = Watch(
-        settings.model,
-        settings.probe,
-        meter=settings.meter,
-        rule=None if full else settings.rule,
-        reference=progress.reference,
-        metric=settings.metric,
-        reference_value=progress.reference_value,
-        masks=masks,
-        next_masks=would_cut,
-        level=level.number,
-        every=settings.check_every,
-        before=settings.check_before and not full,
-        go_on=go_on if level.report and not level.last else None,
-        schedule_from=starts.get(settings.rewind.kind, 0.0),
-        continues=level.number > 1 and not settings.rewind.restores,
-        lr_share=progress.lr_share,
-        search_recipe=settings.search_recipe,
-        last_recipe=settings.last_recipe,
-        on_check=settings.on_check,
-        on_step=None if settings.on_step is None else functools.partial(settings.on_step, level.number),
-        on_rest=lambda: offer(settings, progress, watch),  # noqa: F821  # until the level has ended
-    )
-    watch.probed(*level.trials)
-    fit_level(settings, progress, watch)
-    prove_zero(settings.model, masks, level.number)
-    stops = [check.verdict.reason for check in watch.checks if check.verdict is not None and check.verdict.stop]
-    reason = stops[0] if stops else "full budget"
-    record = level_record(settings, progress, watch, rewind=str(settings.rewind), stop_reason=reason)
-    weights = _copy(settings).tensors
-    if level.stopped is not None:
-        level.stopped.rewind(settings.model)  # the search goes on from where the rule stopped
-    ticket = Ticket(record, masks, weights, watch.checks)
-    del watch  # it holds the function that holds it, and with both the masks, until Python looks for such rings
-    return ticket

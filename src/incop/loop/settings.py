@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import nn
 
+from incop.flat_state import State
 from incop.flow import Meter
+from incop.loop.combinations import ends_of
 from incop.loop.tickets import Dense, Trains
 from incop.masks import Masks
 from incop.offload import Offload
 from incop.pruning import Amount, Score, Selection
-from incop.recipe import Recipe
+from incop.recipe import LevelRecipe
 from incop.records import ACCURACY, Check, Interval, Metric
-from incop.snapshots import RewindPoint
-from incop.states import State
+from incop.rewind_points import RewindPoint
 from incop.stopping import Rule
 
 
@@ -38,12 +39,13 @@ class SearchSettings:
     frozen: bool
     trained: bool
     masks: Masks | None
-    search_recipe: Recipe
-    last_recipe: Recipe
+    search_recipe: LevelRecipe
+    last_recipe: LevelRecipe
     check_every: Interval
     check_before: bool
     last_level_full: bool
     sparsity: float | None
+    max_drop: float | None
     ticket_at: tuple[float, ...]
     on_collapse: str
     on_divergence: str
@@ -68,5 +70,4 @@ class SearchSettings:
     @property
     def ends(self) -> list[tuple[str, float]]:
         """The sparsities at which a cut is to stop exactly, with the names of their arguments."""
-        end = [] if self.sparsity is None else [("sparsity", self.sparsity)]
-        return [*(("ticket_at", value) for value in self.ticket_at), *end]
+        return ends_of(self.sparsity, self.ticket_at)

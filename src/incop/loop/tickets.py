@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from incop.masks import Masks
 from incop.records import Check, Level
-from incop.snapshots import Snapshot
+from incop.rewind_points import Snapshot
 from incop.watch import Watch
-
-__all__ = ["Dense", "Ticket", "Trains", "budget_of"]
 
 
 class Trains(Protocol):

@@ -8,9 +8,11 @@ from typing import Any
 from torch import nn
 
 from incop.batches import first_samples, unpack
-from incop.errors import InputError, unknown
+from incop.errors import InputError, refuse, unknown
 from incop.flow import Meter, measure
+from incop.loop.combinations import beyond_the_end, beyond_the_selection, in_python, past_the_budget, without_a_meter
 from incop.loop.cutting import TrialCuts, planned_path
+from incop.loop.edge_search import validate_max_drop
 from incop.loop.given import validate_given
 from incop.loop.progress import SearchProgress
 from incop.loop.settings import SearchSettings
@@ -34,6 +36,7 @@ def validate(settings: SearchSettings, progress: SearchProgress) -> None:
     if not isinstance(settings.levels, int) or isinstance(settings.levels, bool) or settings.levels < 0:
         raise InputError(f"levels={settings.levels!r}: give a whole number of pruning levels, at least 1")
     _validate_ends(settings)
+    validate_max_drop(settings)
     _validate_answers(settings)
     if settings.rule is not None and not isinstance(settings.rule, Rule):
         raise InputError(
@@ -47,21 +50,12 @@ def validate(settings: SearchSettings, progress: SearchProgress) -> None:
             f"the score ({type(progress.score).__name__}) has gathering(), and not all that goes with it: fresh(), state() and "
             "restore(state, weights)"
         )
-    budget = budget_of(settings.trainer)
-    after = settings.rewind.after
-    if budget is not None and after is not None and after.unit == "epochs" and after.amount >= budget:
-        raise InputError(
-            f"rewind {str(settings.rewind)!r} lies at or past the end of the dense network's {budget:g} epochs: "
-            "choose an earlier point, or rewind='dense'"
-        )
+    refuse(past_the_budget([settings.rewind], budget_of(settings.trainer), in_python))
     if isinstance(settings.amount, Planned) and settings.levels:
         _try_plan(settings, progress, settings.amount)
     if settings.meter is not None:
         _try_meter(settings.model, settings.probe, settings.meter)
-    elif settings.rule is not None and "flow" in settings.rule.wants:
-        raise InputError(
-            f"the rule {str(settings.rule)!r} needs a meter: pass meter=flow.InformationFlow() and a probe"
-        )
+    refuse(without_a_meter(settings.rule, settings.meter is not None, in_python))
 
 
 def _validate_reach(settings: SearchSettings, progress: SearchProgress) -> None:
@@ -70,12 +64,7 @@ def _validate_reach(settings: SearchSettings, progress: SearchProgress) -> None:
     for name, value in settings.ends:
         _leaves_some(name, value, total)
     most = reach(settings.model, progress.masks, settings.selection)
-    for name, value in settings.ends:
-        if round(value * total) > round(most * total):
-            raise InputError(
-                f"{name}={value!r} cannot be reached: the selection '{settings.selection}' leads to a sparsity of {most:.4f} at "
-                "most for this network; ask for less, or select single weights"
-            )
+    refuse(beyond_the_selection(settings.ends, total, most, settings.selection, in_python))
 
 
 def _leaves_some(name: str, sparsity: float, total: int) -> None:
@@ -108,12 +97,7 @@ def _validate_ends(settings: SearchSettings) -> None:
     for name, value in settings.ends:
         if not 0 < value < 1:
             raise InputError(f"{name}={value!r}: a sparsity to reach is a fraction in (0, 1)")
-    beyond = [value for value in settings.ticket_at if settings.sparsity is not None and value >= settings.sparsity]
-    if beyond:
-        raise InputError(
-            f"ticket_at={beyond[0]!r} lies at or beyond sparsity={settings.sparsity!r}, where the search ends: name sparsities on "
-            "the way, or search further"
-        )
+    refuse(beyond_the_end(settings.sparsity, settings.ticket_at, in_python))
 
 
 def _try_meter(model: nn.Module, probe: Any, meter: Meter) -> None:

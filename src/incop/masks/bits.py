@@ -11,8 +11,6 @@ from torch import Tensor
 
 from incop.errors import InputError, quoted
 
-__all__ = ["Bits"]
-
 CHUNK = 2**13  # bytes unpacked at a time: with them 65,536 positions, whose integers stay within the caches
 _TABLES: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
@@ -25,13 +23,6 @@ class Bits:
         bytes: shape (⌈n / 8⌉,), uint8; the bits after the last position are 0.
         shape: of the boolean tensor, n positions in all.
         count: how many of them are True.
-
-    Example:
-        >>> import torch
-        >>> from incop.masks.bits import Bits
-        >>> bits = Bits.of("w", torch.tensor([[True, False, True]]))
-        >>> bits.bytes, bits.count, bits.unpacked()
-        (tensor([160], dtype=torch.uint8), 2, tensor([[ True, False,  True]]))
     """
 
     bytes: Tensor
@@ -40,11 +31,7 @@ class Bits:
 
     @classmethod
     def of(cls, name: str, mask: Tensor) -> Bits:
-        """Pack a boolean tensor, on its device.
-
-        Raises:
-            InputError: it is not one; the sentence names it.
-        """
+        """Pack a boolean tensor, on its device."""
         if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
             kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
             raise InputError(f"the mask of {name!r} is {kind}, not a boolean tensor: compare it with 0 first")
@@ -60,11 +47,7 @@ class Bits:
 
     @classmethod
     def read(cls, name: str, packed: Tensor, shape: list[int], count: int) -> Bits:
-        """Return bits that a file holds, with the shape and the count that it says.
-
-        Raises:
-            ValueError: they do not fit.
-        """
+        """Return bits that a file holds, with the shape and the count that it says."""
         if packed.dtype != torch.uint8 or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             raise ValueError(f"{quoted(name)} is no packed mask")
         positions = math.prod(shape)

@@ -14,8 +14,6 @@ from incop.errors import InputError
 from incop.masks.bits import Bits
 from incop.masks.value import Masks
 
-__all__ = ["Hold", "hold"]
-
 # The integer of the same size: x & bits is x itself where all bits are set, and +0.0 where none is.
 BITS = {
     torch.float64: torch.int64,

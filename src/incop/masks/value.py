@@ -14,8 +14,6 @@ from incop.layers import prunable
 from incop.masks.bits import Bits
 from incop.wrappers import unwrapped
 
-__all__ = ["Masks"]
-
 
 class Masks(Mapping[str, Tensor]):
     """Boolean tensors by parameter name, True where a weight is left. A value: nothing writes to it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,8 +15,6 @@ from torch import Tensor
 
 from incop.errors import InputError, unknown
 from incop.records import shortest
-
-__all__ = ["Amount", "Competition", "EvenDamage", "Fraction", "PQIndex", "Planned", "SparsityPath", "Target"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,10 @@ class Fraction:
         """Return round(fraction · d)."""
         return round(self.fraction * _left(competition))
 
+    def sparsity_after(self, levels: int) -> float:
+        """Return the sparsity that so many levels lead to."""
+        return 1.0 - (1.0 - self.fraction) ** levels
+
     def __str__(self) -> str:
         return shortest(self.fraction)
 
@@ -131,12 +134,17 @@ class Target:
 
     def __call__(self, competition: Competition) -> int:
         """Return what lies between what is left and what the level should leave."""
-        at = min(competition.level, self.levels) / self.levels
-        if self.path == "even":  # noqa: SIM108  # one line would hide that there are two schedules
-            density = math.pow(1.0 - self.sparsity, at)
-        else:
-            density = 1.0 - self.sparsity * (1.0 - (1.0 - at) ** 3)
-        return max(_left(competition) - round(density * competition.total), 0)
+        return max(_left(competition) - round(self._density(competition.level) * competition.total), 0)
+
+    def sparsity_after(self, levels: int) -> float:
+        """Return the sparsity that so many levels lead to."""
+        return 1.0 - self._density(levels)
+
+    def _density(self, level: int) -> float:
+        at = min(level, self.levels) / self.levels
+        if self.path == "even":
+            return math.pow(1.0 - self.sparsity, at)
+        return 1.0 - self.sparsity * (1.0 - (1.0 - at) ** 3)
 
     def __str__(self) -> str:
         return f"{'cubic ' if self.path == 'cubic' else ''}to {shortest(self.sparsity)} in {self.levels}"
@@ -258,6 +266,10 @@ class EvenDamage:
         densities = [left / total * math.exp(-_reached(way, harm, k / levels)) for k in range(1, levels)]
         return SparsityPath((*(1.0 - density for density in densities), 1.0 - keep / total))
 
+    def sparsity_after(self, levels: int) -> float:
+        """Return the sparsity of the last cut."""
+        return self.sparsity
+
     def __str__(self) -> str:
         number = "" if self.levels is None else f" in {self.levels}"
         return f"flow to {shortest(self.sparsity)}{number}"
@@ -367,3 +379,48 @@ def _in(value: float, low: float, high: float) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
     )
+
+
+MAX_LEVELS = 10_000  # of an amount in words: a path holds a sparsity for each
+
+# How an amount is read, how it is shown, what it makes.
+AMOUNTS: tuple[tuple[str, str, Callable[[re.Match[str]], Amount]], ...] = (
+    (r"pq:(.+,.+)", "pq:p,q (pq:1,2)", lambda m: PQIndex(*map(float, m[1].split(",")))),
+    (
+        r"flow to (\S+)(?: in (\d+))?",
+        "'flow to 0.98 in 40' (the flow chooses the cuts)",
+        lambda m: EvenDamage(float(m[1]), int(m[2]) if m[2] else None),
+    ),
+    (
+        r"(cubic )?to (\S+) in (\d+)",
+        "'to 0.98 in 10' (a sparsity and a number of levels)",
+        lambda m: Target(float(m[2]), int(m[3]), "cubic" if m[1] else "even"),
+    ),
+    (r"(.+)", "a fraction of what is left (0.2)", lambda m: Fraction(float(m[1]))),
+)
+
+
+def parse_amount(text: str) -> Amount:
+    """Read an amount in words, as `str(amount)` writes it.
+
+    Args:
+        text: "0.2", "pq:1,2" (p,q[,eta,gamma,beta]), "to 0.98 in 10", "cubic to 0.98 in 10" or "flow to 0.98 in 40".
+
+    Raises:
+        InputError: it is none of these, or out of range.
+
+    Example:
+        >>> from incop import pruning
+        >>> pruning.parse_amount("pq:0.5,1").q
+        1.0
+    """
+    try:
+        amount = next(make(match) for pattern, _, make in AMOUNTS if (match := re.fullmatch(pattern, text)))
+    except InputError:
+        raise
+    except (ValueError, TypeError, StopIteration):
+        *others, last = [form for _, form, _ in reversed(AMOUNTS)]
+        raise InputError(f"the amount {text!r} cannot be read: give {', '.join(others)} or {last}") from None
+    if (getattr(amount, "levels", None) or 1) > MAX_LEVELS:
+        raise InputError(f"the amount {text!r} goes by more than {MAX_LEVELS} levels")
+    return amount

@@ -20,8 +20,6 @@ from incop.pruning.selection import Global, Selection, checked, foremost, lowest
 from incop.records import shortest
 from incop.wrappers import unwrapped
 
-__all__ = ["planned", "prune", "reach"]
-
 
 def prune(
     model: nn.Module,
@@ -93,11 +91,7 @@ def prune(
 
 
 def amount_of(given: Amount | float) -> Amount:
-    """Return the amount that a number or an amount stands for.
-
-    Raises:
-        InputError: it is neither.
-    """
+    """Return the amount that a number or an amount stands for."""
     if isinstance(given, int | float):
         return Fraction(given)
     if isinstance(given, Masks):
@@ -157,11 +151,7 @@ class _Choice:
 
 
 def reach(model: nn.Module, masks: Masks, selection: Selection | None) -> float:
-    """Return the largest sparsity that a selection can lead to by amounts; what is wrong with it for this network is said here.
-
-    Raises:
-        InputError: the selection does not fit the network.
-    """
+    """Return the largest sparsity that a selection can lead to by amounts; what is wrong with it for this network is said here."""
     selection = selection or Global()
     selection.groups(list(masks))
     if not hasattr(selection, "line"):
@@ -196,12 +186,7 @@ def planned(
     damage: Callable[[Masks], float] | None = None,
     levels: int | None = None,
 ) -> SparsityPath:
-    """Return the path of sparsities that an amount plans before the first cut, by trial cuts that are not made.
-
-    Raises:
-        InputError: not all weights compete with all, so that no one path serves them, or the plan is no path.
-        TrainingError: a weight is not finite.
-    """
+    """Return the path of sparsities that an amount plans before the first cut, by trial cuts that are not made."""
     selection = selection or Global()
     groups = selection.groups(list(masks))
     if len(groups) != 1 or groups[0][1] != 1.0 or not getattr(selection, "by_amount", True):

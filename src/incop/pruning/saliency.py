@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from incop.errors import InputError
+from incop.flat_state import State
 from incop.masks import Masks
-from incop.pruning.scores import Score
-from incop.states import State
-
-__all__ = ["Gathers", "Saliency"]
+from incop.records import shortest
 
 Handed = tuple[tuple[Any, ...], dict[str, Any]]  # a step's arguments
 Read = dict[str, tuple[Tensor, int]]  # gradients that were read in this step, by name, each with its version
@@ -24,8 +22,11 @@ FAINT = 1e-8  # of the mean squared gradient: weights of no gradient at all stil
 
 
 @runtime_checkable
-class Gathers(Score, Protocol):
+class Gathers(Protocol):
     """A score that gathers something of the weights while they are trained."""
+
+    def __call__(self, model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return one score a weight, as every `Score` does."""
 
     def fresh(self) -> Self:
         """Return one of the same settings that has gathered nothing."""
@@ -192,7 +193,7 @@ class Saliency:
         }
 
     def __str__(self) -> str:
-        return "saliency" if self.power == POWER else f"saliency:{self.power:g}"
+        return "saliency" if self.power == POWER else f"saliency:{shortest(self.power)}"
 
 
 def _check(gathered: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:

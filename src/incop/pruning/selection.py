@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from incop.errors import InputError, TrainingError, unknown
+from incop.errors import InputError, TrainingError, nearest, unknown
 from incop.layers import is_conv1d
+from incop.pruning.units import Units
 from incop.records import shortest
-
-__all__ = ["Global", "Layerwise", "Lined", "NofM", "Selection", "foremost", "lowest"]
 
 
 class Selection(Protocol):
@@ -47,14 +47,7 @@ class Lined(Selection, Protocol):
 
 
 def foremost(places: Tensor, count: int) -> Tensor:
-    """Say which weights go when at least `count` must: those of the fewest whole places that do, or all in the line. (d,) → bool.
-
-    Example:
-        >>> import torch
-        >>> from incop.pruning.selection import foremost
-        >>> foremost(torch.tensor([1, 0, 1, -1, 2]), 2)
-        tensor([ True,  True,  True, False, False])
-    """
+    """Say which weights go when at least `count` must: those of the fewest whole places that do, or all in line. (d,) → bool."""
     waiting = places >= 0
     if count <= 0 or not bool(waiting.any()):
         return torch.zeros_like(waiting)
@@ -64,14 +57,7 @@ def foremost(places: Tensor, count: int) -> Tensor:
 
 
 def lowest(scores: Tensor, count: int) -> Tensor:
-    """Say which are the `count` lowest scores; among equals the first positions go. Shapes (d,) → bool (d,).
-
-    Example:
-        >>> import torch
-        >>> from incop.pruning.selection import lowest
-        >>> lowest(torch.tensor([2.0, 1.0, 1.0, 1.0]), 2)
-        tensor([False,  True,  True, False])
-    """
+    """Say which are the `count` lowest scores; among equals the first positions go. Shapes (d,) → bool (d,)."""
     d = scores.numel()
     if count <= 0 or count >= d:
         return torch.full_like(scores, count > 0, dtype=torch.bool)
@@ -209,12 +195,7 @@ class NofM:
 
 
 def checked(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the scores of these weights, when they can be ranked.
-
-    Raises:
-        InputError: a score is missing or not of its weight's shape.
-        TrainingError: a weight is not finite or a score is NaN.
-    """
+    """Return the scores of these weights, when they can be ranked."""
     for name, weight in weights.items():
         if name not in scores:
             raise InputError(f"the score says nothing of {name!r}: it must give every weight a number")
@@ -227,3 +208,61 @@ def checked(scores: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> dict
                 "the training diverged; lower the learning rate"
             )
     return {name: scores[name].detach() for name in weights}
+
+
+# How a selection is read, how it is shown, who competes, what it makes.
+SELECTIONS: tuple[tuple[str, str, str, Callable[[re.Match[str]], Selection]], ...] = (
+    (r"global", "global", "all weights of the network compete with each other", lambda m: Global()),
+    (
+        r"layer(?::(\S+))?",
+        "layer",
+        "each layer gives up the amount; layer:0.5 the output layer at half the rate",
+        lambda m: Layerwise(output=float(m[1] or 1.0)),
+    ),
+    (
+        r"units",
+        "units",
+        "whole rows of linear layers and filters of convolutions go, with the weights that read them; all compete",
+        lambda m: Units(None),
+    ),
+    (
+        r"units:layer",
+        "units:layer",
+        "the same, each layer giving up the same share of its units",
+        lambda m: Units(None, each_layer=True),
+    ),
+    (
+        r"(\d+):(\d+)",
+        "2:4",
+        "of every 4 weights in a row 2 stay, or n:m; the amount has no say",
+        lambda m: NofM(int(m[1]), int(m[2])),
+    ),
+)
+
+
+def parse_selection(text: str) -> Selection:
+    """Read a selection in words, as `str(selection)` writes it.
+
+    Args:
+        text: "global", "layer", "layer:0.5" (the output layer at half the rate), "units", "units:layer" or "2:4".
+
+    Returns:
+        The selection; `Units` still need an example of the network's inputs, which `with_data` gives them.
+
+    Raises:
+        InputError: it is none of these, or out of range.
+
+    Example:
+        >>> from incop import pruning
+        >>> pruning.parse_selection("2:4")
+        NofM(n=2, m=4)
+    """
+    try:
+        return next(make(match) for pattern, _, _, make in SELECTIONS if (match := re.fullmatch(pattern, text)))
+    except InputError:
+        raise
+    except (ValueError, StopIteration):
+        hint = nearest(text, [form for _, form, _, _ in SELECTIONS[:-1]])
+        raise InputError(
+            f"the selection {text!r} cannot be read: {hint}use global, layer, layer:0.5, units, units:layer or n:m such as 2:4"
+        ) from None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from incop import batches, observing
+from incop import batches, inspection
 from incop.batches import Batch
 from incop.errors import IncopError, InputError
 from incop.layers import Removable, removable, unit_and_input
 from incop.wrappers import as_written, unwrapped
-
-__all__ = ["Units"]
 
 NEVER = torch.iinfo(torch.int32).max  # the place of what stays
 SAID = 3  # layers that are named as examples
@@ -64,6 +62,10 @@ class Units:
     example: Any = field(compare=False, repr=False)
     each_layer: bool = False
     by_amount: ClassVar[bool] = True
+
+    def with_data(self, batches: Any) -> Units:
+        """Return the same selection with the first of these batches as its example."""
+        return replace(self, example=next(iter(batches), None))
 
     def groups(self, names: list[str]) -> list[tuple[list[str], float]]:
         """Return one group."""
@@ -115,10 +117,10 @@ class Units:
         if self.example is None:
             raise InputError("Units follow the network with a batch of inputs: give one, Units(example)")
         model = unwrapped(model)
-        dtype = torch.float32 if observing.half_precision(model) else None
-        batch = batches.placed(batches.unpack(self.example), device=observing.device_of(model), dtype=dtype)
+        dtype = torch.float32 if inspection.half_precision(model) else None
+        batch = batches.placed(batches.unpack(self.example), device=inspection.device_of(model), dtype=dtype)
         small = batches.first_samples(batch, SAMPLES)
-        with observing.undisturbed(model), as_written():
+        with inspection.undisturbed(model), as_written():
             for part in (small,) if small is batch else (small, batch):  # a model may insist on its batch size
                 try:
                     return removable(model, part, lambda part: _run(model, part))
@@ -162,7 +164,7 @@ class Units:
 
 
 def _run(model: nn.Module, batch: Batch) -> Any:
-    return observing.full_precision(model, batch) if observing.half_precision(model) else batches.call(model, batch)
+    return inspection.full_precision(model, batch) if inspection.half_precision(model) else batches.call(model, batch)
 
 
 def _weight(layer: str) -> str:

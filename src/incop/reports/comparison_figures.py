@@ -14,10 +14,8 @@ from incop.reports.statistics import ComparisonAnalysis, Difference, Estimate, S
 from incop.reports.tables import Table
 from incop.reports.verdict import points as signed
 
-__all__ = ["figures_of_comparison", "styles"]
-
 Place = tuple[str, str]
-MOST_TICKS = 8  # sparsities that find room under a picture
+MAX_TICKS = 8  # sparsities that find room under a picture
 
 
 def styles(comparison: RecordedComparison) -> dict[str, Style]:
@@ -173,7 +171,7 @@ def _against_sparsity(summaries: Sequence[Summary], look: Mapping[str, Style], k
             x_label="sparsity: fraction of prunable weights that are zero",
             y_label="test accuracy, fraction",
             floor=_floor(summaries),
-            ticks=targets if len(targets) <= MOST_TICKS else (),
+            ticks=targets if len(targets) <= MAX_TICKS else (),
             level=("dense network", sum(dense) / len(dense)) if dense else None,
         ),
         table=Table("Accuracy against sparsity", rows),

@@ -9,8 +9,6 @@ from typing import Any
 
 from incop.records import Level, Spent
 
-__all__ = ["TicketCost", "costs_of_ticket", "level_cost", "samples_per_epoch"]
-
 PASSES = 3  # a training step is one forward pass and a backward pass of about twice its work
 
 

@@ -17,24 +17,6 @@ from typing import Any
 
 from incop.reports.extras import load
 
-__all__ = [
-    "COLOURS",
-    "INK",
-    "MUTED",
-    "PAPER",
-    "SHAPES",
-    "Key",
-    "Picture",
-    "Style",
-    "colour_of",
-    "key_of",
-    "look",
-    "plain_ticks",
-    "sheet",
-    "short",
-    "whole_ticks",
-]
-
 COLOURS = 8  # series colours of the page, --s0 … --s7, told apart by the colour-blind
 INK, MUTED, GRID, PAPER = "#fe0100", "#fe0101", "#fe0102", "#fe0103"
 PLACEHOLDERS = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PAPER: "--card"} | {

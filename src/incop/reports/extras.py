@@ -7,8 +7,6 @@ from typing import Any
 
 from incop.errors import MissingExtra
 
-__all__ = ["load"]
-
 
 def load(module: str, *, extra: str, purpose: str) -> Any:
     """Import a module of an optional package.
@@ -17,9 +15,6 @@ def load(module: str, *, extra: str, purpose: str) -> Any:
         module: its dotted name.
         extra: the extra of this package that brings it.
         purpose: what it is needed for, the subject of a sentence.
-
-    Raises:
-        MissingExtra: the package is not installed.
     """
     try:
         return importlib.import_module(module)

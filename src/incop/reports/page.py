@@ -12,8 +12,6 @@ from incop.reports.drawing import Picture
 from incop.reports.extras import load
 from incop.reports.tables import Table, shown
 
-__all__ = ["Fact", "Figure", "Heat", "Page", "Section", "render"]
-
 
 @dataclass(frozen=True)
 class Heat:
@@ -109,11 +107,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML; every text is escaped, only the drawings are markup.
-
-    Raises:
-        MissingExtra: jinja2 is not installed.
-    """
+    """Return the page as HTML; every text is escaped, only the drawings are markup."""
     purpose = "an HTML report"
     jinja2 = load("jinja2", extra="report", purpose=purpose)
     markup = load("markupsafe", extra="report", purpose=purpose).Markup

@@ -19,9 +19,7 @@ from incop.reports.statistics import MARGIN, ComparisonAnalysis, analyse
 from incop.reports.tables import Table, level_table, shown
 from incop.reports.verdict import of_comparison, of_run, points
 
-__all__ = ["html", "page_of"]
-
-MOST_INSIDE = 8  # runs whose inside is drawn on a page; each takes two pictures
+MAX_INSIDE = 8  # runs whose inside is drawn on a page; each takes two pictures
 
 
 def html(subject: RecordedRun | RecordedComparison, *, margin: float = MARGIN, replays: Sequence[Replay] = ()) -> str:
@@ -143,7 +141,7 @@ def _insides(comparison: RecordedComparison) -> list[Section]:
             chosen.setdefault((job.data, job.model, job.label), recorded)
     ordered = [recorded for _, recorded in sorted(chosen.items())]
     sections: list[Section] = []
-    for number, recorded in enumerate(ordered[:MOST_INSIDE]):
+    for number, recorded in enumerate(ordered[:MAX_INSIDE]):
         job = recorded.job
         try:
             figures = figures_of_run(recorded, f"i{number}")

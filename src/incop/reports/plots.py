@@ -26,9 +26,7 @@ from incop.reports.drawing import (
 )
 from incop.reports.extras import load
 
-__all__ = ["Gap", "Point", "Series", "Track", "bars", "distances", "gaps", "lines", "points"]
-
-MOST_POINTS = 2000  # of one line; more cannot be told apart on paper
+MAX_POINTS = 2000  # of one line; more cannot be told apart on paper
 
 
 @dataclass(frozen=True)
@@ -325,7 +323,7 @@ def _cut(axes: Any, floor: float, below: Sequence[tuple[float, float, Style]]) -
 
 
 def _thinned(given: list[Any]) -> list[Any]:
-    stride = max(1, math.ceil(len(given) / MOST_POINTS))
+    stride = max(1, math.ceil(len(given) / MAX_POINTS))
     return given if stride == 1 else [*given[::stride], given[-1]]
 
 

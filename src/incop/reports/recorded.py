@@ -13,24 +13,10 @@ from incop.records import Check, Level, Run, Spent
 from incop.reports.costs import TicketCost, costs_of_ticket
 from incop.rundir import RunDir, inside, is_file, read_json, read_toml
 
-__all__ = [
-    "TOLERANCE",
-    "RecordedComparison",
-    "RecordedRun",
-    "RunEntry",
-    "TicketRow",
-    "is_comparison",
-    "read",
-    "read_comparison",
-    "read_run",
-    "reported",
-    "together",
-]
-
 TOLERANCE = 0.0051  # two sparsities are the same target when they are no further apart
 JOBS, SETTINGS = "jobs.json", "comparison.toml"
 FULL = 1e-6  # epochs are sums of fractions
-MOST_JOBS = 10_000  # runs of a comparison
+MAX_JOBS = 10_000  # runs of a comparison
 
 
 @dataclass(frozen=True)
@@ -184,11 +170,7 @@ def read(folders: Sequence[Path]) -> RecordedRun | RecordedComparison:
 
 
 def read_run(folder: Path, job: RunEntry | None = None) -> RecordedRun:
-    """Read a run folder; a run that is not finished is told by the levels it has.
-
-    Raises:
-        InputError: there is no run, or its files are damaged.
-    """
+    """Read a run folder; a run that is not finished is told by the levels it has."""
     directory = RunDir(folder)
     if not is_file(directory.plan_file):
         raise InputError(
@@ -227,11 +209,7 @@ def reported(levels: Sequence[Level]) -> list[Level]:
 
 
 def read_comparison(folder: Path) -> RecordedComparison:
-    """Read a comparison folder: `comparison.toml`, `jobs.json`, and the run folders it names.
-
-    Raises:
-        InputError: a file is absent or damaged; a damaged run folder is a notice, not an error.
-    """
+    """Read a comparison folder: `comparison.toml`, `jobs.json`, and the run folders it names."""
     settings_file = folder / SETTINGS
     settings = read_toml(inside(folder, settings_file)) if is_file(settings_file) else {}
     jobs = _jobs(inside(folder, folder / JOBS))
@@ -267,11 +245,7 @@ def _slowed(levels: Sequence[Level]) -> list[str]:
 
 
 def together(folders: Iterable[Path]) -> RecordedComparison:
-    """Read several runs as one comparison; tickets are compared where their sparsities agree.
-
-    Raises:
-        InputError: a folder holds no run, or one is named twice.
-    """
+    """Read several runs as one comparison; tickets are compared where their sparsities agree."""
     runs: list[RecordedRun] = []
     seen: set[tuple[object, ...]] = set()
     paths: set[Path] = set()
@@ -300,8 +274,8 @@ def together(folders: Iterable[Path]) -> RecordedComparison:
 
 def _jobs(file: Path) -> list[RunEntry]:
     data = read_json(file)
-    if not isinstance(data, list) or len(data) > MOST_JOBS:
-        raise InputError(f"{str(file)!r} holds no list of at most {MOST_JOBS} runs: the file is damaged or was edited")
+    if not isinstance(data, list) or len(data) > MAX_JOBS:
+        raise InputError(f"{str(file)!r} holds no list of at most {MAX_JOBS} runs: the file is damaged or was edited")
     return [_job(file, entry) for entry in data]
 
 

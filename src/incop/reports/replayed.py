@@ -11,8 +11,6 @@ from incop.reports.page import Figure, Section
 from incop.reports.plots import Series, bars, lines
 from incop.reports.tables import Table
 
-__all__ = ["Replay", "section"]
-
 
 @dataclass(frozen=True)
 class Replay:

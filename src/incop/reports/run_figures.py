@@ -15,10 +15,8 @@ from incop.reports.plots import Series, Track, bars, distances, lines
 from incop.reports.recorded import RecordedRun
 from incop.reports.tables import Table
 
-__all__ = ["accuracies", "figures_of_run", "spending", "threshold", "tracks"]
-
-MOST_LINES = 8  # layers that one picture can tell apart; of more, the heat table says more
-MOST_CHECKS = 300  # rows of the table of checks on a page
+MAX_LINES = 8  # layers that one picture can tell apart; of more, the heat table says more
+MAX_CHECKS = 300  # rows of the table of checks on a page
 
 
 def threshold(recorded: RecordedRun) -> float | None:
@@ -102,7 +100,7 @@ def _distances(recorded: RecordedRun, checks: Sequence[Check], drawn: Sequence[T
     lost = sum(not math.isfinite(y) for track in drawn for y in track.y)
     note = f" {lost} check{'s' if lost != 1 else ''} without a finite distance cannot be drawn." if lost else ""
     rule = recorded.plan.get("rule")
-    shown = checks if len(checks) <= MOST_CHECKS else [*checks[: MOST_CHECKS - 1], checks[-1]]
+    shown = checks if len(checks) <= MAX_CHECKS else [*checks[: MAX_CHECKS - 1], checks[-1]]
     rows: list[Mapping[str, Any]] = [
         {
             "level": check.level,
@@ -115,7 +113,7 @@ def _distances(recorded: RecordedRun, checks: Sequence[Check], drawn: Sequence[T
         }
         for check in shown
     ]
-    cut = f"The first {MOST_CHECKS - 1} of {len(checks)} checks and the last." if len(shown) < len(checks) else ""
+    cut = f"The first {MAX_CHECKS - 1} of {len(checks)} checks and the last." if len(shown) < len(checks) else ""
     return Figure(
         "Distance of the flow from the dense network's",
         f"Every check of every level; the marks are where the levels stopped. Rule: {rule or 'none'}.{note}",
@@ -140,7 +138,7 @@ def _flows(levels: Sequence[Level], key: str) -> Figure:
         for place, (name, values) in enumerate(flows.items())
     ]
     finite = [abs(v) for values in flows.values() for v in values if v is not None and math.isfinite(v)]
-    few = len(series) <= MOST_LINES
+    few = len(series) <= MAX_LINES
     rows = [{"layers": name} | dict(zip(map(_level, numbers), values, strict=True)) for name, values in flows.items()]
     return Figure(
         "Flow between the layers",

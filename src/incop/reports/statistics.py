@@ -17,18 +17,6 @@ from incop.errors import InputError
 from incop.reports.extras import load
 from incop.reports.recorded import RecordedComparison, TicketRow
 
-__all__ = [
-    "MARGIN",
-    "ComparisonAnalysis",
-    "Difference",
-    "Estimate",
-    "Summary",
-    "analyse",
-    "estimate",
-    "level_of_test",
-    "paired",
-]
-
 MARGIN = 0.005  # accuracy that may be lost and still be called no loss: half a point
 CONFIDENCE = 0.95
 RESAMPLES = 9999
@@ -213,12 +201,7 @@ def told_apart(difference: Estimate, p: float | None) -> bool:
 
 
 def verdict(difference: Estimate, margin: float) -> str:
-    """Judge an interval at a margin.
-
-    Returns:
-        "non-inferior" when its lower bound is above −margin, "inferior" when its upper bound is below it, else
-        "undecided".
-    """
+    """Judge an interval at a margin."""
     if difference.low is None or difference.high is None:
         return "undecided"
     if difference.low > -margin:

@@ -15,20 +15,6 @@ from incop.reports.costs import TicketCost, costs_of_ticket, level_cost, samples
 from incop.reports.recorded import RecordedComparison, RecordedRun, reported
 from incop.reports.statistics import MARGIN, ComparisonAnalysis, Estimate, analyse
 
-__all__ = [
-    "Table",
-    "as_csv",
-    "as_json",
-    "as_markdown",
-    "difference_table",
-    "job_table",
-    "level_table",
-    "row_table",
-    "shown",
-    "summary_table",
-    "tables",
-]
-
 COSTS = (
     "epochs",
     "probe_epochs",

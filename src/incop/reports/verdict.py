@@ -9,8 +9,6 @@ from incop.reports.costs import costs_of_ticket
 from incop.reports.recorded import RecordedComparison, RecordedRun, reported
 from incop.reports.statistics import FEWEST, ComparisonAnalysis, Difference, Summary
 
-__all__ = ["of_comparison", "of_run", "points"]
-
 
 def points(difference: float) -> str:
     """Return a difference of accuracies in points, with its sign."""

@@ -11,19 +11,6 @@ from typing import Any, ClassVar
 from incop.errors import InputError, unknown
 from incop.records import ACCURACY, History, Verdict, shortest
 
-__all__ = [
-    "AccuracyRestored",
-    "AfterEpochs",
-    "Both",
-    "Either",
-    "FlowRestored",
-    "FlowSettled",
-    "LossPlateau",
-    "MaskSettled",
-    "MetricRestored",
-    "Rule",
-]
-
 SLACK = 1e-9  # epochs are sums of fractions, accuracies differences of them
 
 # What a rule may need, and how a watch is given it.
@@ -55,11 +42,7 @@ class Rule:
         raise NotImplementedError
 
     def __call__(self, history: History) -> Verdict:
-        """Judge the last check of the history.
-
-        Raises:
-            InputError: the check lacks what the rule needs.
-        """
+        """Judge the last check of the history."""
         if not history.checks:
             raise InputError(
                 f"the rule {str(self)!r} was asked about a level without any check: look at the model first"

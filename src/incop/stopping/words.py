@@ -17,8 +17,6 @@ from incop.stopping.rules import (
     Rule,
 )
 
-__all__ = ["PHRASES", "parse"]
-
 NUMBER = r"((?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)"
 DEEPEST = 100  # parentheses in a rule
 LONGEST = 1000  # phrases, words and parentheses in a rule

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from incop import Masks, checkpoints
+from incop import Masks, checkpoint_files
 from incop.cli import main
 from incop.errors import InputError
 from incop.experiments import models, runs
 from incop.experiments.comparison import pair
 from incop.experiments.models.named import LIBRARIES, Named, parse
-from incop.experiments.parts import prepare, resolve
 from incop.experiments.plan import Plan
-from incop.experiments.tickets import rebuild
+from incop.experiments.preparation import prepare, resolve
+from incop.experiments.run_levels import rebuild
 from incop.rundir import RunDir
 
 NET = """
@@ -382,10 +382,10 @@ def test_no_file_says_that_code_may_run(finished, capsys):
     plan.write_text(plan.read_text() + "run_code = true\n")
     for words in (["search", "R/plan.toml", "--out", "R2"], ["measure", "R"]):
         assert incop(*words) == 2
-        assert "run_code cannot be said by a file" in capsys.readouterr().err
+        assert "run_code cannot stand in a file" in capsys.readouterr().err
     (finished / "c.toml").write_text('methods = ["lth"]\npairs = ["digits/net.py:make"]\n[plan]\nrun_code = true\n')
     assert incop("compare", "c.toml", "--out", "C") == 2
-    assert "run_code cannot be said by a file" in capsys.readouterr().err
+    assert "run_code cannot stand in a file" in capsys.readouterr().err
     assert not (finished / "ran").exists()
 
 
@@ -402,7 +402,7 @@ def test_the_library_runs_no_code_without_the_word_either(finished):
         rebuild(RunDir.open(finished / "R"), 1)
     assert not (finished / "ran").exists()
     parts, _ = rebuild(RunDir.open(finished / "R"), 1, Plan(run_code=True))
-    stored = checkpoints.load_weights(finished / "R" / "level_01")
+    stored = checkpoint_files.load_weights(finished / "R" / "level_01")
     assert all(torch.equal(parts.model.state_dict()[name], tensor) for name, tensor in stored.items())
 
 

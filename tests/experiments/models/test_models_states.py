@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from incop import checkpoints
+from incop import checkpoint_files
 from incop.cli import main
 from incop.experiments import runs
-from incop.experiments.parts import resolve
 from incop.experiments.plan import Plan
-from incop.experiments.tickets import rebuild
+from incop.experiments.preparation import resolve
+from incop.experiments.run_levels import rebuild
 from incop.rundir import RunDir
 
 TIED = """
@@ -43,7 +43,7 @@ def test_tied_weights_and_buffers_that_no_state_dict_has_are_read_back(folder, c
     assert main(["search", "--model", "net.py:make", *QUICK, "--out", "R"]) == 0
     assert main(["export", "R", "--to", "folded", "--run-code"]) == 0, capsys.readouterr().err
     parts, masks = rebuild(RunDir.open("R"), 1, Plan(run_code=True))
-    stored = checkpoints.load_weights(folder / "R" / "level_01")
+    stored = checkpoint_files.load_weights(folder / "R" / "level_01")
     held = {**dict(parts.model.named_parameters()), **dict(parts.model.named_buffers())}
     assert set(held) == set(stored) >= {"a.weight", "place"}
     assert all(torch.equal(held[name], tensor) for name, tensor in stored.items())

@@ -23,8 +23,6 @@ from incop.experiments.datasets.stored_parts import (
     held,
 )
 
-__all__ = ["read_archive", "read_arrays"]
-
 _Array = npt.NDArray[np.generic]
 _CHANNELS = (1, 3)
 _PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what NumPy writes; others take memory as their header says
@@ -43,12 +41,6 @@ def read_archive(path: Path) -> StoredParts:
 
     Args:
         path: the file.
-
-    Returns:
-        The parts the file has.
-
-    Raises:
-        InputError: the file is damaged or too large, or its arrays are not as above.
     """
     wanted = ["x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "images", "labels"]
     try:
@@ -81,12 +73,6 @@ def read_arrays(stream: IO[bytes], wanted: list[str], where: str) -> dict[str, _
         stream: the file, open for reading bytes and seekable.
         wanted: names of the arrays to read, without ".npy"; those that are absent are skipped.
         where: what to call the file in an error.
-
-    Returns:
-        The arrays found, by name.
-
-    Raises:
-        InputError: not a zip file, a damaged or pickled array, or more than `MAX_BYTES` in all.
     """
     try:
         with zipfile.ZipFile(stream) as archive:

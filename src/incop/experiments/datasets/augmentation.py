@@ -8,8 +8,6 @@ from torch.nn import functional
 
 from incop.errors import InputError
 
-__all__ = ["crop_and_flip"]
-
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
     """Shift every image at random over a black border and mirror half of them.

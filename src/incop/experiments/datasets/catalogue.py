@@ -9,8 +9,6 @@ import torch
 from incop.errors import InputError
 from incop.experiments.datasets.stored_parts import StoredParts
 
-__all__ = ["KNOWN", "CatalogueEntry", "Known", "check_published", "check_shape", "describe", "known", "names"]
-
 
 @dataclass(frozen=True)
 class Known:
@@ -126,13 +124,6 @@ def known(name: str) -> Known | None:
 
     Args:
         name: what the user gave.
-
-    Returns:
-        The data set, or None.
-
-    Example:
-        >>> known("Fashion_MNIST").name
-        'fashion-mnist'
     """
     return next((row for row in KNOWN.values() if _bare(row.name) == _bare(name)), None)
 
@@ -145,9 +136,6 @@ def check_published(row: Known, parts: StoredParts) -> None:
     Args:
         row: what was published.
         parts: what was read, before anything is left out.
-
-    Raises:
-        InputError: a part is absent, or a number or a label differs.
     """
     for what, part, expected in (("training", parts.train, row.train), ("test", parts.test, row.test)):
         if part is None:
@@ -180,9 +168,6 @@ def check_shape(row: Known, shape: tuple[int, ...], where: str) -> None:
         row: what was published.
         shape: channels, height and width read.
         where: the file or folder read.
-
-    Raises:
-        InputError: the shapes differ.
     """
     if tuple(shape) != row.shape:
         found, published = ("×".join(map(str, sizes)) for sizes in (shape, row.shape))

@@ -11,8 +11,6 @@ from incop.errors import InputError
 from incop.experiments.datasets.pictures import SUFFIXES, Decoder
 from incop.experiments.datasets.stored_parts import MAX_EXAMPLES, StoredPart, StoredParts, check_count
 
-__all__ = ["read_folder"]
-
 _VALIDATION = ("val", "valid", "validation")
 _DEBRIS = frozenset({"thumbs.db", "desktop.ini"})  # what file managers leave behind
 
@@ -27,13 +25,6 @@ def read_folder(root: Path) -> StoredParts:
 
     Args:
         root: the folder.
-
-    Returns:
-        The parts; pictures are decoded when they are taken.
-
-    Raises:
-        InputError: the folder is empty, a class is empty or unknown, or a file or folder has no place in the
-            layout.
     """
     folders = {path.name: path for path in _entries(root) if path.is_dir()}
     given = [name for name in _VALIDATION if name in folders]

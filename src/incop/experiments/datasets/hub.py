@@ -18,20 +18,13 @@ from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, che
 from incop.experiments.models.libraries import imported
 from incop.experiments.models.named import place
 
-__all__ = ["PREFIX", "check", "read"]
-
 PREFIX = "hf:"
 ARGUMENTS = ("image_column", "label_column", "validation_split", "test_split")
 _PREFERRED_LABELS = ("label", "labels", "fine_label")
 
 
 def check(name: str) -> None:
-    """Refuse a folder that is not there, or a machine without the library.
-
-    Raises:
-        InputError: there is no such folder.
-        MissingExtra: `datasets` is not installed.
-    """
+    """Refuse a folder that is not there, or a machine without the library."""
     source, _ = _split(name)
     if source.startswith((".", "/", "~")) and not place(source).is_dir():
         raise InputError(f"{quoted(name)}: the folder {quoted(source)} does not exist: check the path")
@@ -44,10 +37,6 @@ def read(name: str, arguments: Mapping[str, Any]) -> StoredParts:
     Args:
         name: `hf:NAME_OR_FOLDER`, with `:CONFIG` behind it where there are several.
         arguments: image_column, label_column, validation_split and test_split, where they are not found by themselves.
-
-    Raises:
-        InputError: it cannot be had, streams, or has no column of pictures or of labels.
-        MissingExtra: `datasets` is not installed.
     """
     if arguments.get("streaming"):
         raise InputError(

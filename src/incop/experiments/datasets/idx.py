@@ -22,8 +22,6 @@ from incop.experiments.datasets.stored_parts import (
     held,
 )
 
-__all__ = ["holds_idx", "read_array", "read_folder"]
-
 _CHUNK = 2**20
 _UNSIGNED_BYTE = 0x08  # the third byte of the magic number says the type, the fourth how many dimensions
 _NAME = re.compile(r"idx[13](-ubyte)?(\.gz)?$", re.IGNORECASE)
@@ -34,9 +32,6 @@ def holds_idx(folder: Path) -> bool:
 
     Args:
         folder: any path.
-
-    Returns:
-        True when a file name ends in idx1 or idx3, with or without "-ubyte" and ".gz".
     """
     return bool(_candidates(folder))
 
@@ -49,12 +44,6 @@ def read_folder(folder: Path) -> StoredParts:
 
     Args:
         folder: where the files are.
-
-    Returns:
-        The parts; `test` is None when the folder has no test file at all.
-
-    Raises:
-        InputError: a file is missing, ambiguous, damaged, or disagrees with its partner.
     """
     train = _read_part(folder, "train")
     has_test = any(_belongs(path, "test") for path in _candidates(folder))
@@ -69,12 +58,6 @@ def read_array(path: Path, dimensions: int) -> Tensor:
     Args:
         path: the file; compressed if its name ends in ".gz".
         dimensions: how many the header must announce: 3 for images, 1 for labels.
-
-    Returns:
-        uint8, of the announced shape.
-
-    Raises:
-        InputError: wrong magic number, or a file that is truncated, too long, damaged or unreadable.
     """
     compressed = path.suffix.lower() == ".gz"
     try:

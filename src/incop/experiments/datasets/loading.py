@@ -19,8 +19,6 @@ from incop.experiments.datasets.catalogue import Known, check_published, check_s
 from incop.experiments.datasets.splits import Choices, Dataset, assemble, stem
 from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, carve_test, held
 
-__all__ = ["check_name", "load"]
-
 _SUFFIXES = (".npz", ".parquet")
 _VARIABLE = "INCOP_DATA"
 

@@ -18,8 +18,6 @@ from incop.errors import InputError, MissingExtra
 from incop.experiments.datasets.pictures import Decoder
 from incop.experiments.datasets.stored_parts import MAX_BYTES, StoredPart, StoredParts, check_count, check_unpacked
 
-__all__ = ["Columns", "holds_parquet", "read_file", "read_folder"]
-
 _PARTS = {
     "train": "train",
     "test": "test",
@@ -52,9 +50,6 @@ def holds_parquet(folder: Path) -> bool:
 
     Args:
         folder: any path.
-
-    Returns:
-        True when there is one directly in the folder.
     """
     return folder.is_dir() and any(path.is_file() for path in folder.glob("*.parquet"))
 
@@ -68,14 +63,6 @@ def read_folder(folder: Path, columns: Columns | None = None) -> StoredParts:
     Args:
         folder: where the files are.
         columns: which columns to read.
-
-    Returns:
-        The parts that have files; `train` always.
-
-    Raises:
-        InputError: a shard is missing or damaged, a file belongs to no part, or a column is not as it must
-            be.
-        MissingExtra: pyarrow is not installed.
     """
     shards: dict[str, list[Path]] = {}
     for path in sorted(folder.glob("*.parquet")):
@@ -101,13 +88,6 @@ def read_file(path: Path) -> StoredParts:
 
     Args:
         path: the file.
-
-    Returns:
-        StoredParts with a training part only.
-
-    Raises:
-        InputError: the file is damaged, one shard of several, or a column is not as it must be.
-        MissingExtra: pyarrow is not installed.
     """
     return StoredParts(_read_part(_complete([path]), Columns(), Decoder(), str(path)))
 

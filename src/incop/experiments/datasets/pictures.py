@@ -19,8 +19,6 @@ from incop.experiments.datasets.stored_parts import MAX_BYTES, check_unpacked
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MAX_SIDE", "SUFFIXES", "Decoder"]
-
 MAX_SIDE = 4096
 """The largest height or width decoded, in pixels; a header that announces more is refused before decoding."""
 
@@ -51,14 +49,6 @@ class Decoder:
         Args:
             sources: a name for error messages, with a path or the encoded bytes, for each picture.
             count: how many sources there are, >= 1.
-
-        Returns:
-            uint8 (count, C, H, W), with C = 1 or 3.
-
-        Raises:
-            InputError: a picture is unreadable, too large, animated, of an unknown mode, partly transparent,
-                or differs from the first in size or mode.
-            MissingExtra: Pillow is not installed.
         """
         try:
             from PIL import Image, UnidentifiedImageError

@@ -13,8 +13,6 @@ from torch import Tensor
 from incop.errors import InputError
 from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, carve_test, check_labels
 
-__all__ = ["Choices", "Dataset", "Split", "assemble", "statistics"]
-
 _LIMIT_SEED = 20_240_229  # any fixed number: `limit` must choose the same images whatever the run's seed
 _SMALLEST_LIMIT = 10
 
@@ -84,9 +82,6 @@ class Choices:
         seed: chooses the validation images, an integer in [0, 2**63).
         validation: fraction of the training images carved off, in (0, 1).
         limit: at most this many training and test images, or None for all.
-
-    Raises:
-        InputError: one of them has the wrong type or range.
     """
 
     seed: int
@@ -117,12 +112,6 @@ def assemble(name: str, parts: StoredParts, choices: Choices, *, augment: str = 
         parts: what a reader found; without a test part every fifth training example becomes test.
         choices: seed, validation fraction and limit.
         augment: "crop-flip" or "none".
-
-    Returns:
-        The data set; statistics are those of the training images left after validation was carved off.
-
-    Raises:
-        InputError: labels are unsound, the parts differ in image shape, or the limit does not fit.
     """
     parts = carve_test(parts)
     assert parts.test is not None
@@ -154,14 +143,6 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Args:
         images: uint8 (N, C, H, W), not empty.
-
-    Returns:
-        Mean and standard deviation, each with one number per channel; a deviation of zero is given as 1.0.
-
-    Example:
-        >>> import torch
-        >>> statistics(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1))
-        ((0.5,), (0.5,))
     """
     values = list(range(256))
     means, deviations = [], []

@@ -10,20 +10,6 @@ from torch import Tensor
 
 from incop.errors import InputError
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_EXAMPLES",
-    "StoredPart",
-    "StoredParts",
-    "carve_test",
-    "check_count",
-    "check_labels",
-    "check_unpacked",
-    "every_fifth",
-    "held",
-    "pick",
-]
-
 MAX_BYTES = 8 * 2**30
 """The most bytes any one array may take; a header that asks for more is refused before allocating."""
 
@@ -71,9 +57,6 @@ def check_unpacked(where: str, announced: int, stored: int) -> None:
         where: the file, for the error.
         announced: bytes when unpacked.
         stored: bytes of the file.
-
-    Raises:
-        InputError: it would be more than `MAX_RATIO` times the file and more than `SMALL`.
     """
     if announced > max(SMALL, MAX_RATIO * stored):
         raise InputError(
@@ -83,11 +66,7 @@ def check_unpacked(where: str, announced: int, stored: int) -> None:
 
 
 def check_count(where: str, count: int) -> None:
-    """Refuse more examples than a part may have, before their labels are held.
-
-    Raises:
-        InputError: there are more than `MAX_EXAMPLES`.
-    """
+    """Refuse more examples than a part may have, before their labels are held."""
     if count > MAX_EXAMPLES:
         raise InputError(f"{where} announces {count} examples, more than {MAX_EXAMPLES}: take a part of them")
 
@@ -99,12 +78,6 @@ def held(images: Tensor, labels: Tensor, where: str) -> StoredPart:
         images: uint8 (N, C, H, W).
         labels: int64 (N,).
         where: the file or folder the part comes from.
-
-    Returns:
-        The part.
-
-    Raises:
-        InputError: images and labels differ in number.
     """
     if len(images) != len(labels):
         raise InputError(
@@ -120,9 +93,6 @@ def pick(part: StoredPart, rows: Tensor) -> StoredPart:
     Args:
         part: the part to choose from.
         rows: int64, ascending, each in [0, len(part)).
-
-    Returns:
-        A part that takes its images from the first.
     """
     return replace(part, labels=part.labels[rows], take=lambda chosen: part.take(rows[chosen]))
 
@@ -132,13 +102,6 @@ def every_fifth(count: int) -> Tensor:
 
     Args:
         count: number of examples, >= 0.
-
-    Returns:
-        bool (count,), true for a test example.
-
-    Example:
-        >>> every_fifth(6).tolist()
-        [False, False, False, False, True, False]
     """
     return torch.arange(count) % 5 == 4
 
@@ -148,12 +111,6 @@ def carve_test(parts: StoredParts) -> StoredParts:
 
     Args:
         parts: what a reader found.
-
-    Returns:
-        StoredParts whose `test` is not None.
-
-    Raises:
-        InputError: fewer than five examples to carve from.
     """
     if parts.test is not None:
         return parts
@@ -172,13 +129,6 @@ def check_labels(parts: StoredParts) -> int:
 
     Args:
         parts: the parts, with a test part.
-
-    Returns:
-        K, where the training labels are exactly 0 to K-1 and all others lie among them; K >= 2.
-
-    Raises:
-        InputError: a part is empty, a label is negative, skipped or only seen outside the training part, or
-            there is one class only.
     """
     named = {"training": parts.train, "validation": parts.validation, "test": parts.test}
     present = {what: part for what, part in named.items() if part is not None}

@@ -15,8 +15,6 @@ from incop.errors import InputError, unknown
 from incop.experiments.datasets.stored_parts import StoredPart, StoredParts, check_count, held
 from incop.experiments.models.libraries import imported
 
-__all__ = ["PREFIX", "augmented", "check", "needs_folder", "read"]
-
 PREFIX = "torchvision:"
 # Which part is which, as each is told. Those of pictures of one size that fit in memory; CIFAR's files are pickles, which
 # torchvision opens only when their MD5 is the published one.
@@ -31,12 +29,7 @@ FAKE = ("size", "image_size", "num_classes")
 
 
 def check(name: str) -> None:
-    """Refuse a name that torchvision does not have or that is not read here.
-
-    Raises:
-        InputError: it is unknown.
-        MissingExtra: torchvision is not installed.
-    """
+    """Refuse a name that torchvision does not have or that is not read here."""
     if name.removeprefix(PREFIX) not in KNOWN:
         raise unknown("data set of torchvision", name.removeprefix(PREFIX), KNOWN)
     imported("torchvision", f"the data {name}")
@@ -59,9 +52,6 @@ def read(name: str, root: Path | None, arguments: Mapping[str, Any]) -> StoredPa
         name: `torchvision:NAME`.
         root: the folder that torchvision looks in, as its own argument of that name; of FakeData none.
         arguments: of FakeData size, image_size and num_classes; of others none.
-
-    Raises:
-        InputError: its files are not there, or an argument is none of its own.
     """
     check(name)
     own = name.removeprefix(PREFIX)

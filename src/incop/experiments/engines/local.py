@@ -16,10 +16,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from incop.experiments.engines import Ended, Task
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
-
-__all__ = ["PROCESSES", "Local"]
 
 # A fork of a server that has imported torch once starts in milliseconds; importing it in every run takes seconds.
 # Forking this process itself would carry over its threads' locks.

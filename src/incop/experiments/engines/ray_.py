@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from incop.errors import IncopError, MissingExtra
-from incop.experiments.engines import Ended, Task
 from incop.experiments.engines.resources import Resources
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
-
-__all__ = ["Ray"]
 
 GIB = 2**30
 
@@ -27,9 +25,6 @@ class Ray:
         address: of the cluster's head, or None.
         resources: of each run.
         jobs: how many at once at most; None: as many as the cluster has room for.
-
-    Raises:
-        MissingExtra: Ray is not installed.
     """
 
     name = "ray"
@@ -56,11 +51,7 @@ class Ray:
         return f"the Ray cluster at {self.address or found}{most}, each with {self.resources.told(engine='ray')}"
 
     def open(self, whole: Path) -> None:
-        """Connect to the cluster.
-
-        Raises:
-            IncopError: it is not there.
-        """
+        """Connect to the cluster."""
         try:
             self._ray.init(address=self.address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except Exception as error:  # of many kinds; each says in its first line what is wrong

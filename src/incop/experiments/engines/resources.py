@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from incop.errors import InputError, unknown
 from incop.records import shortest
 
-__all__ = ["Resources"]
-
 TAKES = {  # what each engine can give
     "local": (),
     "ray": ("cpus", "gpus", "mem"),
     "slurm": ("cpus", "gpus", "mem", "time", "partition", "account", "qos", "constraint"),
 }
-MOST = {"cpus": 1024.0, "gpus": 64.0, "mem": 65536.0, "time": 525_600.0}
-LEAST = {"cpus": 1.0, "gpus": 0.0, "mem": 0.1, "time": 1.0}
+MAX = {"cpus": 1024.0, "gpus": 64.0, "mem": 65536.0, "time": 525_600.0}
+MIN = {"cpus": 1.0, "gpus": 0.0, "mem": 0.1, "time": 1.0}
 WHOLE = ("cpus", "gpus", "time")  # of Ray, a run may have a part of a GPU
 WORD = re.compile(r"[\w.,:&|*()\[\]+@%/-]+")  # of a partition, an account, a constraint such as gpu&a100
 
@@ -35,11 +33,6 @@ class Resources:
         account: of Slurm.
         qos: of Slurm.
         constraint: of Slurm: what a node must have.
-
-    Example:
-        >>> from incop.experiments.engines.resources import Resources
-        >>> Resources.parse("time=90 cpus=2 partition=gpu", engine="slurm").told(engine="slurm")
-        'cpus=2 time=90 partition=gpu'
     """
 
     cpus: int = 1
@@ -53,11 +46,7 @@ class Resources:
 
     @classmethod
     def parse(cls, text: str, *, engine: str) -> Resources:
-        """Read "key=value key=value".
-
-        Raises:
-            InputError: a part cannot be read, or the engine gives no such thing; all problems in one sentence.
-        """
+        """Read "key=value key=value"."""
         known = TAKES[engine]
         if text.strip() and not known:
             raise InputError(
@@ -93,7 +82,7 @@ class Resources:
 
 
 def _read(key: str, value: str, engine: str) -> int | float | str:
-    if key not in MOST:
+    if key not in MAX:
         if not WORD.fullmatch(value):
             raise ValueError(f"{key}={value!r} is no name")
         return value
@@ -102,7 +91,7 @@ def _read(key: str, value: str, engine: str) -> int | float | str:
     except ValueError:
         number = math.nan
     whole = key in WHOLE and not (engine == "ray" and key == "gpus")
-    if not LEAST[key] <= number <= MOST[key] or (whole and number != int(number)):
+    if not MIN[key] <= number <= MAX[key] or (whole and number != int(number)):
         kind = "a whole number" if whole else "a number"
-        raise ValueError(f"{key}={value} must be {kind} from {shortest(LEAST[key])} to {shortest(MOST[key])}")
+        raise ValueError(f"{key}={value} must be {kind} from {shortest(MIN[key])} to {shortest(MAX[key])}")
     return int(number) if key in ("cpus", "time") else number

@@ -25,19 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from incop.errors import IncopError, InputError, MissingExtra
-from incop.experiments.engines import Ended, Task
 from incop.experiments.engines.resources import Resources
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.engines.worker import perform
 from incop.locks import LOCK, Lock, holder
 from incop.rundir import inside, read_json, write_atomically
 
-__all__ = ["Slurm"]
-
 ENGINE = "engine"  # folder in the comparison's folder
 WORD = "ended.json"  # how a task ended
 LOOK = 0.5  # seconds between two looks at the tasks' folders
-MOST_LOOKS = 200  # folders a second that are looked at: they lie on storage that others use
-MOST_ARRAY = 1000  # tasks of an array, of which Slurm takes as many where nothing else is set
+MAX_LOOKS = 200  # folders a second that are looked at: they lie on storage that others use
+MAX_ARRAY = 1000  # tasks of an array, of which Slurm takes as many where nothing else is set
 QUEUE = 5.0  # seconds between two questions to Slurm, which others ask too
 GRACE = 30.0  # seconds in which what a worker wrote on another host becomes visible
 WARNING = 90  # seconds before its time is over that a run is told to write a checkpoint; less where the time is short
@@ -60,9 +58,6 @@ class Slurm:
     Args:
         resources: of each run.
         jobs: how many at once at most; None: all at once, so that Slurm decides.
-
-    Raises:
-        MissingExtra: submitit is not installed.
     """
 
     name = "slurm"
@@ -89,11 +84,7 @@ class Slurm:
         return f"jobs of Slurm{most}, each with {self.resources.told(engine='slurm')}"
 
     def open(self, whole: Path) -> None:
-        """Make a folder for what jobs need and say, and withdraw what a comparison that was killed left in the queue.
-
-        Raises:
-            InputError: this host has no Slurm.
-        """
+        """Make a folder for what jobs need and say, and withdraw what a comparison that was killed left in the queue."""
         self._name = f"incop-{hashlib.sha256(str(whole).encode()).hexdigest()[:10]}"
         self._find()
         room = inside(whole, whole / ENGINE) / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
@@ -103,20 +94,14 @@ class Slurm:
         _scancel("--state=PENDING", f"--name={self._name}", f"--user={os.getuid()}")
 
     def submit(self, tasks: Sequence[Task]) -> list[_SlurmHandle]:
-        """Hand them in, as an array where there are several.
-
-        Raises:
-            IncopError: Slurm refuses them.
-        """
+        """Hand them in, as an array where there are several."""
         self._queue = None
-        return [
-            handle for at in range(0, len(tasks), MOST_ARRAY) for handle in self._array(tasks[at : at + MOST_ARRAY])
-        ]
+        return [handle for at in range(0, len(tasks), MAX_ARRAY) for handle in self._array(tasks[at : at + MAX_ARRAY])]
 
     def wait(self, handles: Collection[_SlurmHandle], seconds: float) -> dict[_SlurmHandle, Ended]:
         """Look at the tasks' folders until one has ended."""
         until = time.monotonic() + seconds
-        between = max(LOOK, len(handles) / MOST_LOOKS)
+        between = max(LOOK, len(handles) / MAX_LOOKS)
         while (now := time.monotonic()) < self._looked + between:
             if now >= until:
                 return {}

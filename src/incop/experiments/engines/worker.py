@@ -12,12 +12,10 @@ from pathlib import Path
 
 import incop
 from incop.errors import IncopError, InputError
-from incop.experiments.engines import Ended, Task
+from incop.experiments.engines.tasks import Ended, Task
 from incop.experiments.signals import Interrupted, Signals
 from incop.locks import STALE, holder
 from incop.rundir import RunDir
-
-__all__ = ["PATIENCE", "fingerprint", "perform"]
 
 PATIENCE = STALE + 30.0  # seconds for a run's last process to let go of it, or to be taken for dead
 
@@ -57,11 +55,7 @@ def fingerprint() -> str:
 
 
 def _settle_in(task: Task) -> None:
-    """Take the place of the process that the comparison was started from.
-
-    Raises:
-        InputError: this host has another incop, or does not see the comparison's folder.
-    """
+    """Take the place of the process that the comparison was started from."""
     # Two OpenMP threads that spin while another job holds the cores slow training; it must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     mine = fingerprint()
@@ -81,6 +75,7 @@ def _settle_in(task: Task) -> None:
 
 def _carry_out(task: Task) -> None:
     from incop.experiments import runs  # imports torch
+    from incop.experiments.preparation import resolve
 
     progress = runs.Progress() if task.follow is None else task.follow()
     if RunDir(task.folder).plan_file.is_file():
@@ -93,4 +88,4 @@ def _carry_out(task: Task) -> None:
             run_code=bool(task.plan.run_code),
         )
     else:
-        runs.execute(task.plan, task.folder, progress, dense=task.dense)
+        runs.execute(resolve(task.plan), task.folder, progress, dense=task.dense)

@@ -27,7 +27,7 @@ from incop.experiments.models.making import Made
 from incop.experiments.models.named import FORMS, LIBRARIES, TASKS, Wanted, parse
 from incop.experiments.models.resnet import resnet, resnet_18
 from incop.experiments.models.vgg import vgg
-from incop.states import random_states, restore_random
+from incop.flat_state import random_states, restore_random
 
 __all__ = [
     "FORMS",
@@ -45,7 +45,7 @@ __all__ = [
     "recipe",
 ]
 
-MOST_PARAMETERS = 500_000_000  # 2 GB, and four times that with gradients and Adam's averages; ResNet-18 has 11 million
+MAX_PARAMETERS = 500_000_000  # 2 GB, and four times that with gradients and Adam's averages; ResNet-18 has 11 million
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ def make(
     wanted = Wanted(task, classes, channels, size)
     if named is not None:
         return making.make(
-            named, wanted, arguments=given, weights=weights, most=MOST_PARAMETERS, within=lambda: _drawn(seed)
+            named, wanted, arguments=given, weights=weights, most=MAX_PARAMETERS, within=lambda: _drawn(seed)
         )
     row = entry(name)
     if given:
@@ -319,10 +319,10 @@ def _check_size(row: Entry, channels: int, size: tuple[int, int], classes: int) 
         return
     with torch.device("meta"):
         parameters = sum(p.numel() for p in row.build(channels=channels, size=size, classes=classes).parameters())
-    if parameters > MOST_PARAMETERS:
+    if parameters > MAX_PARAMETERS:
         raise InputError(
             f"{row.name} for {channels}×{size[0]}×{size[1]} images of {classes} classes would have {parameters} parameters, more "
-            f"than {MOST_PARAMETERS}: scale the images down, or choose a network of convolutions such as resnet-20"
+            f"than {MAX_PARAMETERS}: scale the images down, or choose a network of convolutions such as resnet-20"
         )
 
 

@@ -21,8 +21,6 @@ from torch import nn
 from incop.errors import InputError, nearest, quoted
 from incop.experiments.models.named import SIZES, Named, Wanted, place
 
-__all__ = ["check", "factory", "run"]
-
 
 class _Fresh(importlib.machinery.SourceFileLoader):
     """Reads the source every time: a cached compilation is told from the source by whole seconds only."""
@@ -33,11 +31,7 @@ class _Fresh(importlib.machinery.SourceFileLoader):
 
 
 def check(named: Named) -> None:
-    """Refuse a file that is not there, is no Python, or defines nothing of that name; it is read, not run.
-
-    Raises:
-        InputError: one of these.
-    """
+    """Refuse a file that is not there, is no Python, or defines nothing of that name; it is read, not run."""
     if named.source == "file" and not place(named.place).is_file():
         raise InputError(
             f"the model's file {quoted(named.place)} does not exist: check the path in {quoted(_said(named))}"
@@ -65,11 +59,7 @@ def _check_defined(named: Named, path: Path) -> None:
 
 
 def factory(named: Named) -> tuple[Callable[..., Any], str]:
-    """Run the file or import the module, and return what it calls by that name, with a line that says which code it was.
-
-    Raises:
-        InputError: it cannot be run, or holds nothing callable of that name.
-    """
+    """Run the file or import the module, and return what it calls by that name, with a line that says which code it was."""
     check(named)
     path = place(named.place).resolve() if named.source == "file" else None
     with _told(named), _findable(path.parent if path else Path.cwd()):
@@ -88,11 +78,7 @@ def factory(named: Named) -> tuple[Callable[..., Any], str]:
 
 
 def run(make: Callable[..., Any], named: Named, wanted: Wanted, arguments: Mapping[str, Any]) -> nn.Module:
-    """Call the factory with its arguments, and with classes, channels and size where it takes them.
-
-    Raises:
-        InputError: it throws, takes other arguments, or makes no network.
-    """
+    """Call the factory with its arguments, and with classes, channels and size where it takes them."""
     beside = place(named.place).resolve().parent if named.source == "file" else Path.cwd()
     given = {**_fitting(make, wanted, arguments), **arguments}
     _check_call(make, named, given)

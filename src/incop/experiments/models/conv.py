@@ -10,8 +10,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halved, halvings
 from incop.experiments.models.weights import glorot
 
-__all__ = ["conv"]
-
 DEPTHS = (2, 4, 6)
 WIDTH = 64  # of the first pair of convolutions; each pair is pooled, and the next is twice as wide
 
@@ -39,19 +37,6 @@ def conv(
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
         width: maps of the first pair, in [1, ∞); all other widths in proportion. 64 as published.
-
-    Returns:
-        Layers `conv1` … `conv6`, `fc1`, `fc2`, `fc3`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.conv import conv
-        >>> [sum(p.numel() for p in conv(depth).parameters()) for depth in (2, 4, 6)]
-        [4301642, 2425930, 2262602]
-
-    Source: Frankle and Carbin 2019, "The Lottery Ticket Hypothesis", Figure 2.
     """
     if depth not in DEPTHS:
         raise InputError(f"there is no conv-{depth}: choose conv-2, conv-4 or conv-6")

@@ -9,8 +9,6 @@ from torch import nn
 from incop.experiments.models.shape import check
 from incop.experiments.models.weights import glorot
 
-__all__ = ["lenet_5", "lenet_300_100"]
-
 
 def lenet_300_100(*, channels: int = 1, size: tuple[int, int] = (28, 28), classes: int = 10) -> nn.Sequential:
     """Two hidden layers of 300 and 100 units on the flattened image.
@@ -21,21 +19,6 @@ def lenet_300_100(*, channels: int = 1, size: tuple[int, int] = (28, 28), classe
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `fc1`, `fc2`, `fc3`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.lenet import lenet_300_100
-        >>> sum(p.numel() for p in lenet_300_100().parameters())
-        266610
-
-    Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-C
-    (28×28-300-100-10); ReLU and Glorot weights after Frankle and Carbin 2019, "The Lottery Ticket
-    Hypothesis", Figure 2.
     """
     check("lenet-300-100", channels=channels, size=size, classes=classes)
     return glorot(
@@ -67,22 +50,6 @@ def lenet_5(*, channels: int = 1, size: tuple[int, int] = (28, 28), classes: int
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `conv1`, `conv2`, `fc1`, `fc2`, `fc3`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.lenet import lenet_5
-        >>> sum(p.numel() for p in lenet_5().parameters())
-        61706
-        >>> lenet_5(size=(8, 8)).fc1.in_features  # 16 maps of 2×2
-        64
-
-    Source: LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II-B and
-    Figure 2.
     """
     check("lenet-5", channels=channels, size=size, classes=classes)
     pads1 = [2 if side < 32 else 0 for side in size]

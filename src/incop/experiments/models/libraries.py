@@ -12,8 +12,6 @@ from torch import nn
 from incop.errors import InputError, MissingExtra, quoted, unknown
 from incop.experiments.models.named import Named, Wanted, place, refuse_arguments
 
-__all__ = ["check", "imported", "maker", "mismatch", "no_download", "pretrained", "version"]
-
 EXTRAS = {"torchvision": "vision", "timm": "vision", "transformers": "transformers", "datasets": "hub"}
 PACKAGES = {"torchvision": "torchvision", "timm": "timm", "hf": "transformers"}
 
@@ -52,12 +50,7 @@ ATTENTIONS = (None, "eager", "sdpa")  # any other may be a name on a hub whose c
 
 
 def imported(package: str, purpose: str) -> ModuleType:
-    """Return a library that is no requirement of incop.
-
-    Raises:
-        MissingExtra: it is not installed.
-        InputError: it is, and does not go with this torch.
-    """
+    """Return a library that is no requirement of incop."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -92,12 +85,7 @@ def version(named: Named) -> str:
 
 
 def check(named: Named) -> None:
-    """Refuse a name that the library does not have, with the nearest it has; nothing is fetched.
-
-    Raises:
-        InputError: there is no such model.
-        MissingExtra: the library is not installed.
-    """
+    """Refuse a name that the library does not have, with the nearest it has; nothing is fetched."""
     said = f"{named.source}:{named.name}"
     library = imported(PACKAGES[named.source], f"the model {said}")
     if named.source == "torchvision":
@@ -145,10 +133,6 @@ def maker(named: Named, wanted: Wanted, arguments: Mapping[str, Any], *, fetch: 
         wanted: what it must take and give.
         arguments: further arguments of the library's factory, or of the configuration of transformers.
         fetch: with the weights that the library holds ready, where it fits them to these images and classes itself.
-
-    Raises:
-        InputError: there is no such model, or an argument is not the plan's to give.
-        MissingExtra: the library is not installed.
     """
     check(named)
     refuse_arguments(f"{named.source}:{named.name}", arguments, RESERVED[named.source])
@@ -232,11 +216,7 @@ def _config(transformers: Any, name: str) -> Any:
 
 
 def pretrained(named: Named, model: nn.Module) -> Mapping[str, Any]:
-    """Return torchvision's own weights of a model.
-
-    Raises:
-        InputError: it has none, or they cannot be fetched.
-    """
+    """Return torchvision's own weights of a model."""
     models = importlib.import_module("torchvision.models")
     try:
         weights = models.get_model_weights(named.name).DEFAULT

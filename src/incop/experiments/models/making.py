@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from incop import checkpoints
+from incop import checkpoint_files
 from incop.batches import output_tensor
 from incop.errors import IncopError, InputError, nearest, quoted
 from incop.experiments.models import code, libraries
 from incop.experiments.models.named import Named, Wanted, place
-from incop.snapshots import put_extra_states, without_extra_states
-
-__all__ = ["Made", "check_weights", "make", "read_arguments", "start", "start_from_file"]
+from incop.rewind_points import put_extra_states, without_extra_states
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 TOKENS = 4  # of a trial sequence
@@ -40,16 +38,7 @@ class Made:
 
 
 def read_arguments(text: str | Mapping[str, Any] | None, what: str = "model_args") -> dict[str, Any]:
-    """Read keyword arguments: a mapping, or an object in JSON.
-
-    Raises:
-        InputError: it is neither, or a key is no name.
-
-    Example:
-        >>> from incop.experiments.models.making import read_arguments
-        >>> read_arguments('{"width": 8}')
-        {'width': 8}
-    """
+    """Read keyword arguments: a mapping, or an object in JSON."""
     flag = f"--{what.replace('_', '-')}"
     if text is None:
         return {}
@@ -70,11 +59,7 @@ def read_arguments(text: str | Mapping[str, Any] | None, what: str = "model_args
 
 
 def check_weights(weights: str) -> None:
-    """Refuse weights that are neither a word nor a file that can be read, without reading it.
-
-    Raises:
-        InputError: it is a pickle, or there is no such file.
-    """
+    """Refuse weights that are neither a word nor a file that can be read, without reading it."""
     if weights in ("none", "pretrained"):
         return
     path = place(weights)
@@ -102,10 +87,6 @@ def make(
         weights: "none", "pretrained", or a safetensors file.
         most: parameters that a library's network may have.
         within: a context in which the first weights are drawn: the seed's.
-
-    Raises:
-        InputError: it cannot be made, or does not fit the data; the sentence says which.
-        MissingExtra: its library is not installed.
     """
     said = f"{named.place or named.source}:{named.name}"
     notices: list[str] = []
@@ -213,29 +194,15 @@ def _try(model: nn.Module, said: str, wanted: Wanted) -> None:
 
 
 def start_from_file(model: nn.Module, file: str) -> list[str]:
-    """Put the weights of a safetensors file in place; return what is to be told.
-
-    Raises:
-        InputError: it cannot be read, or belongs to another network.
-    """
+    """Put the weights of a safetensors file in place; return what is to be told."""
     check_weights(file)
-    weights = checkpoints.load_weights(place(file))
+    weights = checkpoint_files.load_weights(place(file))
     digest = hashlib.sha256(place(file).read_bytes()).hexdigest()
     return [f"the model began with the weights of {file} (sha256 {digest[:16]}…)", *start(model, weights, file)[1:]]
 
 
 def start(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> list[str]:
-    """Put weights in place by name; one layer may be of another shape, such as that of the classes, and stays as it was drawn.
-
-    Raises:
-        InputError: names are missing or unknown, or more than one layer has another shape.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.experiments.models.making import start
-        >>> start(nn.Linear(3, 2), nn.Linear(3, 5).state_dict(), "a.safetensors")[1]
-        'the layer of bias and weight has another shape in a.safetensors and began with drawn weights'
-    """
+    """Put weights in place by name; one layer may be of another shape, such as that of the classes, and stays as it was drawn."""
     own = without_extra_states(model, model.state_dict())
     extra, weights = weights, without_extra_states(model, weights)
     there = [own[name] for name in weights if name in own]

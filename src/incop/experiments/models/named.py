@@ -10,8 +10,6 @@ from typing import Literal
 
 from incop.errors import InputError, quoted
 
-__all__ = ["FORMS", "LIBRARIES", "SIZES", "TASKS", "Named", "Wanted", "parse", "place", "refuse_arguments"]
-
 LIBRARIES = ("torchvision", "timm", "hf")
 FORMS = "torchvision:NAME, timm:NAME, hf:FOLDER_OR_NAME, FILE.py:FACTORY or MODULE:FACTORY"
 TASKS = ("images", "text", "language")
@@ -56,11 +54,6 @@ class Named:
         source: "torchvision", "timm", "hf", "file" or "module".
         place: the file or module; of a library, nothing.
         name: what it is called there.
-
-    Example:
-        >>> from incop.experiments.models.named import parse
-        >>> parse("nets/wide.py:make")
-        Named(source='file', place='nets/wide.py', name='make')
     """
 
     source: Source
@@ -85,9 +78,6 @@ def parse(name: str) -> Named | None:
     """Read where a model comes from; None for a plain name, which is one of incop's own or of none.
 
     Nothing is imported or opened.
-
-    Raises:
-        InputError: it has a colon and yet is none of the forms, or it is a file without a factory.
     """
     if not isinstance(name, str):
         raise InputError(f"the model must be a name, not {quoted(name)}")
@@ -114,11 +104,7 @@ def parse(name: str) -> Named | None:
 
 
 def place(path: str) -> Path:
-    """Return a path with the home in it written out.
-
-    Raises:
-        InputError: it begins with the home of an unknown user.
-    """
+    """Return a path with the home in it written out."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -126,11 +112,7 @@ def place(path: str) -> Path:
 
 
 def refuse_arguments(name: str, arguments: Iterable[str], reserved: Iterable[str]) -> None:
-    """Refuse arguments with which a library would read weights or code of its own choice.
-
-    Raises:
-        InputError: one of them is reserved, or is no name.
-    """
+    """Refuse arguments with which a library would read weights or code of its own choice."""
     for key in arguments:
         if key in reserved or key.startswith("_") or not key.isidentifier():
             raise InputError(

@@ -11,8 +11,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halvings
 from incop.experiments.models.weights import kaiming
 
-__all__ = ["Block", "resnet", "resnet_18"]
-
 
 class Block(nn.Module):
     """Two 3×3 convolutions and a way around them: He et al. 2016, Figure 2.
@@ -24,12 +22,6 @@ class Block(nn.Module):
         before: channels that come in, in [1, ∞).
         width: channels that go out, in [1, ∞).
         stride: of the first convolution and of the way around, 1 or 2.
-
-    Example:
-        >>> import torch
-        >>> from incop.experiments.models.resnet import Block
-        >>> Block(16, 32, stride=2)(torch.zeros(1, 16, 8, 8)).shape
-        torch.Size([1, 32, 4, 4])
     """
 
     def __init__(self, before: int, width: int, *, stride: int = 1) -> None:
@@ -74,21 +66,6 @@ def resnet(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), c
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `conv1`, `layer1.0.conv1` … `layer3.2.conv2` (for depth 20), `fc`; projections are
-        `layer2.0.shortcut.conv` and `layer3.0.shortcut.conv`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.resnet import resnet
-        >>> [sum(p.numel() for p in resnet(depth).parameters()) for depth in (20, 32, 56)]
-        [272474, 466906, 855770]
-
-    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2 and Table 6; option B
-    in section 4.1.
     """
     if depth < 8 or depth % 6 != 2:
         raise InputError(f"there is no resnet-{depth} of this kind: its depth is 6n + 2, such as 20, 32 or 56")
@@ -108,20 +85,6 @@ def resnet_18(*, channels: int = 3, size: tuple[int, int] = (32, 32), classes: i
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `conv1`, `layer1.0.conv1` … `layer4.1.conv2`, `fc`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.resnet import resnet_18
-        >>> sum(p.numel() for p in resnet_18().parameters())
-        11173962
-
-    Source: He et al. 2016, "Deep Residual Learning for Image Recognition", Table 1; count of the CIFAR-10
-    form in Sun et al. 2024, "NeuralFuse", Table 7.
     """
     check("resnet-18", channels=channels, size=size, classes=classes)
     return _resnet((64, 128, 256, 512), blocks=2, channels=channels, size=size, classes=classes)

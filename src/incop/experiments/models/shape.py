@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from incop.errors import InputError
 
-__all__ = ["SMALLEST", "check", "halved", "halvings"]
-
 SMALLEST = 4  # pixels: below it a 3×3 kernel sees more padding than image
 
 
@@ -17,13 +15,6 @@ def check(name: str, *, channels: int, size: tuple[int, int], classes: int) -> N
         channels: channels of an image, in [1, ∞).
         size: height and width of an image in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Raises:
-        InputError: one of them is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.shape import check
-        >>> check("vgg-16", channels=3, size=(32, 32), classes=10)
     """
     if channels < 1:
         raise InputError(f"{name} needs images with at least 1 channel, not {channels}: grey has 1, colour has 3")
@@ -48,25 +39,11 @@ def halvings(size: tuple[int, int], most: int) -> int:
     Args:
         size: height and width in pixels, each in [1, ∞).
         most: how often the network halves its published input, in [0, ∞).
-
-    Returns:
-        min(most, ⌈log2 of the shorter side⌉); odd sides are rounded up when halved.
-
-    Example:
-        >>> from incop.experiments.models.shape import halvings
-        >>> [halvings((side, side), most=5) for side in (8, 16, 17, 28, 32, 64)]
-        [3, 4, 5, 5, 5, 5]
     """
     return min(most, (min(size) - 1).bit_length())
 
 
 def halved(size: tuple[int, int], times: int) -> int:
-    """Return the pixels of a map after so many halvings, odd sides rounded up.
-
-    Example:
-        >>> from incop.experiments.models.shape import halved
-        >>> halved((28, 32), 3)  # 4 × 4
-        16
-    """
+    """Return the pixels of a map after so many halvings, odd sides rounded up."""
     height, width = (-(-side // (1 << times)) for side in size)
     return height * width

@@ -10,8 +10,6 @@ from incop.errors import InputError
 from incop.experiments.models.shape import check, halvings
 from incop.experiments.models.weights import kaiming
 
-__all__ = ["vgg"]
-
 WIDTHS = (64, 128, 256, 512, 512)
 STAGES = {11: (1, 1, 2, 2, 2), 16: (2, 2, 3, 3, 3)}  # convolutions before each pooling: columns A and D
 
@@ -34,21 +32,6 @@ def vgg(depth: int, *, channels: int = 3, size: tuple[int, int] = (32, 32), clas
         channels: channels of an image, in [1, ∞).
         size: height and width in pixels, each in [4, ∞).
         classes: number of classes, in [2, ∞).
-
-    Returns:
-        Layers `conv1` … `conv13` (VGG-11: `conv8`) with `bn1` …, then `fc`.
-
-    Raises:
-        InputError: an argument is outside its range.
-
-    Example:
-        >>> from incop.experiments.models.vgg import vgg
-        >>> [sum(p.numel() for p in vgg(depth).parameters()) for depth in (11, 16)]
-        [9231114, 14728266]
-
-    Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", Table 1, columns A and D; batch
-    normalization after Ioffe and Szegedy 2015; counts of the CIFAR-10 form in Sun et al. 2024, "NeuralFuse",
-    Table 7.
     """
     if depth not in STAGES:
         raise InputError(f"there is no vgg-{depth}: choose vgg-11 or vgg-16")

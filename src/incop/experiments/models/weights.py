@@ -6,8 +6,6 @@ from typing import TypeVar
 
 from torch import nn
 
-__all__ = ["glorot", "kaiming"]
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -16,18 +14,6 @@ def glorot(model: M) -> M:
 
     Args:
         model: changed in place; its biases become zero.
-
-    Returns:
-        The same model.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.experiments.models.weights import glorot
-        >>> bool(glorot(nn.Linear(3, 2)).bias.any())
-        False
-
-    Source: Glorot and Bengio 2010, "Understanding the Difficulty of Training Deep Feedforward Neural
-    Networks", Eq. (12).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -42,17 +28,6 @@ def kaiming(model: M) -> M:
 
     Args:
         model: changed in place; its biases become zero.
-
-    Returns:
-        The same model.
-
-    Example:
-        >>> from torch import nn
-        >>> from incop.experiments.models.weights import kaiming
-        >>> bool(kaiming(nn.Linear(3, 2)).bias.any())
-        False
-
-    Source: He et al. 2015, "Delving Deep into Rectifiers", Eq. (10).
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

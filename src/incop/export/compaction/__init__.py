@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from incop.export.compaction.compacting import Change, Compaction, compact
+from incop.export.compaction.compactor import Change, Compaction, compact
 from incop.export.compaction.proof import tolerance_of
 from incop.export.compaction.removal import sizes
 from incop.export.compaction.tracing import Answering, exported

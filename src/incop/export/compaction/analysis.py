@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, fx, nn
 
-from incop.export.compaction.places import Floats, Ints, Labels, Places, Units, unknown
 from incop.export.compaction.tracing import Held, Trace
+from incop.export.compaction.unit_sets import AxisUnits, Floats, Ints, Labels, UnitSets, unknown
 
-__all__ = ["Analysis", "Reader", "Rule", "analysed"]
-
-Rule = Callable[["Analysis", fx.Node], "Labels | list[Labels] | None"]
+Rule = Callable[["UnitAnalysis", fx.Node], "Labels | list[Labels] | None"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +24,8 @@ class Reader:
     Args:
         weight: its weight's name.
         in_axis: the weight's axis of what it reads.
-        outs: places of what it makes, (O).
-        ins: places of what it reads, (I).
+        outs: ids of the units that it makes, (O).
+        ins: ids of the units that it reads, (I).
         sums: the weights, summed over the kernel, (O, I).
         reads: whether any weight of the kernel is not zero, (O, I).
         constant: what is read, where it is one number wherever the layer looks, padding included, (I).
@@ -44,18 +42,18 @@ class Reader:
     sink: tuple[str, int] | None
 
 
-class Analysis:
+class UnitAnalysis:
     """What is known of every tensor of a trace. Rules write to it, one operator after the other.
 
     Attributes:
-        places: which units go together.
-        axes: places along the axes of parameters and buffers, by (name, axis).
+        sets: which units go together.
+        axes: ids of the units along the axes of parameters and buffers, by (name, axis).
         readers: the layers that sum over units.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
-        self.places = Places()
+        self.sets = UnitSets()
         self.axes: dict[tuple[str, int], Ints] = {}
         self.readers: list[Reader] = []
         self.labels: dict[Any, Any] = {}  # node → Labels, or a list of them
@@ -80,8 +78,8 @@ class Analysis:
                 if count > 1:
                     rows = held.value.movedim(axis, 0).reshape(count, -1).numpy()
                     constant = np.where((rows == rows[:, :1]).all(1), rows[:, 0], np.nan)
-                    units = Units(self.places.fresh(count), constant)
-                    self.hold(held, axis, units.places)
+                    units = AxisUnits(self.sets.fresh(count), constant)
+                    self.hold(held, axis, units.ids)
                     self.labels[node][axis] = units
         return self.of(node)
 
@@ -89,8 +87,8 @@ class Analysis:
 
     def pin(self, value: Any) -> None:
         """Say that all units of a node, of labels, or of what is nested in an operator's arguments, stay."""
-        if isinstance(value, Units):
-            self.places.pin(value.places)
+        if isinstance(value, AxisUnits):
+            self.sets.pin(value.ids)
         elif isinstance(value, fx.Node):
             self.pin(self.labels.get(value, {}))
         elif isinstance(value, dict):
@@ -99,32 +97,32 @@ class Analysis:
             for part in value:
                 self.pin(part)
 
-    def hold(self, held: Held, axis: int, places: Ints) -> None:
-        """Say that a parameter's or buffer's axis goes with these places."""
-        known = self.axes.setdefault((held.name, axis), places)
-        self.places.join(known, places)
+    def hold(self, held: Held, axis: int, ids: Ints) -> None:
+        """Say that a parameter's or buffer's axis holds these units."""
+        known = self.axes.setdefault((held.name, axis), ids)
+        self.sets.join(known, ids)
         if not held.free:
-            self.places.pin(places)
+            self.sets.pin(ids)
 
-    def stiff(self, count: int) -> Units:
+    def stiff(self, count: int) -> AxisUnits:
         """Return so many units of which nothing is known, and that stay."""
-        return Units(self.places.fresh(count, pinned=True), unknown(count))
+        return AxisUnits(self.sets.fresh(count, pinned=True), unknown(count))
 
-    def joined(self, units: list[Units]) -> Ints:
-        """Make one of the places of several, and return them."""
+    def joined(self, units: list[AxisUnits]) -> Ints:
+        """Say that the units of several axes go together, and return their ids."""
         for other in units[1:]:
-            self.places.join(units[0].places, other.places)
-        return units[0].places
+            self.sets.join(units[0].ids, other.ids)
+        return units[0].ids
 
 
-def analysed(trace: Trace, rules: Callable[[Any], Rule | None]) -> Analysis:
+def analysed(trace: Trace, rules: Callable[[Any], Rule | None]) -> UnitAnalysis:
     """Follow all units of a trace. What no rule is known for keeps all units that reach it.
 
     Args:
         trace: the operators.
         rules: from an operator to its rule, None where there is none.
     """
-    run = Analysis(trace)
+    run = UnitAnalysis(trace)
     for node in trace.graph.nodes:
         if node.op == "output":
             run.pin(list(node.args))
@@ -189,17 +187,16 @@ def argument(node: fx.Node, place: int, default: Any = None) -> Any:
     return node.kwargs.get(schema[place].name, default)
 
 
+def operator_name(node: fx.Node) -> str:
+    """Return the name of a node's operator, such as "aten::mul"; nothing for what is none of ATen's."""
+    schema = getattr(node.target, "_schema", None)
+    return str(schema.name) if schema is not None else ""
+
+
 def regrouped(before: tuple[int, ...], after: tuple[int, ...], axis: int) -> tuple[int, int, int] | None:
     """Return where an axis goes when a tensor is viewed in another shape: (axis, times, each), or None if it is cut up.
 
     Along the new axis the old one's units stand `each` times in a row, and all of that `times` times.
-
-    Example:
-        >>> from incop.export.compaction.analysis import regrouped
-        >>> regrouped((2, 16, 5, 5), (2, 400), 1)
-        (1, 1, 25)
-        >>> regrouped((2, 16, 5, 5), (2, 4, 4, 5, 5), 1) is None
-        True
     """
     count, outer, inner = before[axis], prod(before[:axis]), prod(before[axis + 1 :])
     for new, size in enumerate(after):
@@ -224,7 +221,7 @@ def _fits(labels: Labels | list[Labels], node: fx.Node) -> bool:
     if not is_tensor(node):
         return False
     shape = shape_of(node)
-    return all(axis < len(shape) and len(units.places) == shape[axis] for axis, units in labels.items())
+    return all(axis < len(shape) and len(units.ids) == shape[axis] for axis, units in labels.items())
 
 
 def _hooked(node: fx.Node, trace: Trace) -> bool:

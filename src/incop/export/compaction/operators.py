@@ -1,4 +1,4 @@
-"""Rules for operators without weights: which units come out of what went in, and with what constant."""
+"""Rules for operators that compute without weights, and the table of all rules: which units come out, and with what constant."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from incop.export.compaction import layers
+from incop.export.compaction import layers, shapes
 from incop.export.compaction.analysis import (
-    Analysis,
     Rule,
+    UnitAnalysis,
     argument,
-    free_axes,
     is_tensor,
-    regrouped,
+    operator_name,
     shape_of,
     tensors_in,
 )
-from incop.export.compaction.places import Floats, Labels, Units, unknown
+from incop.export.compaction.unit_sets import AxisUnits, Floats, Labels, unknown
 
-__all__ = ["rule_of"]
-
-Change = Callable[[Floats], Floats]
+ConstantMap = Callable[[Floats], Floats]
 
 
 def _same(constant: Floats) -> Floats:
@@ -43,7 +40,7 @@ def _zero_only(constant: Floats) -> Floats:
 # ---- element by element
 
 
-def pointwise(run: Analysis, node: fx.Node) -> Labels | None:
+def pointwise(run: UnitAnalysis, node: fx.Node) -> Labels | None:
     """An operator of which each number of the output follows from the numbers in the same place of the inputs."""
     operands = list(tensors_in([list(node.args), list(node.kwargs.values())]))
     shape = shape_of(node)
@@ -54,17 +51,17 @@ def pointwise(run: Analysis, node: fx.Node) -> Labels | None:
         whole = {x: at for x, at in here.items() if at >= 0 and shape_of(x)[at] == size}
         if not any(at in labels[x] for x, at in whole.items()):
             continue
-        places = run.joined([labels[x][at] for x, at in whole.items() if at in labels[x]])
+        ids = run.joined([labels[x][at] for x, at in whole.items() if at in labels[x]])
         if size == 1 or any(at not in labels[x] for x, at in whole.items()):
-            run.places.pin(places)
+            run.sets.pin(ids)
         for x, at in here.items():
             if x not in whole and at in labels[x]:  # one unit, broadcast
                 run.pin(labels[x][at])
-        made[axis] = Units(places, _constants(run, node, here, len(places)))
+        made[axis] = AxisUnits(ids, _constants(run, node, here, len(ids)))
     return made
 
 
-def _constants(run: Analysis, node: fx.Node, here: dict[fx.Node, int], count: int) -> Floats:
+def _constants(run: UnitAnalysis, node: fx.Node, here: dict[fx.Node, int], count: int) -> Floats:
     """Return what the operator makes of constants, unit by unit."""
     floats = all(x.meta["val"].is_floating_point() for x in (node, *here))
     if not floats or node.meta["val"].dtype.itemsize < min(x.meta["val"].dtype.itemsize for x in here):
@@ -91,19 +88,19 @@ def _constants(run: Analysis, node: fx.Node, here: dict[fx.Node, int], count: in
         return unknown(count)
     result = np.broadcast_to(found.detach().double().numpy().reshape(-1), (count,))
     result = np.where(known & np.isfinite(result), result, np.nan)
-    return np.where(zero, 0.0, result) if _name(node.target) == "aten::mul" else result
+    return np.where(zero, 0.0, result) if operator_name(node) == "aten::mul" else result
 
 
-def _along(run: Analysis, x: fx.Node, axis: int, count: int) -> Floats:
+def _along(run: UnitAnalysis, x: fx.Node, axis: int, count: int) -> Floats:
     units, held = run.of(x).get(axis), run.held(x)
-    if units is not None and len(units.places) == count:
+    if units is not None and len(units.ids) == count:
         return units.constant
     if held is not None and held.value.numel() == 1:
         return np.full(count, float(held.value.reshape(())))
     return unknown(count)
 
 
-def prelu(run: Analysis, node: fx.Node) -> Labels | None:
+def prelu(run: UnitAnalysis, node: fx.Node) -> Labels | None:
     """A slope for negative values, one for all or one a channel."""
     held = run.held(node.args[1])
     labels = dict(run.of(node.args[0]))
@@ -112,7 +109,7 @@ def prelu(run: Analysis, node: fx.Node) -> Labels | None:
     each = held.value.numel() > 1
     for axis, units in labels.items():
         if each and axis == 1:
-            run.hold(held, 0, units.places)
+            run.hold(held, 0, units.ids)
         c = units.constant
         slope = held.value.numpy() if each and axis == 1 else held.value.numpy()[:1] if not each else np.nan
         labels[axis] = units.with_constant(np.where(c >= 0, c, c * slope))
@@ -124,10 +121,10 @@ def prelu(run: Analysis, node: fx.Node) -> Labels | None:
 # ---- along some axes, and each unit by itself
 
 
-def window(spatial: int, change: Callable[[fx.Node], Change], outputs: int = 1) -> Rule:
+def window(spatial: int, change: Callable[[fx.Node], ConstantMap], outputs: int = 1) -> Rule:
     """An operator along the last so many axes."""
 
-    def rule(run: Analysis, node: fx.Node) -> Labels | list[Labels] | None:
+    def rule(run: UnitAnalysis, node: fx.Node) -> Labels | list[Labels] | None:
         x = node.args[0]
         first = len(shape_of(x)) - spatial
         labels = run.of(x)
@@ -140,19 +137,19 @@ def window(spatial: int, change: Callable[[fx.Node], Change], outputs: int = 1) 
     return rule
 
 
-def _averaged(node: fx.Node) -> Change:
+def _averaged(node: fx.Node) -> ConstantMap:
     """avg_pool(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor)."""
-    one = _name(node.target) == "aten::avg_pool1d"
+    one = operator_name(node) == "aten::avg_pool1d"
     padding, ceil, counts = (argument(node, 3, 0), argument(node, 4, False), argument(node, 5, True))
     padded = bool(np.any(np.asarray(padding) != 0))
     divided = None if one else argument(node, 6)
     return _zero_only if (padded and counts) or (ceil and counts and padded) or divided is not None else _same
 
 
-def along(place: int, change: Change) -> Rule:
+def along(place: int, change: ConstantMap) -> Rule:
     """An operator along given axes that keeps the shape."""
 
-    def rule(run: Analysis, node: fx.Node) -> Labels | None:
+    def rule(run: UnitAnalysis, node: fx.Node) -> Labels | None:
         rank = len(shape_of(node.args[0]))
         dims = argument(node, place)
         if dims is None:
@@ -166,10 +163,10 @@ def along(place: int, change: Change) -> Rule:
     return rule
 
 
-def reduction(change: Change, *, place: int = 1, keep: int = 2, outputs: int = 1) -> Rule:
+def reduction(change: ConstantMap, *, place: int = 1, keep: int = 2, outputs: int = 1) -> Rule:
     """An operator that makes one number of what lies along some axes."""
 
-    def rule(run: Analysis, node: fx.Node) -> Labels | list[Labels] | None:
+    def rule(run: UnitAnalysis, node: fx.Node) -> Labels | list[Labels] | None:
         x = node.args[0]
         rank = len(shape_of(x))
         dims = argument(node, place)
@@ -189,13 +186,13 @@ def reduction(change: Change, *, place: int = 1, keep: int = 2, outputs: int = 1
     return rule
 
 
-def variance(run: Analysis, node: fx.Node) -> Labels | list[Labels] | None:
+def variance(run: UnitAnalysis, node: fx.Node) -> Labels | list[Labels] | None:
     """var(x, dims, correction, keepdim), whose last argument is often given by name."""
     rank = len(shape_of(node.args[0]))
     return reduction(_varies, keep=99)(run, node) if len(shape_of(node)) < rank else along(1, _varies)(run, node)
 
 
-def normalized(run: Analysis, node: fx.Node) -> Labels | None:
+def normalized(run: UnitAnalysis, node: fx.Node) -> Labels | None:
     """layer_norm(x, shape, …): over the last axes."""
     run.pin(list(node.args[2:]))
     first = len(shape_of(node.args[0])) - len(node.args[1])  # type: ignore[arg-type]
@@ -203,122 +200,7 @@ def normalized(run: Analysis, node: fx.Node) -> Labels | None:
     return None if any(axis >= first for axis in labels) else {a: u.varying() for a, u in labels.items()}
 
 
-# ---- shapes
-
-
-def reshape(run: Analysis, node: fx.Node) -> Labels | None:
-    """View, flatten, squeeze: an axis may be merged with others, but not cut up."""
-    before, after, free = shape_of(node.args[0]), shape_of(node), free_axes(node)
-    made: Labels = {}
-    for axis, units in run.labelled(node.args[0]).items():
-        found = regrouped(before, after, axis)
-        if found is None or found[0] in made or (free[found[0]] and found[1:] != (1, 1)):
-            return None
-        new, times, each = found
-        made[new] = Units(
-            np.tile(np.repeat(units.places, each), times), np.tile(np.repeat(units.constant, each), times)
-        )
-    return made
-
-
-def permute(run: Analysis, node: fx.Node) -> Labels:
-    """Axes in another order."""
-    rank = len(shape_of(node.args[0]))
-    order = list(range(rank))
-    if _name(node.target) == "aten::permute":
-        order = [d % rank for d in argument(node, 1)]
-    elif rank > 1:
-        a, b = (argument(node, 1, 0) % rank, argument(node, 2, 1) % rank)
-        order[a], order[b] = order[b], order[a]
-    labels = run.labelled(node.args[0])
-    return {new: labels[old] for new, old in enumerate(order) if old in labels}
-
-
-def expand(run: Analysis, node: fx.Node) -> Labels:
-    """Axes of one made longer; labelled ones stay as they are."""
-    more = len(shape_of(node)) - len(shape_of(node.args[0]))
-    return {axis + more: units for axis, units in run.labelled(node.args[0]).items()}
-
-
-def cut(run: Analysis, node: fx.Node) -> Labels | None:
-    """Take a part of an axis, of a labelled one only the whole."""
-    shape = shape_of(node.args[0])
-    dim = argument(node, 1, 0) % len(shape)
-    labels = run.labelled(node.args[0])
-    start, end, step = argument(node, 2, 0) or 0, argument(node, 3), argument(node, 4, 1)
-    whole = start == 0 and step == 1 and (end is None or (isinstance(end, int) and end >= shape[dim]))
-    return labels if dim not in labels or whole else None
-
-
-def select(run: Analysis, node: fx.Node) -> Labels | None:
-    """Take one along an axis, which goes with it."""
-    dim = argument(node, 1) % len(shape_of(node.args[0]))
-    labels = run.of(node.args[0])
-    return None if dim in labels else {axis - (axis > dim): units for axis, units in labels.items()}
-
-
-def cat(run: Analysis, node: fx.Node) -> Labels | None:
-    """Tensors one after the other along an axis, labelled or not."""
-    parts = list(tensors_in(node.args[0]))
-    rank = len(shape_of(node))
-    if any(len(shape_of(x)) != rank for x in parts):
-        return None
-    return _together(run, parts, argument(node, 1, 0) % rank)
-
-
-def _together(run: Analysis, parts: list[fx.Node], dim: int) -> Labels:
-    made: Labels = {}
-    for axis in {axis for x in parts for axis in run.of(x)}:
-        units = [run.of(x).get(axis) or run.stiff(shape_of(x)[axis]) for x in parts]
-        if axis == dim:
-            made[axis] = Units(np.concatenate([u.places for u in units]), np.concatenate([u.constant for u in units]))
-        else:
-            constant = units[0].constant
-            for other in units[1:]:
-                constant = np.where(constant == other.constant, constant, np.nan)
-            made[axis] = Units(run.joined(units), constant)
-    return made
-
-
-def stack(run: Analysis, node: fx.Node) -> Labels:
-    """Tensors side by side along a new axis."""
-    dim = argument(node, 1, 0) % len(shape_of(node))
-    together = _together(run, list(tensors_in(node.args[0])), -1)
-    return {axis + (axis >= dim): units for axis, units in together.items()}
-
-
-def pad(run: Analysis, node: fx.Node) -> Labels | None:
-    """A border: of zeros or another number, or of what is there; new channels stay."""
-    widths = list(node.args[1])  # type: ignore[arg-type]
-    named = _name(node.target) == "aten::pad"
-    mode = argument(node, 2, "constant") if named else "constant"
-    value = argument(node, 3 if named else 2, 0) or 0
-    rank = len(shape_of(node.args[0]))
-    if not all(isinstance(w, int) for w in widths):
-        return None
-    pairs = {rank - 1 - i: (widths[2 * i], widths[2 * i + 1]) for i in range(len(widths) // 2)}
-    made: Labels = {}
-    for axis, units in run.of(node.args[0]).items():
-        low, high = pairs.get(axis, (0, 0))
-        if low < 0 or high < 0 or ((low or high) and mode != "constant"):
-            return None
-        bordered = any(w != (0, 0) for a, w in pairs.items() if a != axis) and mode == "constant"
-        constant = np.where(units.constant == value, units.constant, np.nan) if bordered else units.constant
-        around = [Units(run.places.fresh(n, pinned=True), np.full(n, float(value))) for n in (low, high)]
-        made[axis] = Units(
-            np.concatenate([around[0].places, units.places, around[1].places]),
-            np.concatenate([around[0].constant, constant, around[1].constant]),
-        )
-    return made
-
-
-def item(run: Analysis, node: fx.Node) -> Labels:
-    """One of several outputs."""
-    several = run.labels.get(node.args[0])
-    return several[node.args[1]] if isinstance(several, list) and isinstance(node.args[1], int) else {}
-
-
-def nothing(run: Analysis, node: fx.Node) -> Labels:
+def nothing(run: UnitAnalysis, node: fx.Node) -> Labels:
     """An operator that reads no values: a size, an assertion about types, a tensor of a given shape."""
     return {}
 
@@ -350,15 +232,15 @@ RULES: dict[str, Rule] = {
     "var": variance,
     "layer_norm": normalized,
     "rms_norm": normalized,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze"), reshape),
-    "squeeze": reshape,
-    **dict.fromkeys(("permute", "transpose", "t"), permute),
-    "expand": expand,
-    "slice": cut,
-    "select": select,
-    "cat": cat,
-    "stack": stack,
-    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze"), shapes.reshape),
+    "squeeze": shapes.reshape,
+    **dict.fromkeys(("permute", "transpose", "t"), shapes.permute),
+    "expand": shapes.expand,
+    "slice": shapes.cut,
+    "select": shapes.select,
+    "cat": shapes.cat,
+    "stack": shapes.stack,
+    **dict.fromkeys(("pad", "constant_pad_nd"), shapes.pad),
     **dict.fromkeys(("sym_size", "_assert_tensor_metadata", "zeros", "ones", "full", "arange", "empty"), nothing),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like"), nothing),
 }
@@ -370,7 +252,7 @@ OF_ALL = ("squeeze", "mean", "sum", "max", "min")  # without a dimension: whatev
 def rule_of(target: Any) -> Rule | None:
     """Return the rule of an operator, None where it has none."""
     if target is operator.getitem:
-        return item
+        return shapes.item
     if not isinstance(target, torch._ops.OpOverload):  # arithmetic of sizes
         return nothing if getattr(target, "__module__", "") in ("_operator", "math", "torch") else None
     space, _, name = target._schema.name.partition("::")
@@ -380,8 +262,3 @@ def rule_of(target: Any) -> Rule | None:
     if torch.Tag.pointwise in target.tags:
         return pointwise
     return RULES.get(name)
-
-
-def _name(target: Any) -> str:
-    schema = getattr(target, "_schema", None)
-    return str(schema.name) if schema is not None else ""

@@ -13,9 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from incop.batches import Batch, call, first_samples, mapped, walk
 from incop.export.compaction.removal import Removal, removed
-from incop.export.writing import difference
-
-__all__ = ["Proof", "tolerance_of"]
+from incop.export.differences import difference
 
 EXACT = 1e-12  # relative; in float64 sums in another order differ by less, mistakes by more
 ROUNDING = {torch.float64: EXACT, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}

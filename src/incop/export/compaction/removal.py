@@ -11,10 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from incop.export.compaction.analysis import Analysis, Reader, owned_by
-from incop.export.compaction.places import Ints
-
-__all__ = ["Removal", "groups", "removal", "removed", "sizes"]
+from incop.export.compaction.analysis import Reader, UnitAnalysis, owned_by
+from incop.export.compaction.unit_sets import Ints
 
 Bools = npt.NDArray[np.bool_]
 
@@ -35,7 +33,7 @@ class Removal:
     blanked: Mapping[tuple[str, int], Ints] = field(default_factory=dict)
 
 
-def groups(run: Analysis) -> list[frozenset[int]]:
+def groups(run: UnitAnalysis) -> list[frozenset[int]]:
     """Return sets of units whose axes hang together: a layer's outputs and all that reads them."""
     above: dict[int, int] = {}
 
@@ -44,8 +42,8 @@ def groups(run: Analysis) -> list[frozenset[int]]:
             x = above[x]
         return x
 
-    for places in run.axes.values():
-        roots = np.unique(run.places.roots(places)).tolist()
+    for ids in run.axes.values():
+        roots = np.unique(run.sets.roots(ids)).tolist()
         for one in roots[1:]:
             above[root(one)] = root(roots[0])
         if roots:
@@ -56,7 +54,7 @@ def groups(run: Analysis) -> list[frozenset[int]]:
     return [frozenset(found[key]) for key in sorted(found)]
 
 
-def removal(run: Analysis, allowed: Collection[int] | None = None) -> Removal:
+def removal(run: UnitAnalysis, allowed: Collection[int] | None = None) -> Removal:
     """Decide what goes: every unit that nothing needs.
 
     A unit is needed if it is pinned, or if a layer that makes a needed unit reads it with a weight that is not zero; but not
@@ -67,9 +65,9 @@ def removal(run: Analysis, allowed: Collection[int] | None = None) -> Removal:
         run: the analysis.
         allowed: sets of units that may go; by default all.
     """
-    every = len(run.places)
-    roots = run.places.roots(np.arange(every))
-    needed = run.places.pinned(np.arange(every)) & (roots == np.arange(every))
+    every = len(run.sets)
+    roots = run.sets.roots(np.arange(every))
+    needed = run.sets.pinned(np.arange(every)) & (roots == np.arange(every))
     if allowed is not None:
         stays = np.ones(every, dtype=bool)
         stays[list(allowed)] = False
@@ -84,12 +82,12 @@ def removal(run: Analysis, allowed: Collection[int] | None = None) -> Removal:
                 needed[wanted] = True
                 grows = True
     stays = needed.copy()
-    for places in run.axes.values():
-        if len(places) and not stays[roots[places]].any():
-            stays[roots[places[0]]] = True  # a layer without any unit is none: one stands for the rest
+    for ids in run.axes.values():
+        if len(ids) and not stays[roots[ids]].any():
+            stays[roots[ids[0]]] = True  # a layer without any unit is none: one stands for the rest
     kept: dict[str, dict[int, Ints]] = {}
-    for (name, axis), places in run.axes.items():
-        keeps = stays[roots[places]]
+    for (name, axis), ids in run.axes.items():
+        keeps = stays[roots[ids]]
         if not keeps.all():
             kept.setdefault(name, {})[axis] = np.flatnonzero(keeps)
     added: dict[str, Tensor] = {}

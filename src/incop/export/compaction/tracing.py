@@ -16,9 +16,7 @@ from torch import Tensor, fx, nn
 
 from incop.batches import Batch, first_samples, mapped, walk
 from incop.errors import InputError
-from incop.export.quieting import DEPENDS_ON_VALUES, depends_on_values, quiet
-
-__all__ = ["Answering", "Held", "Trace", "exported", "traced"]
+from incop.export.exporters import DEPENDS_ON_VALUES, depends_on_values, quiet
 
 SAMPLES = 3  # enough that one sample does not pass for all; a prime that is seldom a width
 
@@ -73,11 +71,7 @@ class Answering(nn.Module):
 
 
 def traced(model: nn.Module, batch: Batch) -> Trace:
-    """Follow one forward pass of a model in evaluation mode.
-
-    Raises:
-        InputError: it depends on the inputs' values, or holds an operation that cannot be followed.
-    """
+    """Follow one forward pass of a model in evaluation mode."""
     try:
         with quiet():
             program = exported(Answering(model, lambda found: tuple(walk(found))), batch).run_decompositions({})

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer: a callback that holds masks and stops by the rule, and an adapter that a search drives.
+"""Hugging Face's Trainer: a callback that holds masks and stops by the rule, and a trainer for `incop.search`.
 
 Needs `pip install 'incop[transformers]'`. Accelerate needs no adapter: `incop.hold` takes what `Accelerator.prepare` returns.
 """
@@ -10,7 +10,7 @@ try:
 except ImportError as error:
     raise MissingExtra("transformers", "transformers", "incop.integrations.hugging_face") from error
 
-from incop.integrations.hugging_face.adapter import HuggingFaceTrainer
 from incop.integrations.hugging_face.callback import InCoPCallback
+from incop.integrations.hugging_face.trainer import HuggingFaceTrainer
 
 __all__ = ["HuggingFaceTrainer", "InCoPCallback"]

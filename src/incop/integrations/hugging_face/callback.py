@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,23 +15,21 @@ from transformers.trainer_callback import (  # type: ignore[import-not-found,unu
     TrainerCallback,
 )
 
-from incop.checkpoints import load_masks, save_masks
+from incop.checkpoint_files import load_masks, save_masks
 from incop.errors import InputError
+from incop.flat_state import restoring
 from incop.flow import Meter
-from incop.integrations.hugging_face.inside import Counted, agreed, as_written, refuse_sharded, running
+from incop.integrations.hugging_face.trainer_access import StepCounter, agreed, as_written, refuse_sharded
 from incop.masks import Hold, Masks, hold
 from incop.records import Check, Flow, Interval, Verdict
-from incop.states import restoring
 from incop.stopping import Rule
 from incop.watch import Watch
-
-__all__ = ["InCoPCallback"]
 
 FOLDER = "incop"  # within a checkpoint's folder
 
 
 class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unused-ignore]
-    """Hold masks, look at the flow, and stop a `transformers.Trainer` by the rule: `Trainer(…, callbacks=[InCoPCallback(…)])`.
+    """Hold masks, look at the flow, and stop a `transformers.Trainer` by the rule: `InCoPCallback(…).attach(trainer)`.
 
     Pruned weights are exactly zero from the training's beginning to its end, through weight decay, clipping, accumulation and
     mixed precision, and so in every checkpoint, whose keys stay the model's own. A verdict to stop ends the training at the
@@ -61,7 +59,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         >>> from incop.integrations.hugging_face import InCoPCallback
         >>> from incop import stopping
         >>> callback = InCoPCallback(rule=stopping.AfterEpochs(2))
-        >>> callback.verdict is None  # until the Trainer trains: Trainer(…, callbacks=[callback]).train()
+        >>> callback.verdict is None  # until the Trainer trains: callback.attach(trainer), trainer.train()
         True
     """
 
@@ -95,12 +93,36 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         self._metric = accuracy
         self._every = Interval.parse(check_every)
         self._trainer: Any = None
+        self._checkpoint: Path | None = None
         self._hold: Hold | None = None
-        self._counted: Counted | None = None
+        self._counted: StepCounter | None = None
         self._older: list[Masks] = []  # what a checkpoint needs besides, for `MaskSettled`
         self._waiting: float | None = None  # since when, for the evaluation of a check
         self._seen: set[str] = set()  # metrics that came while it waited
         self._evaluated = -1  # the step whose check was evaluated
+
+    def attach(self, trainer: Any, *, checkpoint: str | Path | None = None) -> Self:
+        """Take part in the trainings of a Trainer.
+
+        Args:
+            trainer: the `transformers.Trainer`; it takes the place of `callbacks=[…]`.
+            checkpoint: the folder that `train(resume_from_checkpoint=…)` is given, where it does not lie in the Trainer's
+                `output_dir`.
+
+        Raises:
+            InputError: it is no Trainer, or another InCoPCallback is attached to it.
+        """
+        if not callable(getattr(trainer, "add_callback", None)) or not hasattr(trainer, "callback_handler"):
+            raise InputError(f"attach takes a transformers.Trainer, not a {type(trainer).__name__}")
+        callbacks = trainer.callback_handler.callbacks
+        if any(isinstance(one, InCoPCallback) and one is not self for one in callbacks):
+            raise InputError(
+                "the Trainer has another InCoPCallback, and each would take the other's state for its own: give it one"
+            )
+        if self not in callbacks:
+            trainer.add_callback(self)
+        self._trainer, self._checkpoint = trainer, None if checkpoint is None else Path(checkpoint)
+        return self
 
     @property
     def checks(self) -> tuple[Check, ...]:
@@ -130,16 +152,24 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         """Hold the masks and start the watch, or go on with the checkpoint's."""
         self.release()
         self._waiting, self._evaluated = None, -1
-        self._trainer, folder = running(self)
+        if getattr(args, "restore_callback_states_from_checkpoint", False):
+            raise InputError(
+                "restore_callback_states_from_checkpoint=True makes the Trainer build its callbacks anew, without their probe and "
+                f"rule: leave it False, {type(self).__name__} takes its state from the checkpoint by itself"
+            )
+        if self._trainer is None or self._trainer.state is not state:
+            raise InputError(
+                "InCoPCallback is not attached to the Trainer that trains: call InCoPCallback(…).attach(trainer) instead of "
+                "Trainer(callbacks=[…])"
+            )
         refuse_sharded(self._trainer)
-        self._refuse_twice()
         if self._metric is not None and self._trainer.eval_dataset is None:
             raise InputError(f"accuracy={self._metric!r} needs an evaluation: give the Trainer an eval_dataset")
         model, saved = kwargs["model"], None
         if state.global_step > 0:
-            saved = self._saved_in(args, state)
-            folders = [Path(one) for one in (folder, f"{args.output_dir}/checkpoint-{state.global_step}") if one]
-            self._take(saved, [one / FOLDER for one in folders])
+            saved = self._saved_in(state)
+            folder = self._checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._take(saved, folder / FOLDER)
         self.watch = Watch(
             model,
             masks=self.masks,
@@ -154,7 +184,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             self._refuse_finished(state)
         if self.masks is not None:
             self._hold = hold(self.masks, model, kwargs["optimizer"])
-        self._counted = Counted(self._trainer, (0.0, 0) if saved is None else tuple(saved["losses"]))
+        self._counted = StepCounter(self._trainer, (0.0, 0) if saved is None else tuple(saved["losses"]))
         self.watch.start()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -230,7 +260,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
         self._older = [Masks(part) for part in parts]
         saved = {
             "watch": {name: value for name, value in now.items() if name not in tensors},
-            "masks": _fingerprint(self.masks),
+            "masks": [_fingerprint(one) for one in (self.masks, *self._older)],
             "losses": [0.0, 0] if self._counted is None else list(self._counted.losses()),
             "reference": None if self._reference is None else self._reference.to_json(),
             "reference_accuracy": self._reference_accuracy,
@@ -267,12 +297,7 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
             told |= {f"incop_flow/{name}": value for name, value in check.flow.values.items()}
         return {**told, "incop_stop": float(stop)}
 
-    def _saved_in(self, args: Any, state: Any) -> dict[str, Any]:
-        if getattr(args, "restore_callback_states_from_checkpoint", False):
-            raise InputError(
-                "restore_callback_states_from_checkpoint=True makes the Trainer build its callbacks anew, without their probe and "
-                f"rule: leave it False, {type(self).__name__} takes its state from the checkpoint by itself"
-            )
+    def _saved_in(self, state: Any) -> dict[str, Any]:
         found = (state.stateful_callbacks or {}).get(type(self).__name__)
         found = found[-1] if isinstance(found, list) and found else found
         with restoring("training"):
@@ -284,28 +309,24 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
                 )
             return dict(saved)
 
-    def _take(self, saved: Mapping[str, Any], folders: list[Path]) -> None:
+    def _take(self, saved: Mapping[str, Any], folder: Path) -> None:
         """Take masks and reference of a checkpoint where none are given; those given must be the same."""
         with restoring("training"):
-            wanted, older = saved["masks"], range(int(saved["watch"]["older"]))
+            wanted = list(saved["masks"])
             reference = None if saved["reference"] is None else Flow.from_json(saved["reference"])
             accuracy = saved["reference_accuracy"]
-        folder = next((one for one in folders if one.is_dir()), None)
-        if self.masks is None and wanted is not None:
-            if folder is None:
-                raise InputError(
-                    f"the checkpoint's masks are not in {str(folders[0])!r}: pass them, by incop.checkpoints.load_masks(folder)"
-                )
+        if not folder.is_dir() and (len(wanted) > 1 or (self.masks is None and wanted[0] is not None)):
+            raise InputError(
+                f"the checkpoint's masks are not in {str(folder)!r}: name the folder that the Trainer resumes from, "
+                "attach(trainer, checkpoint=…), and copy checkpoints as a whole"
+            )
+        if self.masks is None and wanted[0] is not None:
             self.masks = load_masks(folder)
-        if _fingerprint(self.masks) != wanted:
+        self._older = [load_masks(folder / f"older_{number}") for number in range(len(wanted) - 1)]
+        if [_fingerprint(one) for one in (self.masks, *self._older)] != wanted:
             raise InputError(
                 "the masks are not those of the checkpoint: pass the same ones, or none to take the checkpoint's"
             )
-        if older and folder is None:
-            raise InputError(
-                f"the masks that the rule compares are not in {str(folders[0])!r}: the checkpoint was copied in parts"
-            )
-        self._older = [load_masks(folder / f"older_{number}") for number in older] if folder is not None else []
         for name, given, then in [
             ("reference", self._reference, reference),
             ("reference_accuracy", self._reference_accuracy, accuracy),
@@ -315,12 +336,6 @@ class InCoPCallback(TrainerCallback, ExportableState):  # type: ignore[misc,unus
                     f"{name}= is not that of the checkpoint: pass the same, or none to take the checkpoint's"
                 )
         self._reference, self._reference_accuracy = reference, accuracy
-
-    def _refuse_twice(self) -> None:
-        if sum(isinstance(one, InCoPCallback) for one in self._trainer.callback_handler.callbacks) > 1:
-            raise InputError(
-                "the Trainer has two InCoPCallbacks, and each would take the other's state for its own: give it one"
-            )
 
     def _refuse_finished(self, state: Any) -> None:
         verdict = self.verdict

@@ -3,7 +3,7 @@
 Needs the extra `lightning`; the older package `pytorch_lightning` will do too.
 """
 
-from incop.integrations.lightning.callback import InCoP
+from incop.integrations.lightning.callback import LightningCallback as InCoPCallback
 from incop.integrations.lightning.trainer import LightningTrainer
 
-__all__ = ["InCoP", "LightningTrainer"]
+__all__ = ["InCoPCallback", "LightningTrainer"]

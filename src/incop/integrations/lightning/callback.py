@@ -10,21 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from incop import observing
+from incop import inspection
 from incop.batches import first_samples, reusable, unpack
 from incop.errors import InputError, TrainingError
+from incop.flat_state import part, random_states, restore_random, restoring, under
 from incop.flow import Meter, measure
 from incop.integrations.lightning.hooks import Looking
 from incop.masks import Masks
 from incop.records import Check, Flow, Interval, Verdict
-from incop.states import part, random_states, restore_random, restoring, under
 from incop.stopping import Rule
 from incop.watch import Watch
 
-__all__ = ["InCoP"]
 
-
-class InCoP(Looking):
+class LightningCallback(Looking):
     """A callback for any `lightning.Trainer`: holds masks, measures the flow while a module is fitted, stops it by the rule.
 
     Pruned weights stay exactly zero through whatever `configure_optimizers` returns, one optimizer or several, stepped
@@ -57,7 +55,7 @@ class InCoP(Looking):
     Example:
         >>> import torch, lightning
         >>> from incop import flow, stopping
-        >>> from incop.integrations.lightning import InCoP
+        >>> from incop.integrations.lightning import InCoPCallback
         >>> class Net(lightning.LightningModule):
         ...     def __init__(self):
         ...         super().__init__()
@@ -69,13 +67,18 @@ class InCoP(Looking):
         ...     def configure_optimizers(self):
         ...         return torch.optim.Adam(self.parameters())
         >>> x, y = torch.randn(64, 4), torch.randint(3, (64,))
-        >>> watched = InCoP(probe=x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2))
+        >>> watched = InCoPCallback(probe=x, meter=flow.InformationFlow(), rule=stopping.AfterEpochs(2))
         >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
         >>> trainer = lightning.Trainer(max_epochs=9, accelerator="cpu", callbacks=[watched], **quiet)
         >>> trainer.fit(Net(), torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16))
         >>> watched.verdict.reason, list(watched.flow.values)
         ('after 2 epochs', ['net.0->net.2'])
     """
+
+    @property
+    def state_key(self) -> str:
+        """Under what a checkpoint of Lightning's holds the state; it must not change."""
+        return "InCoPCallback"
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class InCoP(Looking):
         if rule is not None and isinstance(rule, Rule) and "accuracy" in rule.wants and accuracy is None:
             raise InputError(
                 f"the rule {str(rule)!r} needs the validation accuracy: name the metric that the module logs, "
-                "InCoP(accuracy='val_acc')"
+                "InCoPCallback(accuracy='val_acc')"
             )
         super().__init__(accuracy)
         self._given = None if masks is None else Masks(masks)
@@ -267,7 +270,7 @@ class InCoP(Looking):
         meter, reference = self._parts["meter"], self._parts["reference"]
         if meter is None:
             return
-        with observing.undisturbed(module):  # a shuffled probe draws numbers
+        with inspection.undisturbed(module):  # a shuffled probe draws numbers
             few = [first_samples(unpack(batch), 2) for batch in islice(self._probe or (), 2)]
         if not few:
             raise InputError("the probe is empty: pass at least one batch")
@@ -293,7 +296,7 @@ def _agreed(given: Masks | None, saved: Mapping[str, torch.Tensor] | None) -> Ma
         return given if given is not None else kept
     if kept != given:
         raise InputError(
-            "the checkpoint to go on from was trained with other masks than those given to InCoP: leave masks= out to take "
+            "the checkpoint to go on from was trained with other masks than those given to InCoPCallback: leave masks= out to take "
             "the checkpoint's, or start a fresh fit"
         )
     return kept

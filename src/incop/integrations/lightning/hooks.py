@@ -16,8 +16,6 @@ from incop.masks import Hold, Masks, hold
 from incop.records import Verdict
 from incop.watch import Watch
 
-__all__ = ["Looking", "samples_in"]
-
 
 class Looking(Callback):  # type: ignore[misc]  # Lightning is not installed where types are checked
     """Holds zeros, counts optimizer steps and looks when one is due, while Lightning fits a module.

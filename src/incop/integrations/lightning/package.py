@@ -9,17 +9,11 @@ from typing import Any
 
 from incop.errors import InputError, MissingExtra
 
-__all__ = ["Callback", "package_of"]
-
 NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _imported() -> ModuleType:
-    """Return the package that is installed, the newer name first.
-
-    Raises:
-        MissingExtra: neither is.
-    """
+    """Return the package that is installed, the newer name first."""
     for package in NAMES:
         try:
             return importlib.import_module(package)
@@ -33,11 +27,7 @@ Callback: Any = _imported().Callback
 
 
 def package_of(model: Any) -> Any:
-    """Return the package whose LightningModule a model is: its own Trainer must train it, the other's refuses it.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Return the package whose LightningModule a model is: its own Trainer must train it, the other's refuses it."""
     for name in NAMES:  # a package that nobody has imported can have made no module
         package = sys.modules.get(name)
         if package is not None and isinstance(model, package.LightningModule):

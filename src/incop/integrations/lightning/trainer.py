@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import logging
 import math
-import random
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from incop import observing
+from incop import inspection
 from incop.errors import InputError, TrainingError, unknown
+from incop.flat_state import random_states, restore_random
 from incop.integrations.lightning.hooks import Looking, samples_in
 from incop.integrations.lightning.package import Callback, package_of
+from incop.integrations.lightning.schedules import begin_schedules
+from incop.integrations.lightning.surroundings import as_found, hushed, interruptible, seeded
 from incop.masks import Masks
 from incop.records import Verdict
 from incop.watch import Watch
-
-__all__ = ["LightningTrainer"]
 
 # What a search does not want of Lightning unless it is asked for; levels are many.
 QUIET = {
@@ -45,8 +38,6 @@ OURS = {
     "max_time": "a level that ends by the clock is another one each time",
     "fast_dev_run": "it trains one batch a level",
 }
-# Hints on speed for a fit of its own, which a search would repeat for every level; and Lightning's own use of an older torch.
-HINTS = (r".*does not have many workers", r".*smaller than the logging interval", r".*treespec, LeafSpec.*deprecated")
 
 
 class LightningTrainer:
@@ -154,14 +145,14 @@ class LightningTrainer:
         self._check_arguments(lightning)
         whole = self.epochs if watch.level == 0 or self.level_epochs is None else self.level_epochs
         budget = whole if math.isinf(watch.schedule_from) else max(whole - watch.schedule_from, 0.0)
-        with _as_found(model), _seeded(self.seed * 1_000_003 + watch.level), _hushed():
+        with as_found(model), seeded(self.seed * 1_000_003 + watch.level), hushed():
             if watch.due() and watch.look(accuracy=lambda: self._charged(model, watch), epoch=0.0).stop:
                 return
-            level = _Level(self.accuracy, masks, watch, whole=whole, budget=budget)
+            level = _LightningLevel(self.accuracy, masks, watch, whole=whole, budget=budget)
             given = self._callbacks() if callable(self._callbacks) else _listed(self._callbacks)
             trainer = lightning.Trainer(max_epochs=math.ceil(whole), callbacks=[level, *given], **self._arguments)
             self._orders.again()
-            with _interruptible(trainer):
+            with interruptible(trainer):
                 trainer.fit(model, self._train, self._val, datamodule=self._datamodule)
         level.finish()
 
@@ -177,10 +168,10 @@ class LightningTrainer:
     def _validated(self, model: nn.Module) -> tuple[float, int]:
         lightning = package_of(model)
         self._check_arguments(lightning)
-        counter = _Samples()
-        with observing.undisturbed(model), _as_found(model), _hushed():
+        counter = _SampleCounter()
+        with inspection.undisturbed(model), as_found(model), hushed():
             trainer = lightning.Trainer(callbacks=[counter], **{**self._arguments, "logger": False})
-            with _interruptible(trainer):
+            with interruptible(trainer):
                 trainer.validate(model, self._val, datamodule=self._datamodule, verbose=False)
         if self.accuracy not in trainer.callback_metrics:
             have = ", ".join(sorted(trainer.callback_metrics)) or "none"
@@ -199,14 +190,14 @@ class LightningTrainer:
                 raise unknown("argument of Lightning's Trainer", name, known)
 
 
-class _Level(Looking):
+class _LightningLevel(Looking):
     """One level: looks where the search's watch says, and ends where a verdict or the budget does."""
 
     def __init__(self, accuracy: str, masks: Masks, watch: Watch, *, whole: float, budget: float) -> None:
         super().__init__(accuracy)
         self._masks, self._watch = masks, watch
         self._whole, self._budget = whole, budget
-        self._random: tuple[Any, ...] = ()
+        self._random: dict[str, Any] = {}
         self._usual: Any = None  # Lightning's own number of batches between validations
         self._half_batch = 0.0
         self._ended = False
@@ -214,7 +205,7 @@ class _Level(Looking):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         super().on_train_start(trainer, pl_module)
         self._half_batch = 0.5 / trainer.num_training_batches  # of infinitely many: nothing
-        _begin_schedules(trainer, pl_module, self._now.schedule_from, self._whole)
+        begin_schedules(trainer, pl_module, self._now.schedule_from, self._whole)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self._validated_last()
@@ -224,7 +215,7 @@ class _Level(Looking):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._awaited:  # the loop asks after this hook whether to validate
             self._usual, trainer.val_check_batch = trainer.val_check_batch, 1
-        self._random = _random_now()  # a validation's data loader takes a number from torch's generator
+        self._random = random_states()  # a validation's data loader takes a number from torch's generator
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.sanity_checking:
@@ -232,7 +223,7 @@ class _Level(Looking):
         if self._awaited:
             trainer.val_check_batch = self._usual
         super().on_validation_end(trainer, pl_module)
-        _put_random(self._random)
+        restore_random(self._random)
 
     def _validated_last(self) -> None:
         if self._awaited:
@@ -270,7 +261,7 @@ class _Level(Looking):
             )
 
 
-class _Samples(Callback):  # type: ignore[misc]  # Lightning is not installed where types are checked
+class _SampleCounter(Callback):  # type: ignore[misc]  # Lightning is not installed where types are checked
     """Counts what a validation sees."""
 
     samples = 0
@@ -279,148 +270,6 @@ class _Samples(Callback):  # type: ignore[misc]  # Lightning is not installed wh
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.samples += samples_in(batch)
-
-
-def _begin_schedules(trainer: Any, module: Any, begin: float, whole: float) -> None:
-    """Step the schedulers to where the level begins; at infinity, to their end, and hold them there.
-
-    Raises:
-        InputError: the module steps them by hand.
-    """
-    configs = list(trainer.lr_scheduler_configs)
-    if begin == 0 or not configs:
-        return
-    where = "stay at its end" if math.isinf(begin) else f"begin at epoch {begin:g}"
-    if not module.automatic_optimization:
-        raise InputError(
-            f"this level's schedule should {where}, and {type(module).__name__} steps its schedulers by hand: rewind to 'init', "
-            "'dense' or 'rate', or let Lightning optimize"
-        )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler\.step\(\)` before")  # it is what is meant
-        for config in configs:
-            scheduler = config.scheduler
-            if isinstance(scheduler, ReduceLROnPlateau) or config.reduce_on_plateau:
-                _tell(
-                    f"{type(scheduler).__name__} follows a metric and not the epochs: it cannot {where}, and starts afresh"
-                )
-                continue
-            times = _times(trainer, config, whole if math.isinf(begin) else begin)
-            times = min(times, getattr(scheduler, "total_steps", times + 1) - 1)  # OneCycleLR rises again after its end
-            for _ in range(times):
-                module.lr_scheduler_step(scheduler, None)
-            if math.isinf(begin):
-                trainer.lr_scheduler_configs.remove(config)  # nobody steps it any more
-                if not any(group["lr"] for group in scheduler.optimizer.param_groups):
-                    _tell(
-                        f"{type(scheduler).__name__} ends at a learning rate of 0, where this level stays: it trains nothing"
-                    )
-            elif config.frequency > 1 and begin % (config.frequency if config.interval == "epoch" else 1):
-                _tell(
-                    f"{type(scheduler).__name__} has frequency={config.frequency}, counted anew in every "
-                    f"level: one that begins at epoch {begin:g} steps it at other epochs than the dense level"
-                )
-
-
-def _tell(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=2)
-
-
-def _times(trainer: Any, config: Any, epochs: float) -> int:
-    """Return how often Lightning steps a scheduler in so many epochs.
-
-    Raises:
-        InputError: it is stepped by batches, and nobody knows how many an epoch has.
-    """
-    if config.interval == "epoch":
-        return int((epochs + 1e-9) // config.frequency)
-    several = int(trainer.accumulate_grad_batches)
-    if math.isinf(trainer.num_training_batches):
-        raise InputError(
-            "a schedule by steps cannot begin within itself where the data loader does not know its length: step it by epochs, "
-            "or rewind to 'init', 'dense' or 'rate'"
-        )
-
-    batches = int(trainer.num_training_batches)
-
-    def stepped(most: int) -> int:
-        stepping = (n for n in range(1, most + 1) if n % several == 0 or n == batches)
-        return sum(n % config.frequency == 0 for n in stepping)
-
-    full, rest = divmod(round(epochs * batches), batches)
-    return full * stepped(batches) + stepped(rest)
-
-
-@contextlib.contextmanager
-def _as_found(model: nn.Module) -> Iterator[None]:
-    """Leave the modules' modes, the device and the Trainer the module belongs to as they were."""
-    modes = [(module, module.training) for module in model.modules()]
-    device, belongs_to = observing.device_of(model), vars(model).get("_trainer")
-    try:
-        yield
-    finally:
-        model.trainer = belongs_to  # type: ignore[assignment]
-        if observing.device_of(model) != device:
-            model.to(device)
-        for module, training in modes:
-            module.training = training
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generators; the caller's random states come back afterwards."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Keep back what Lightning tells at every fit and what is only about speed; its other warnings pass."""
-    names = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
-    telling = [log for log in map(logging.getLogger, names) if log.level == logging.INFO]
-    for log in telling:
-        log.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for hint in HINTS:
-                warnings.filterwarnings("ignore", hint)
-            yield
-    finally:
-        for log in telling:
-            log.setLevel(logging.INFO)
-
-
-@contextlib.contextmanager
-def _interruptible(trainer: Any) -> Iterator[None]:
-    """Let Ctrl+C end the search: Lightning ends the process, or as an older one only the fit, and then ignores the next."""
-    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    try:
-        yield
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-
-
-def _random_now() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _put_random(state: tuple[Any, ...]) -> None:
-    python, numpy, own, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(own)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
 
 
 def _listed(callbacks: Any) -> list[Any]:

@@ -1,5 +1,5 @@
 """Trackers: TensorBoard, MLflow, Weights & Biases and Trackio show a search; its run folder stays the truth."""
 
-from incop.integrations.trackers.tracker import Tracker, named, track
+from incop.integrations.trackers.tracker import Tracker, track
 
-__all__ = ["Tracker", "named", "track"]
+__all__ = ["Tracker", "track"]

@@ -1,58 +1,28 @@
-"""The hook: what a search tells of itself, handed to every tracker that was named."""
+"""The hook: what a search tells, handed to every tracker that was named."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from incop.errors import InputError, unknown
-from incop.integrations.trackers.backends import BACKENDS
-from incop.integrations.trackers.line import About, End, Line, Told
-from incop.integrations.trackers.rows import Row, Rows
-from incop.records import Check, Level, Spent
+from incop.integrations.trackers.backends import BACKENDS, load
+from incop.integrations.trackers.feed import Ending, Feed, TrackedRun
+from incop.records import Check, Level
 from incop.rundir import RunDir, write_atomically
 
-__all__ = ["Tracker", "named", "track"]
-
-
-def named(text: str | Sequence[str]) -> tuple[str, ...]:
-    """Read the names of trackers, with commas.
-
-    Raises:
-        InputError: a name is unknown, or there is none.
-
-    Example:
-        >>> from incop.integrations import trackers
-        >>> trackers.named("tensorboard, mlflow")
-        ('tensorboard', 'mlflow')
-    """
-    parts = text.split(",") if isinstance(text, str) else list(text)
-    names = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
-    for name in names:
-        if name not in BACKENDS:
-            raise unknown("tracker", name, BACKENDS)
-    if not names:
-        raise InputError(f"no tracker is named: give one or more of {', '.join(BACKENDS)}, with commas")
-    return names
+PATIENCE = 120.0  # seconds that the end of a run waits for all its trackers together; training never waits
 
 
 class Tracker:
-    """Told of every check and level, it tells the trackers. A tracker that fails is left alone; the search never notices.
+    """Told of every check and level, it tells the trackers. A tracker that fails is left alone; the search goes on.
 
-    Making one imports the libraries, so that what is missing is known before any training.
-
-    Args:
-        names: of the trackers: tensorboard, mlflow, wandb, trackio.
-        group: what the run belongs to, such as the name of a comparison.
-        store: a folder that runs of one group share; by default each run's own.
-        on_notice: told in a sentence when a tracker has failed, once; by default the logger "incop" is.
-
-    Raises:
-        InputError: a name is unknown.
-        MissingExtra: a library is not installed.
+    The arguments are those of `track`; `store` is a folder that runs of one group share, by default each run's own.
     """
 
     def __init__(
@@ -63,137 +33,78 @@ class Tracker:
         store: Path | None = None,
         on_notice: Callable[[str], None] | None = None,
     ) -> None:
-        self.lines = tuple(Line(name, BACKENDS[name]()) for name in named(names))
-        self.group = group
-        self.store = store
+        self._names = [one.strip() for one in (names.split(",") if isinstance(names, str) else names) if one.strip()]
+        if not self._names:
+            raise InputError(f"no tracker is named: give one or more of {', '.join(BACKENDS)}, with commas")
+        for name in self._names:
+            if name not in BACKENDS:
+                raise unknown("tracker", name, BACKENDS)
+            load(name)
+        self._group, self._store = group, None if store is None else store.absolute()
         self._notice = on_notice or logging.getLogger("incop").warning
-        self._rows = Rows()
-        self._last: dict[str, Row] = {}
-        self._heard: set[str] = set()
-        self._open = False
+        self._feeds: list[Feed] = []
 
-    def begin(
-        self,
-        folder: str | Path,
-        *,
-        name: str | None = None,
-        parameters: Mapping[str, object] | None = None,
-        resume: bool = False,
-    ) -> None:
-        """Begin a run.
-
-        Args:
-            folder: where trackers keep what they keep in files.
-            name: of the run; by default the folder's.
-            parameters: what it is made of.
-            resume: go on with the run that this folder's trackers were told of; what they know already is not told again.
-        """
-        place = Path(folder).absolute()
-        store = place if self.store is None else self.store.absolute()
-        about = About(name or place.name, self.group, dict(parameters or {}), place, store)
-        self._rows = Rows(self._spent(place) if resume else None)
-        self._open = True
-        for line in self.lines:
-            line.begin(about, resume=resume)
-
-    def _spent(self, folder: Path) -> dict[int, Spent]:
-        """Return the ledgers of the levels that trackers were told of before: the x axis goes on from them."""
-        found: dict[int, Spent] = {}
-        for line in self.lines:
-            told = Told.of(folder, line.name)
-            told.identity()
-            found |= {level: spent for (level, _), spent in told.rows.items()}
-        return found
+    def begin(self, run: TrackedRun, *, resume: bool) -> None:
+        """Begin a run, or go on with the one that the trackers know."""
+        self._feeds = [Feed(name, BACKENDS[name], run, resume=resume) for name in dict.fromkeys(self._names)]
 
     def begin_run(self, run: RunDir) -> None:
         """Begin with a run folder, or go on with one: what its records hold and a tracker does not is told now."""
         try:
-            levels, checks = run.levels(), run.checks()
-            self.begin(run.trackers_dir, name=run.path.absolute().name, parameters=run.read_plan(), resume=True)
+            records: list[Check | Level] = [*run.checks(), *run.levels()]
+            records.sort(key=lambda one: (one.level, isinstance(one, Level)))  # as they were written
+            name, folder = run.path.absolute().name, run.trackers_dir.absolute()
+            self.begin(TrackedRun(name, self._group, run.read_plan(), folder, self._store or folder), resume=True)
         except Exception as error:  # a damaged record is the run's to tell, and no reason to end it
             self._notice(f"the trackers were told nothing of this run: {error}")
             return
-        for level in levels:
-            for check in (check for check in checks if check.level == level.level):
-                self.check(check)
-            self.level(level)
-        for check in (check for check in checks if check.level >= len(levels)):
-            self.check(check)
+        for record in records:
+            self._tell(record)
 
     def check(self, check: Check) -> None:
         """Tell a check, as it is made; fits `on_check`."""
-        self._tell("check", lambda: self._rows.check(check))
+        self._tell(check)
 
     def level(self, level: Level) -> None:
         """Tell a finished level."""
-        self._tell("level", lambda: self._rows.level(level))
+        self._tell(level)
 
-    def end(self, status: str = "finished", *, files: Sequence[Path] = (), page: Path | None = None) -> None:
-        """End the run, and wait until the trackers have taken everything, or show no sign of life any more."""
-        if not self._open:
-            return
-        self._open = False
-        end = End(status, self._summary(), tuple(files), page)
-        for line in self.lines:
-            line.end(end)
-        for line in self.lines:
-            line.close()
+    def end(self, ending: Ending) -> None:
+        """End the run, and wait until the trackers have taken everything, 120 s at most."""
+        self._tell(ending)
+        until = time.monotonic() + PATIENCE
+        for feed in self._feeds:
+            feed.close(until)
         self._hear()
+        self._feeds = []
 
     def end_run(self, run: RunDir) -> None:
         """End with a run folder: with its records, and its report page for the trackers that keep pages."""
-        if not self._open:
-            return
-        records = (run.plan_file, run.levels_file, run.checks_file, run.summary_file)
-        try:
+        files, status, page = (run.plan_file, run.levels_file, run.checks_file, run.summary_file), "failed", None
+        with contextlib.suppress(InputError):
             status = run.read_summary().status
-        except InputError:
-            status = "failed"
-        self.end(status, files=[file for file in records if file.is_file()], page=self._page(run))
+        if any(BACKENDS[feed.name].keeps_pages for feed in self._feeds):
+            try:
+                from incop import reports  # imports SciPy and matplotlib
 
-    def _page(self, run: RunDir) -> Path | None:
-        if not any(line.backend.keeps_pages and line.failed is None for line in self.lines):
-            return None
-        try:
-            from incop import reports  # imports SciPy and matplotlib
+                write_atomically(run.report_file, reports.html(reports.read([run.path])).encode("utf-8", "replace"))
+                page = run.report_file
+            except Exception as error:
+                self._notice(f"the trackers show no report page: {error}")
+        self.end(Ending(status, tuple(file for file in files if file.is_file()), page))
 
-            write_atomically(run.report_file, reports.html(reports.read([run.path])).encode("utf-8", "replace"))
-        except Exception as error:
-            self._notice(f"the trackers show no report page: {error}")
-            return None
-        return run.report_file
-
-    def _tell(self, kind: str, make: Callable[[], Row]) -> None:
-        if not self._open:
-            return
-        try:
-            row = make()
-            self._last[kind] = row
-            for line in self.lines:
-                line.row(row)
-            self._hear()
-        except Exception as error:  # whatever it is, the search goes on
-            self._open = False
-            self._notice(f"the trackers are told nothing more of this run: {type(error).__name__}: {error}")
+    def _tell(self, record: Check | Level | Ending) -> None:
+        for feed in self._feeds:
+            feed.tell(record)
+        self._hear()
 
     def _hear(self) -> None:
-        for line in self.lines:
-            if line.failed is not None and line.name not in self._heard:
-                self._heard.add(line.name)
-                self._notice(
-                    f"the tracker {line.name!r} failed and is left alone for the rest of this run ({line.failed}); "
-                    "the run and its records are not affected"
-                )
-
-    def _summary(self) -> dict[str, float]:
-        spent = {
-            name: value
-            for row in self._last.values()
-            for name, value in row.values.items()
-            if name.startswith("spent/")
-        }
-        level = self._last.get("level")
-        return spent | ({} if level is None else {k: v for k, v in level.values.items() if k.startswith("level/")})
+        for feed in [feed for feed in self._feeds if feed.failed is not None]:
+            self._feeds.remove(feed)
+            self._notice(
+                f"the tracker {feed.name!r} failed and is left alone for the rest of this run ({feed.failed}); "
+                "the run and its records are not affected"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -201,8 +112,8 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stopped = error is not None and isinstance(error, KeyboardInterrupt)
-        self.end("finished" if error is None else "interrupted" if stopped else "failed")
+        stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        self.end(Ending("finished" if error is None else stopped))
 
 
 def track(
@@ -211,19 +122,19 @@ def track(
     *,
     name: str | None = None,
     group: str = "",
-    parameters: Mapping[str, object] | None = None,
+    parameters: Mapping[str, Any] | None = None,
     resume: bool = False,
     on_notice: Callable[[str], None] | None = None,
 ) -> Tracker:
-    """Show a search in trackers; use it in `with`, and hand its `check` to the search.
+    """Show a search in trackers; use it in `with`.
 
     Args:
         names: of the trackers, with commas: tensorboard, mlflow, wandb, trackio.
         folder: where they keep what they keep in files; it is made.
         name: of the run; by default the folder's.
         group: what it belongs to.
-        parameters: what it is made of, to be shown with it.
-        resume: go on with the run of this folder, for a search that is gone on with.
+        parameters: its hyperparameters, to be shown with it.
+        resume: go on with the run of this folder, for a search that is resumed.
         on_notice: told in a sentence when a tracker has failed, once; by default the logger "incop" is.
 
     Returns:
@@ -234,19 +145,15 @@ def track(
         MissingExtra: a library is not installed.
 
     Example:
-        >>> import torch
-        >>> import incop
         >>> from incop.integrations import trackers
-        >>> x, y = torch.randn(60, 8), torch.randint(2, (60,))
-        >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
-        >>> trainer = incop.Trainer((x, y), (x, y), epochs=2, batch_size=30)
+        >>> from incop.records import Check
         >>> with trackers.track("tensorboard", "tracked") as tracker:
-        ...     for ticket in incop.search(net, trainer, levels=1, on_check=tracker.check):
-        ...         tracker.level(ticket.record)
+        ...     tracker.check(Check(level=0, number=1, epoch=1.0))
         >>> import os
         >>> sorted(os.listdir("tracked"))
         ['tensorboard', 'tensorboard.jsonl']
     """
     tracker = Tracker(names, group=group, on_notice=on_notice)
-    tracker.begin(folder, name=name, parameters=parameters, resume=resume)
+    place = Path(folder).absolute()
+    tracker.begin(TrackedRun(name or place.name, group, dict(parameters or {}), place, place), resume=resume)
     return tracker
