@@ -6,7 +6,7 @@ It knows no files, no trainer class and no plots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,17 +14,17 @@ from torch import nn
 
 from incop import distributed
 from incop.batches import reusable
-from incop.errors import InputError, TrainingError
+from incop.errors import InputError
 from incop.flat_state import State
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, reached
 from incop.loop.dense_network import frozen_copy, hand_over, take_back
-from incop.loop.edge import Edge
-from incop.loop.edge_search import chosen_ticket, levels_to_edge
+from incop.loop.edge_search import levels_to_edge
 from incop.loop.fitting import copy_of, fit_level, level_record, train_sparse
 from incop.loop.given import measured, trained_together
 from incop.loop.method_arguments import with_method
 from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.result import Search
 from incop.loop.search_state import offer, restore
 from incop.loop.settings import SearchSettings
 from incop.loop.tickets import Dense, Ticket, Trains
@@ -41,53 +41,6 @@ from incop.watch import Watch
 from incop.wrappers import refuse_sharded
 
 DEFAULTS: Mapping[str, Any] = {"amount": 0.2, "check_every": 1.0, "search_recipe": USUAL, "last_recipe": USUAL}
-
-
-class Search(Iterator[Ticket]):
-    """The tickets of a search, one after the other.
-
-    Args:
-        tickets: made when they are asked for.
-        progress: of the search.
-    """
-
-    def __init__(self, tickets: Generator[Ticket, None, None], progress: SearchProgress) -> None:
-        self._tickets, self._progress = tickets, progress
-        self._last: Ticket | None = None
-
-    def __next__(self) -> Ticket:
-        self._last = None  # as large as the network
-        self._last = next(self._tickets)
-        return self._last
-
-    def close(self) -> None:
-        """End the search where it stands."""
-        self._tickets.close()
-
-    @property
-    def edge(self) -> Edge | None:
-        """With `max_drop`, what is known of how far the network can be pruned."""
-        return self._progress.edge
-
-    @property
-    def chosen(self) -> Ticket:
-        """The ticket that was searched for, after the rest of the search: with `max_drop` the sparsest within it, else the last.
-
-        Raises:
-            TrainingError: no ticket is within `max_drop`.
-        """
-        last = self._last
-        for ticket in self:
-            last = ticket
-        if self.edge is None:
-            if last is None:
-                raise InputError(
-                    "the search is over and its last ticket was not kept: take .chosen before going through it"
-                )
-            return last
-        if (found := chosen_ticket(self._progress)) is None:
-            raise TrainingError(self.edge.verdict)
-        return found
 
 
 def search(
