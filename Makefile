@@ -1,5 +1,5 @@
 # make        check everything: format, lint, types, rooms, tests
-# make test   the tests alone         make demo   search a sparse network on real data
+# make test   the tests alone         make demo   find the sparsest network for real data
 # make dist   build sdist and wheel, and check the wheel in a fresh environment
 # make docs   the site, into build/docs/site   make pages  write anew the pages and figures that programs write
 # make test-extras   the tests of Lightning, transformers, timm, torchvision and trackers, in .venv-extras
@@ -44,7 +44,7 @@ pages: .venv/.dev
 	$(BIN)/python docs/site/generated.py
 
 demo: .venv/.base
-	$(BIN)/incop search --data digits --model lenet-300-100 --method incop --sparsity 0.95 \
+	$(BIN)/incop search --data digits --validation 0.2 --model lenet-300-100 --max-drop 0.01 \
 	  --progress $$(test -t 1 && echo auto || echo lines)
 
 # The wheel is built from the sdist, so that both are proven.

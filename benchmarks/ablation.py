@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from incop.experiments import methods, preparation, runs
+from incop import methods
+from incop.experiments import preparation, runs
 from incop.experiments.plan import Plan
 from incop.rundir import RunDir
 

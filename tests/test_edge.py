@@ -42,6 +42,7 @@ def test_the_sparsest_stop_that_does_the_job_is_found_wherever_the_flow_says_to_
     if edge_at < 0:
         assert edge.chosen is None
         assert "no ticket is within" in edge.verdict
+        assert moves[-1] == ("finish", 0)  # the densest stop is given a last level in full before that is said
         return
     finished = [n for kind, n in moves if kind == "finish"]
     assert finished == [edge_at] == list(edge.finished)

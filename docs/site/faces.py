@@ -23,7 +23,7 @@ FACES = (
     "incop.checkpoint_files",
     "incop.flat_state",
     "incop.experiments.datasets",
-    "incop.experiments.methods",
+    "incop.methods",
     "incop.experiments.models",
     "incop.export",
     "incop.reports",

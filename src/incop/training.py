@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from incop import distributed, inspection
-from incop.batches import Batch, mapped, output_tensor
+from incop.batches import Batch, first_samples, mapped, output_tensor
 from incop.distributed import ALONE, Ranks
 from incop.errors import Diverged, InputError, unknown
 from incop.flat_state import State
@@ -31,6 +31,7 @@ from incop.watch import Watch
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("constant", "cosine", "step")
 PRECISIONS = ("float32", "bfloat16")
+PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
 CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS}
 LIMITS = {  # the least and the largest value of a setting
     "epochs": (1e-6, math.inf),
@@ -462,6 +463,25 @@ class Trainer:
             return value
 
         return validated
+
+    def probe(self, size: int = 1000) -> list[Any]:
+        """Return batches of the training split for a meter: samples drawn by the seed, or a loader's first ones.
+
+        Args:
+            size: how many samples, at most.
+        """
+        if isinstance(self._split, Loader):
+            batches, left = [], size
+            for batch in map(self._split.unpacked, self._split.batches):
+                batches.append(first_samples(batch, left))
+                left -= batches[-1].samples
+                if left <= 0:
+                    break
+            return batches
+        split = self._split
+        chosen = torch.randperm(len(split.inputs), generator=torch.Generator().manual_seed(self.seed))[:size]
+        parts = chosen.to(split.inputs.device).split(PROBE_BATCH)
+        return [(split.prepared(split.inputs[part]), split.target[part]) for part in parts]
 
     def outcomes(self, model: nn.Module) -> Tensor | None:
         """Return which targets of the validation split have the largest output, in order; None where no accuracy is measured."""

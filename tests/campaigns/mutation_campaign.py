@@ -47,7 +47,7 @@ WIDER = [
     "tests/pruning",
     "tests/stopping",
     "tests/faults/test_silly_training.py",
-    "tests/experiments/test_methods.py",
+    "tests/test_methods.py",
     "tests/experiments/test_replays.py",
 ]
 ROOMS = {  # module → the test files that mirror it

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from incop import methods
 from incop.cli import main
-from incop.experiments import methods
 from incop.experiments.controls import Cost
 from incop.reports import read
 from incop.reports.page_contents import page_of

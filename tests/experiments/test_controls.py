@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from incop import pruning, stopping
+from incop import methods, pruning, stopping
 from incop.errors import InputError
-from incop.experiments import methods
 from incop.experiments.controls import Cost, Label, default_controls
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import resolve

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from incop import methods
 from incop.errors import InputError
-from incop.experiments import methods, models
+from incop.experiments import models
 from incop.experiments.plan import Plan
 from incop.experiments.preparation import prepare, resolve
 from incop.pruning import EvenDamage, Fraction, Layerwise

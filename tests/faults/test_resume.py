@@ -14,9 +14,9 @@ import incop
 from incop.checkpoint_files import Checkpoints
 from incop.errors import InputError
 from incop.experiments import runs
-from incop.experiments.methods import METHODS
 from incop.flat_state import optimizer_state, random_states, restore_optimizer, restore_random
 from incop.loop import search
+from incop.methods import METHODS
 
 KEYS = {
     "dense": {},

@@ -28,4 +28,4 @@ def test_the_guard_sees_a_wrong_example_and_all_modules(monkeypatch):
     count, said = run_examples("incop.errors")
     assert count
     assert "Expected:\n    3" in said
-    assert {"incop.experiments.methods", "incop.stopping.rules", "incop.reports.page", "incop"} <= set(MODULES)
+    assert {"incop.methods", "incop.stopping.rules", "incop.reports.page", "incop"} <= set(MODULES)

@@ -21,7 +21,7 @@ ORDER = [
     {"inspection"},
     {"layers", "batches", "flat_state", "wrappers", "loaders", "tensor_split", "validation_metric", "offload"},
     {"rundir"},
-    {"records", "recipe", "record_json", "schema_1", "locks", "distributed"},
+    {"records", "recipe", "methods", "record_json", "schema_1", "locks", "distributed"},
     {"errors"},
 ]
 HEIGHT = {room: len(ORDER) - position for position, rooms in enumerate(ORDER) for room in rooms}

@@ -19,7 +19,8 @@ def list_(
     debug
         Show where an error came from.
     """
-    from incop.experiments import datasets, methods, models  # imports torch
+    from incop import methods
+    from incop.experiments import datasets, models  # imports torch
     from incop.pruning.selection import SELECTIONS
     from incop.stopping import PHRASES
 

@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from incop.errors import InputError
-from incop.experiments.methods import METHODS, PLANNED, cuts, fifths, is_planned, method
 from incop.experiments.plan import Plan
+from incop.methods import METHODS, PLANNED, cuts, fifths, is_planned, method
 from incop.records import Level, Spent, shortest
 
 GRADUAL_CUTS = 20  # Zhu & Gupta prune every 100 to 1000 steps; 20 cuts follow their cubic to 1 % of its range

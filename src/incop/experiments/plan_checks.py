@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from incop import methods
 from incop.errors import InputError, MissingExtra, unknown
-from incop.experiments import datasets, methods, models
+from incop.experiments import datasets, models
 from incop.experiments.datasets import Dataset
 from incop.experiments.models.making import check_weights, read_arguments
 from incop.experiments.plan import Plan

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from incop import methods
 from incop.distributed import local
 from incop.errors import InputError, refuse
-from incop.experiments import datasets, methods, models, plan_checks
+from incop.experiments import datasets, models, plan_checks
 from incop.experiments.datasets import Dataset, crop_and_flip
 from incop.experiments.models.making import Made, read_arguments
 from incop.experiments.models.named import place
@@ -21,9 +22,8 @@ from incop.loop.combinations import as_flag, beyond_the_selection, ends_of
 from incop.masks import Masks
 from incop.pruning.cut import reach
 from incop.recipe import USUAL, LevelRecipe
-from incop.training import Trainer
+from incop.training import PROBE_BATCH, Trainer
 
-PROBE_BATCH = 256  # on a CPU half as long as in one batch of 1,024, whose activations leave the caches
 RECIPE_KEYS = ("optimizer", "lr", "batch_size", "momentum", "weight_decay", "schedule")
 TRAINER_KEYS = (
     *RECIPE_KEYS,

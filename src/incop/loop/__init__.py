@@ -5,7 +5,8 @@ It knows no files, no trainer class and no plots.
 
 from __future__ import annotations
 
-from incop.loop.searching import Search, search
+from incop.loop.result import Search
+from incop.loop.searching import search
 from incop.loop.tickets import Dense, Ticket, Trains
 
 __all__ = ["Dense", "Search", "Ticket", "Trains", "search"]

@@ -88,8 +88,10 @@ class Edge:
         if not self.tried:
             return self._first()
         good, bad = self._bracket()
-        if not good:
-            return ("try", max(min(bad) - 2 ** (len(bad) - 1), 0)) if min(bad) > 0 else None
+        if not good and min(bad) > 0:
+            return "try", max(min(bad) - 2 ** (len(bad) - 1), 0)
+        if not good:  # half a last level may be too short for the densest stop
+            return None if self.finished else ("finish", 0)
         best, last = max(good), len(self.stops) - 1
         if bad and min(bad) - best > 1:
             return "try", (best + min(bad)) // 2
@@ -129,9 +131,10 @@ class Edge:
             return "nothing was tried yet"
         if (chosen := self.chosen) is None:
             least = self.stops[min(self.tried)]
+            lost = self.finished.get(0, self.tried[min(self.tried)]).value
             return (
-                f"no ticket is within {self.max_drop:g}: at the first stop, sparsity {least.sparsity:.4f}, "
-                f"{self.tried[min(self.tried)].value:.4f} is lost; allow a larger max_drop or a larger budget"
+                f"no ticket is within {self.max_drop:g}: at the first stop, sparsity {least.sparsity:.4f}, {lost:.4f} is lost; "
+                "allow a larger max_drop or a larger budget"
             )
         last = self.tried.get(len(self.stops) - 1)
         if self.path_ended and last is not None and self.passes(last):

@@ -207,7 +207,7 @@ def train_sparse(
     point = progress.points[str(settings.rewind)] if settings.rewind.restores else None
     if level.resume is None:
         (point or Snapshot.of(settings.model)).rewind(settings.model, masks)  # proves itself
-    full = level.last and settings.last_level_full
+    full = level.last and (settings.last_level_full or level.stop is not None)
 
     def go_on() -> None:
         level.stopped = copy_of(settings)

@@ -6,7 +6,7 @@ It knows no files, no trainer class and no plots.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,16 +14,17 @@ from torch import nn
 
 from incop import distributed
 from incop.batches import reusable
-from incop.errors import InputError, TrainingError
+from incop.errors import InputError
 from incop.flat_state import State
 from incop.flow import Meter, measure
 from incop.loop.cutting import cut_at, reached
 from incop.loop.dense_network import frozen_copy, hand_over, take_back
-from incop.loop.edge import Edge
-from incop.loop.edge_search import chosen_ticket, levels_to_edge
+from incop.loop.edge_search import levels_to_edge
 from incop.loop.fitting import copy_of, fit_level, level_record, train_sparse
 from incop.loop.given import measured, trained_together
+from incop.loop.method_arguments import with_method
 from incop.loop.progress import LevelProgress, SearchProgress
+from incop.loop.result import Search
 from incop.loop.search_state import offer, restore
 from incop.loop.settings import SearchSettings
 from incop.loop.tickets import Dense, Ticket, Trains
@@ -39,63 +40,19 @@ from incop.stopping import Rule
 from incop.watch import Watch
 from incop.wrappers import refuse_sharded
 
-
-class Search(Iterator[Ticket]):
-    """The tickets of a search, one after the other.
-
-    Args:
-        tickets: made when they are asked for.
-        progress: of the search.
-    """
-
-    def __init__(self, tickets: Generator[Ticket, None, None], progress: SearchProgress) -> None:
-        self._tickets, self._progress = tickets, progress
-        self._last: Ticket | None = None
-
-    def __next__(self) -> Ticket:
-        self._last = None  # as large as the network
-        self._last = next(self._tickets)
-        return self._last
-
-    def close(self) -> None:
-        """End the search where it stands."""
-        self._tickets.close()
-
-    @property
-    def edge(self) -> Edge | None:
-        """With `max_drop`, what is known of how far the network can be pruned."""
-        return self._progress.edge
-
-    @property
-    def chosen(self) -> Ticket:
-        """The ticket that was searched for, after the rest of the search: with `max_drop` the sparsest within it, else the last.
-
-        Raises:
-            TrainingError: no ticket is within `max_drop`.
-        """
-        last = self._last
-        for ticket in self:
-            last = ticket
-        if self.edge is None:
-            if last is None:
-                raise InputError(
-                    "the search is over and its last ticket was not kept: take .chosen before going through it"
-                )
-            return last
-        if (found := chosen_ticket(self._progress)) is None:
-            raise TrainingError(self.edge.verdict)
-        return found
+DEFAULTS: Mapping[str, Any] = {"amount": 0.2, "check_every": 1.0, "search_recipe": USUAL, "last_recipe": USUAL}
 
 
 def search(
     model: nn.Module,
     trainer: Trains,
     *,
-    levels: int,
+    method: str | None = None,
+    levels: int | None = None,
     probe: Any = None,
     meter: Meter | None = None,
     rule: Rule | None = None,
-    amount: Amount | float = 0.2,
+    amount: Amount | float | None = None,
     rewind: str | RewindPoint | None = None,
     score: Score | None = None,
     selection: Selection | None = None,
@@ -103,9 +60,9 @@ def search(
     frozen: bool = False,
     trained: bool = False,
     masks: Masks | None = None,
-    search_recipe: LevelRecipe = USUAL,
-    last_recipe: LevelRecipe = USUAL,
-    check_every: float | str | Interval = 1.0,
+    search_recipe: LevelRecipe | None = None,
+    last_recipe: LevelRecipe | None = None,
+    check_every: float | str | Interval | None = None,
     check_before: bool = False,
     last_level_full: bool = True,
     sparsity: float | None = None,
@@ -135,11 +92,14 @@ def search(
     Args:
         model: the network; it is trained and pruned in place.
         trainer: anything with `fit(model, masks, watch)` and `evaluate(model)`; see `Trains`.
-        levels: pruning levels after level 0, at least 1 (0: the dense network only).
+        method: one of `incop.methods.METHODS`, such as "incop": its row gives every argument below that is left out, and the probe
+            is drawn by the trainer. The trainer says in `epochs` what a level trained in full takes.
+        levels: pruning levels after level 0, at least 1 (0: the dense network only); needed without a method.
         probe: batches of the training split that the meter and trial cuts see; needed with a meter.
         meter: `flow.InformationFlow()` or `flow.GradientFlow(loss)`.
         rule: ends a level's retraining; None retrains every level in full.
-        amount: how many weights go per level: a fraction of those left, or an amount of `incop.pruning` or of your own.
+        amount: how many weights go per level: a fraction of those left, by default 0.2, or an amount of `incop.pruning` or of
+            your own.
         rewind: what a level starts from: "init", "early:N", "dense", "rate" or "none"; see `RewindPoint`. By default "early:1", or
             "rate" where the network is trained already.
         score: which weights go, by default the smallest.
@@ -151,7 +111,7 @@ def search(
         masks: weights that are pruned already and stay so, which must be zero; by default none are.
         search_recipe: how levels are trained while the rule may end them, relative to the trainer's settings.
         last_recipe: how levels are trained that no rule ends: the last one and those of `ticket_at`.
-        check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps").
+        check_every: how often the rule is asked: epochs (1, 0.1) or steps ("50steps"); by default every epoch.
         check_before: ask it once before a level's training too; a level that needs none then costs none.
         last_level_full: give the last level its full budget, whatever the rule says.
         sparsity: end the search with the level that reaches this sparsity, in (0, 1); its cut goes exactly there.
@@ -204,14 +164,17 @@ def search(
     """
     arguments = dict(locals())  # by the names that the settings have too
     refuse_sharded(model)
-    del arguments["resume"]  # not for as long as the search: it is as large as several networks
+    del arguments["resume"], arguments["method"]  # a state is as large as several networks, and not kept for so long
+    if method is not None:
+        arguments = with_method(arguments, method)
+    arguments |= {key: value for key, value in DEFAULTS.items() if arguments[key] is None}
     settings = SearchSettings(
         **arguments
         | {
-            "probe": None if probe is None else reusable(probe),
-            "amount": amount_of(amount),
-            "rewind": RewindPoint.parse(rewind if rewind is not None else "rate" if trained else "early:1"),
-            "check_every": Interval.parse(check_every),
+            "probe": None if arguments["probe"] is None else reusable(arguments["probe"]),
+            "amount": amount_of(arguments["amount"]),
+            "rewind": RewindPoint.parse(arguments["rewind"] or ("rate" if trained else "early:1")),
+            "check_every": Interval.parse(arguments["check_every"]),
             "ticket_at": tuple(sorted(ticket_at)),
             "keep": tuple(RewindPoint.parse(point) for point in keep),
             "offload": Offload(offload),

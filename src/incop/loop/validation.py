@@ -34,7 +34,7 @@ def validate(settings: SearchSettings, progress: SearchProgress) -> None:
                 "evaluate(model)"
             )
     if not isinstance(settings.levels, int) or isinstance(settings.levels, bool) or settings.levels < 0:
-        raise InputError(f"levels={settings.levels!r}: give a whole number of pruning levels, at least 1")
+        raise InputError(f"levels={settings.levels!r}: give a whole number of pruning levels, at least 1, or a method")
     _validate_ends(settings)
     validate_max_drop(settings)
     _validate_answers(settings)

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import incop
-from incop import pruning, stopping
+from incop import methods, pruning, stopping
 from incop.errors import InputError
-from incop.experiments import methods
 from incop.experiments.plan import Plan
 from incop.experiments.plan_words import read_words, with_data
 from incop.loop import search
