@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -141,7 +142,7 @@ def _tried(settings: SearchSettings, progress: SearchProgress) -> Ticket:
         value = watch.checks[-1].metric_value
         if value is None:
             value = distributed.of(settings.model).mean(settings.trainer.evaluate(settings.model))
-        drops[stop] = drop = _drop(settings, progress, value)
+        drops[stop] = drop = _drop(settings, progress, watch, value)
         return {
             "role": "tried" if level.short else "finished",
             "drop": drop.value,
@@ -152,12 +153,14 @@ def _tried(settings: SearchSettings, progress: SearchProgress) -> Ticket:
     return train_sparse(settings, progress, ended)
 
 
-def _drop(settings: SearchSettings, progress: SearchProgress, value: float) -> Drop:
+def _drop(settings: SearchSettings, progress: SearchProgress, watch: Watch, value: float) -> Drop:
+    """Return what the ticket has lost; the validation pass that this decision needs counts as probing."""
     sign = 1.0 if settings.metric.higher_is_better else -1.0
     assert progress.reference_value is not None
-    differences = None
+    differences, started = None, time.perf_counter()
     if (dense := progress.points.get("dense outcomes")) is not None and (now := _outcomes(settings)) is not None:
         differences = (dense.tensors["right"].double() - now.double()).tolist()
+        watch.charge(len(differences), time.perf_counter() - started)
     return paired_drop(progress.level.number, sign * (progress.reference_value - value), differences)
 
 
