@@ -96,7 +96,7 @@ def table(rows: list[dict]) -> str:
             continue
         density = [1 - one["chosen"]["sparsity"] for one in found]
         drops = [100 * (one["dense_test_accuracy"] - one["chosen"]["test_accuracy"]) for one in found]
-        cost = [one["chosen"]["epochs_after_dense"] / one["epochs"] for one in own]
+        cost = [(one["chosen"]["epochs_after_dense"] + one.get("uncounted", 0.0)) / one["epochs"] for one in own]
         spread = stdev(drops) / len(drops) ** 0.5 if len(drops) > 1 else float("nan")
         lines.append(
             f"| {pair} | {len(found)} of {len(own)} | {math.exp(fmean(map(math.log, density))):.4f}, "
