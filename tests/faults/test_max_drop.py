@@ -135,6 +135,29 @@ def test_a_killed_search_ends_as_one_that_was_not(whole, tmp_path, role):
     assert RunDir(tmp_path / "killed").read_summary().chosen == whole.read_summary().chosen
 
 
+def killed_at(folder, name):
+    """Carry out the plan until a function of the run's folder is called with the end of the search, which it does not survive."""
+    original = getattr(RunDir, name)
+
+    def dies(self, what):
+        if name != "write_summary" or what.status == "finished":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, what)
+
+    setattr(RunDir, name, dies)
+    runs.execute(planned(**PLAN), folder)
+
+
+@pytest.mark.parametrize("name", ["write_summary", "rewrite_levels"])
+def test_killed_while_the_chosen_ticket_is_written_down(whole, tmp_path, name):
+    process = PROCESSES.Process(target=killed_at, args=(tmp_path / "killed", name))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    runs.resume(tmp_path / "killed")
+    same(tmp_path / "killed", whole.path)
+
+
 @pytest.mark.parametrize(
     ("keys", "sentence"),
     [

@@ -189,7 +189,9 @@ class UnfinishedRun:
         if run.summary_file.exists():
             summary = run.read_summary()
             if summary.status == "finished":
-                files.remove()  # killed while it did so itself
+                if summary.chosen is not None and run.levels() != list(summary.levels):
+                    run.rewrite_levels(summary.levels)  # killed before it did so itself, as with what follows
+                files.remove()
                 run.sweep()
                 return None
             then = summary.environment

@@ -265,8 +265,10 @@ class _Work:
                     self.together.once(lambda: summarise("running"))
                     if self.progress.on_level is not None:
                         self.progress.on_level(level)
-                self._judge(tickets, levels)
+                judged = self._judge(tickets, levels)
                 self.together.once(lambda: summarise("finished"))
+                if judged:  # after the summary, by which a run that is killed here is mended
+                    self.together.once(lambda: self.run.rewrite_levels(levels))
         except LockLost:
             raise  # the folder is another's now
         except BaseException as error:
@@ -280,15 +282,15 @@ class _Work:
             self.run.sweep()  # copies on the disk: a process of a comparison ends without what runs at exit
         self._tell(self.progress.on_end)
 
-    def _judge(self, tickets: Search, levels: list[Level]) -> None:
-        """Read the test split once, for the ticket that a search with `max_drop` has chosen."""
+    def _judge(self, tickets: Search, levels: list[Level]) -> bool:
+        """Read the test split once, for the ticket that a search with `max_drop` has chosen; say whether there is one."""
         if tickets.edge is None or tickets.edge.chosen is None:
-            return
+            return False
         ticket = tickets.chosen
         accuracy = test_accuracy_of(self.prepared, ticket, self.model)
         place = next(n for n, level in enumerate(levels) if level.level == ticket.level)
         levels[place] = dataclasses.replace(levels[place], test_accuracy=accuracy)
-        self.together.once(lambda: self.run.rewrite_levels(levels))
+        return True
 
     def _tell(self, listener: Callable[[RunDir], None] | None) -> None:
         if listener is not None:
